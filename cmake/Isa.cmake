@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# Which files of src/cpu/isa are compiled for this processor, and with which flags. A file gets the
+# flags of its own instruction set and no other, so the rest of the library runs on the baseline and
+# the choice is made at run time (src/cpu/dispatch.c).
+#
+# To add an instruction set: one line below, one file there, one line in the dispatch table.
+
+set(_avx2 -mavx2 -mfma -mf16c)
+set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+
+set(MACATTN_ISA_SOURCES "")
+
+macro(_macattn_isa name)
+  set(_file "${CMAKE_CURRENT_SOURCE_DIR}/src/cpu/isa/${name}.c")
+  if(EXISTS "${_file}")
+    list(APPEND MACATTN_ISA_SOURCES "${_file}")
+    # Kernels are compiled at -O3 whatever the build type, but for Debug.
+    set_source_files_properties("${_file}" PROPERTIES
+      COMPILE_OPTIONS "${ARGN};$<$<NOT:$<CONFIG:Debug>>:-O3>")
+  endif()
+endmacro()
+
+string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
+if(_processor MATCHES "^(x86_64|amd64)$")
+  _macattn_isa(avx512vnni ${_avx512} -mavx512vnni)
+  _macattn_isa(avx512 ${_avx512})
+  _macattn_isa(avx2 ${_avx2})
+elseif(_processor MATCHES "^(aarch64|arm64)$")
+  _macattn_isa(neondot -march=armv8.2-a+dotprod)
+  _macattn_isa(neon -march=armv8-a)
+endif()
+_macattn_isa(scalar)

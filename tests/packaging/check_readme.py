@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""usage: check_readme.py ROOT
+
+The C code in README.md is a part of examples/minimal.c, which is compiled and run; links to files of
+this project lead somewhere, in README.md and under docs/."""
+import re
+import sys
+from pathlib import Path
+
+
+def squeeze(text):
+    """Lines without indentation, comments after code and blank lines: what a reader compares."""
+    lines = (re.sub(r'\s*/\*.*?\*/\s*$', '', line).strip() for line in text.splitlines())
+    return [line for line in lines if line]
+
+
+def contains(lines, part):
+    return any(lines[i:i + len(part)] == part for i in range(len(lines) - len(part) + 1))
+
+
+def main():
+    root = Path(sys.argv[1])
+    problems = []
+    example = squeeze((root / 'examples/minimal.c').read_text())
+    snippets = re.findall(r'^```c\n(.*?)^```', (root / 'README.md').read_text(), re.S | re.M)
+    if not snippets:
+        problems.append('README.md: no C code')
+    for snippet in snippets:
+        for part in re.split(r'^\s*/\* \.\.\. \*/\s*$', snippet, flags=re.M):
+            if not contains(example, squeeze(part)):
+                problems.append('README.md: not a part of examples/minimal.c:\n' + part)
+    for page in [*root.glob('*.md'), *(root / 'docs').glob('*.md')]:
+        for link in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', page.read_text()):
+            if '://' not in link and not (page.parent / link).exists():
+                problems.append(f'{page.relative_to(root)}: broken link {link}')
+    for problem in problems:
+        print(problem)
+    print('readme: ' + ('not ok' if problems else 'ok'))
+    return 1 if problems else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
