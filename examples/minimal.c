@@ -2,8 +2,8 @@
 /* The smallest use of macattn: one sequence, one layer, a prompt and some decoded tokens.
  *
  * A stand-in for a model makes the numbers: keys and values are noise, and queries go around a few
- * topics, as those of real heads do. It has no RoPE, so `q` and `q_match` are the same; a model with
- * RoPE hands over the rotated query as `q` and the one before rotation as `q_match`. */
+ * topics, as those of real heads do. It has no RoPE, so `q` and `q_match` are the same; a model
+ * with RoPE hands over the rotated query as `q` and the one before rotation as `q_match`. */
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>

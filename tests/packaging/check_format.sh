@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # usage: check_format.sh ROOT
-# The C files are as clang-format 14 writes them. Headers keep their hand-aligned tables. 77: there is
-# no clang-format 14.
+# The C files are as clang-format 14 writes them. Headers keep their hand-aligned tables. 77: there
+# is no clang-format 14.
 set -euo pipefail
 cd "$1"
 tool=$(command -v clang-format-14 || command -v clang-format || true)

@@ -12,7 +12,8 @@ fi
 flags=(-Wall -Wextra -pedantic -Wshadow -Werror -fsyntax-only)
 [ "$language" = c ] && flags+=(-Wstrict-prototypes)
 for header in "$include"/macattn/*.h; do
-    printf '#include "macattn/%s"\n#include "macattn/%s"\nextern int not_empty;\n' "${header##*/}" "${header##*/}" |
+    name=macattn/${header##*/}
+    printf '#include "%s"\n#include "%s"\nextern int not_empty;\n' "$name" "$name" |
         "$compiler" -x "$language" -std="$standard" "${flags[@]}" -I "$include" -
-    echo "header: ${header##*/} compiles as $standard"
+    echo "header: $name compiles as $standard"
 done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # usage: check_install.sh CMAKE BUILD_DIR SOURCE_DIR WORK_DIR
-# Installs into a staging folder, moves the tree, and builds and runs examples/embed_cmake against it
-# in every way a user may: find_package, pkg-config shared and static, and as a subdirectory.
+# Installs into a staging folder, moves the tree, and builds and runs examples/embed_cmake against
+# it in every way a user may: find_package, pkg-config shared and static, and as a subdirectory.
 set -euo pipefail
 cmake=$1 build=$2 source=$3 work=$4
 rm -rf "$work"

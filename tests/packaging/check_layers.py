@@ -19,11 +19,11 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]')
 COMMENTS_AND_STRINGS = re.compile(
     r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
 BANNED = re.compile(
-    r'\b(getenv|secure_getenv|abort|exit|_exit|_Exit|quick_exit|printf|vprintf|fprintf|vfprintf|puts|'
-    r'fputs|putchar|perror|system)\s*\(')
+    r'\b(getenv|secure_getenv|abort|exit|_exit|_Exit|quick_exit|printf|vprintf|fprintf|vfprintf|'
+    r'puts|fputs|putchar|perror|system)\s*\(')
 ALLOCATION = re.compile(
-    r'\b(malloc|calloc|realloc|aligned_alloc|posix_memalign|free|strdup|strndup|asprintf|alloca|mmap)'
-    r'\s*\(')
+    r'\b(malloc|calloc|realloc|aligned_alloc|posix_memalign|free|strdup|strndup|asprintf|alloca|'
+    r'mmap)\s*\(')
 INTRINSICS = re.compile(r'(intrin\.h|arm_neon\.h|arm_sve\.h)$')
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """usage: check_readme.py ROOT
 
-The C code in README.md is a part of examples/minimal.c, which is compiled and run; links to files of
-this project lead somewhere, in README.md and under docs/."""
+The C code in README.md is a part of examples/minimal.c, which is compiled and run; links to files
+of this project lead somewhere, in README.md and under docs/."""
 import re
 import sys
 from pathlib import Path

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # usage: check_symbols.sh NM SHARED_LIBRARY STATIC_LIBRARY HEADER LIST
 # The shared library exports what LIST names, which is what HEADER declares; the static library
-# defines nothing outside the prefixes macattn_ and mai_, and has no writable global but constants.
-# After an intended change of the interface: nm -D ... > LIST (the command is printed).
+# defines nothing outside the prefixes macattn_ and mai_, and holds no global state.
 set -euo pipefail
 export LC_ALL=C
 nm=$1 shared=$2 static=$3 header=$4 list=$5
@@ -11,7 +10,8 @@ failed=0
 
 expect_equal() { # name, expected, actual
     if ! diff <(printf '%s\n' "$2") <(printf '%s\n' "$3"); then
-        echo "symbols: $1 differ (< expected, > found)"
+        echo "symbols: $1 differ (< expected, > found); to accept a new interface:"
+        echo "$nm -D --defined-only $shared | awk '{print \$3}' | sort > $list"
         failed=1
     fi
 }
@@ -40,8 +40,5 @@ if [ -n "$writable" ]; then
     echo "$writable"
     failed=1
 fi
-if [ $failed -ne 0 ]; then
-    echo "to accept a new interface: $nm -D --defined-only $shared | awk '{print \$3}' | sort > $list"
-    exit 1
-fi
+[ $failed -eq 0 ] || exit 1
 echo "symbols: ok, $(wc -l < "$list") exported"
