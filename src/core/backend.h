@@ -29,6 +29,11 @@ typedef struct mai_shape {
 #define MAI_CHUNK 32
 #define MAI_LANES 16
 
+/* Limits of a configuration that kernels rely on. */
+#define MAI_MAX_DIM 1024
+#define MAI_MAX_HEADS 1024
+#define MAI_MAX_CHUNKS (MAI_MAX_DIM / MAI_CHUNK)
+
 typedef struct mai_ring_dims {
     int32_t n_heads, d, dv, capacity;   /* capacity = K */
     int32_t n_blocks;                   /* ceil(K / MAI_LANES) */
@@ -76,8 +81,7 @@ typedef struct mai_attend_args {
     mai_tokens tokens;
     int64_t t0, t1;
     int32_t kv0, kv1;
-    const float *q;             /* [n_heads][d] f32, already multiplied by scale (and by log2 e
-                                   where softcap is off) */
+    const float *q;             /* [n_heads][d] f32, already multiplied by q_factor */
     const int64_t *start;       /* [n_heads] the head takes part from this token on; NULL = t0 */
     float *out;                 /* [n_heads][dv] partial results of heads kv0*group .. kv1*group */
     float *lse;                 /* [n_heads] */
@@ -95,9 +99,9 @@ typedef struct mai_prefill_args {
     int64_t q_row_stride, q_head_stride;
     float *out;                 /* query 0, head 0 */
     int64_t out_row_stride, out_head_stride;   /* bytes */
-    float *lse;                 /* [query][n_heads] or NULL; without the sink */
-    /* Far summaries of [F, position + 1 - band) for queries from capture0 on; capture0 >= q1: none.
-     * Indexed [query - capture0][n_heads]. */
+    float *lse;                 /* [query][n_heads]; without the sink */
+    /* Far summaries of [fresh, position + 1 - band) for queries from capture0 on; capture0 >= q1:
+     * none. Indexed [query - capture0][n_heads]. Not together with a window. */
     int32_t capture0;
     int64_t band, fresh;
     float *far_out, *far_lse;
@@ -126,7 +130,11 @@ typedef struct mai_backend {
     const char *name;
     int (*supported)(void);
     size_t (*scratch_bytes)(const mai_shape *shape, const mai_ring_dims *dims);
-    /* q_dtype to f32, times factor */
+    /* What load_q's factor is to be for attend: scale, and the units in which logits are computed. */
+    double (*q_factor)(const mai_shape *shape);
+    /* Most queries one prefill item may have. */
+    int (*prefill_queries)(const mai_shape *shape);
+    /* One query of q_dtype to f32, times factor. */
     void (*load_q)(const mai_shape *shape, const void *q, float factor, float *out);
     void (*attend)(const mai_attend_args *args);
     void (*prefill)(const mai_prefill_args *args);
@@ -135,8 +143,10 @@ typedef struct mai_backend {
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
                    int32_t head, const void *q, int32_t pos, int32_t end, float lse,
                    const float *out);
-    /* o, l := merge of (o, l) and (ox, lx), dv values each */
-    void (*merge)(int32_t dv, float *o, float *l, const float *ox, float lx);
+    /* Merge n partial results over disjoint tokens, in their order: o[i] is [dv], lse -inf stands for
+     * an empty one (whose o is not read). `out` must not overlap any o. */
+    void (*merge)(int32_t dv, int n, const float *const *o, const float *lse, float *out,
+                  float *lse_out);
 } mai_backend;
 
 /* dispatch.c (src/cpu): best first; NULL past the last. */

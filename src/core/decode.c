@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Decode: match -> decide -> range attention over what must be read -> merge and remember.
+ *
+ * A head that hits takes part from `start` = the summary's end on, a head that misses from F on; the
+ * chunks of the plan's grid are computed for the kv heads of which any head takes part. The output is
+ * the merge of the summary and all partial results in order; the new summary is the merge of the
+ * summary and those before b. Nothing is ever subtracted, and a head that misses gets exactly the
+ * partial results, in the order, that it would get without reuse. */
+#include <string.h>
+
+#include "run.h"
+
+/* --------------------------------------------------------------------------------------- match -- */
+
+#define MATCH_HEADS 4   /* heads a task */
+
+static mai_ring *run_ring(const mai_run *run, const mai_row_plan *p)
+{
+    return run->m->slots[p->row.slot].rings[run->layer];
+}
+
+static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head, void *scratch)
+{
+    const macattn *m = run->m;
+    mai_decision decision = {.entry = -1, .start = p->fresh_end};
+    if (!run->reuse) return decision;
+    const mai_match_args args = {
+        .shape = &m->shape,
+        .dims = &m->ring_dims,
+        .ring = &run_ring(run, p)->view,
+        .head = head,
+        .q = mai_run_q_match(run, p->first_query, head),
+        .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, p->row.n_tokens),
+        .max_end = p->far_end,
+        .scratch = scratch,
+    };
+    mai_match match;
+    m->backend->match(&args, &match);
+    decision.remember = match.finite && p->far_end > p->fresh_end;
+    if (match.entry >= 0) {
+        decision.hit = true;
+        decision.entry = match.entry;
+        decision.distance2 = match.distance2;
+        decision.start = args.ring->end[(size_t)head * (size_t)m->ring_dims.capacity + (size_t)match.entry];
+    }
+    return decision;
+}
+
+static void match_task(void *arg, int i, int worker)
+{
+    const mai_run *run = arg;
+    const macattn *m = run->m;
+    const int blocks = (m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
+    const int r = i / blocks, h0 = i % blocks * MATCH_HEADS;
+    const mai_row_plan *p = &run->plan->rows[r];
+    if (p->row.n_queries != 1) return;
+    const float factor = (float)m->backend->q_factor(&m->shape);
+    for (int head = h0; head < h0 + MATCH_HEADS && head < m->shape.n_heads; head++) {
+        const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)head;
+        mai_decision *decision = (mai_decision *)run->plan->decisions.ptr + at;
+        m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, head), factor,
+                           (float *)run->plan->q.ptr + at * (size_t)m->shape.d);
+        *decision = decide(run, p, head, mai_run_scratch(run, worker));
+        ((int64_t *)run->plan->start.ptr)[at] = decision->start;
+    }
+}
+
+/* --------------------------------------------------------------------------------------- items -- */
+
+static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai_chunk *chunk)
+{
+    const mai_shape *shape = &run->m->shape;
+    if (chunk->t1 <= run->plan->rows[r].fresh_end) return true;
+    const int64_t *start =
+        (const int64_t *)run->plan->start.ptr + (size_t)r * (size_t)shape->n_heads;
+    for (int h = kv_head * shape->group; h < (kv_head + 1) * shape->group; h++) {
+        if (start[h] < chunk->t1) return true;
+    }
+    return false;
+}
+
+/* Runs of kv heads that take part in a chunk, each cut into pieces of at most `most` kv heads. */
+static int add_items(const mai_run *run, int r, int c, int most, mai_item *items, int n)
+{
+    const int n_kv_heads = run->m->shape.n_kv_heads;
+    const mai_chunk *chunk = &run->plan->chunks[run->plan->rows[r].first_chunk + c];
+    for (int kv = 0; kv < n_kv_heads;) {
+        int end = kv;
+        while (end < n_kv_heads && end - kv < most && kv_head_takes_part(run, r, end, chunk)) end++;
+        if (end > kv) items[n++] = (mai_item){r, c, kv, end};
+        kv = end > kv ? end : kv + 1;
+    }
+    return n;
+}
+
+static int list_items(const mai_run *run, int most, mai_item *items)
+{
+    int n = 0;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        for (int c = 0; c < run->plan->rows[r].n_chunks; c++) n = add_items(run, r, c, most, items, n);
+    }
+    return n;
+}
+
+/* Whole rows of all kv heads are read fastest, but every thread must have work: with few items, divide
+ * them by kv heads. */
+static int make_items(const mai_run *run, mai_item *items)
+{
+    const int n_kv_heads = run->m->shape.n_kv_heads, enough = 3 * run->m->cfg.n_threads;
+    const int n = list_items(run, n_kv_heads, items);
+    if (n == 0 || n >= enough || run->m->cfg.n_threads == 1) return n;
+    const int pieces = (enough + n - 1) / n;
+    const int most = (n_kv_heads + pieces - 1) / pieces;
+    return most < n_kv_heads ? list_items(run, most, items) : n;
+}
+
+static void attend_task(void *arg, int i, int worker)
+{
+    const mai_run *run = arg;
+    const macattn *m = run->m;
+    const mai_plan *plan = run->plan;
+    const mai_item *item = (const mai_item *)plan->items.ptr + i;
+    const mai_row_plan *p = &plan->rows[item->row];
+    const size_t hq = (size_t)m->shape.n_heads, at = (size_t)(p->first_chunk + item->chunk);
+    const mai_chunk *chunk = &plan->chunks[at];
+    const bool fresh = chunk->t1 <= p->fresh_end;
+    const mai_attend_args args = {
+        .shape = &m->shape,
+        .tokens = mai_run_tokens(run, p),
+        .t0 = chunk->t0,
+        .t1 = chunk->t1,
+        .kv0 = item->kv0,
+        .kv1 = item->kv1,
+        .q = (const float *)plan->q.ptr + (size_t)item->row * hq * (size_t)m->shape.d,
+        .start = fresh ? NULL : (const int64_t *)plan->start.ptr + (size_t)item->row * hq,
+        .out = (float *)plan->partial_out.ptr + at * hq * (size_t)m->shape.dv,
+        .lse = (float *)plan->partial_lse.ptr + at * hq,
+        .scratch = mai_run_scratch(run, worker),
+    };
+    m->backend->attend(&args);
+}
+
+/* --------------------------------------------------------------------------------------- merge -- */
+
+/* Parts of one head's result, in the worker's scratch. */
+typedef struct parts {
+    const float **o;
+    float *lse;
+    int n;
+    float *summary;   /* [dv] */
+} part_list;
+
+static part_list parts_in_scratch(const mai_run *run, int worker)
+{
+    const size_t most = (size_t)run->plan->max_row_chunks + 2;
+    part_list p = {.o = (const float **)(void *)mai_run_scratch(run, worker)};
+    p.lse = (float *)(void *)(p.o + most);
+    p.summary = p.lse + most;
+    return p;
+}
+
+static void add_part(part_list *parts, const float *o, float lse)
+{
+    parts->o[parts->n] = o;
+    parts->lse[parts->n++] = lse;
+}
+
+/* Merge the parts of tokens [F, b) into the new summary, and remember it. The parts before `far_from`
+ * and from `far_to` on are not the summary's. */
+static void remember(const mai_run *run, const mai_row_plan *p, int head, part_list *parts, int far_from,
+                     int far_to)
+{
+    const macattn *m = run->m;
+    float lse;
+    m->backend->merge(m->shape.dv, far_to - far_from, parts->o + far_from, parts->lse + far_from,
+                      parts->summary, &lse);
+    if (!mai_all_finite(&lse, 1) || !mai_all_finite(parts->summary, m->shape.dv)) return;
+    m->backend->insert(&m->ring_dims, &run_ring(run, p)->view, m->shape.q_dtype, head,
+                       mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
+                       (int32_t)p->far_end, lse, parts->summary);
+}
+
+static void merge_head(const mai_run *run, int r, int head, part_list *parts)
+{
+    const macattn *m = run->m;
+    const mai_plan *plan = run->plan;
+    const mai_row_plan *p = &plan->rows[r];
+    const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
+    const mai_decision *decision =
+        (const mai_decision *)plan->decisions.ptr + (size_t)r * hq + (size_t)head;
+    int far_from = 0, far_to = 0, c = 0;
+    parts->n = 0;
+    for (; c < p->n_chunks && plan->chunks[p->first_chunk + c].t1 <= p->fresh_end; c++) {
+        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
+        add_part(parts, (const float *)plan->partial_out.ptr + at * dv,
+                 ((const float *)plan->partial_lse.ptr)[at]);
+    }
+    far_from = far_to = parts->n;
+    if (decision->hit) {
+        const mai_ring_view *ring = &run_ring(run, p)->view;
+        const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)decision->entry;
+        add_part(parts, ring->out + at * dv, ring->lse[at]);
+        far_to = parts->n;
+    }
+    for (; c < p->n_chunks; c++) {
+        const mai_chunk *chunk = &plan->chunks[p->first_chunk + c];
+        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
+        if (decision->start >= chunk->t1) continue;
+        add_part(parts, (const float *)plan->partial_out.ptr + at * dv,
+                 ((const float *)plan->partial_lse.ptr)[at]);
+        if (chunk->t1 <= p->far_end) far_to = parts->n;
+    }
+    const int n_tokens = parts->n;
+    if (run->io.sinks) add_part(parts, plan->zeros, run->io.sinks[head]);
+    float lse;
+    m->backend->merge((int32_t)dv, parts->n, parts->o, parts->lse,
+                      mai_run_out(run, p->first_query, head), &lse);
+    if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
+    parts->n = n_tokens;
+    if (decision->remember) remember(run, p, head, parts, far_from, far_to);
+}
+
+static void merge_task(void *arg, int i, int worker)
+{
+    const mai_run *run = arg;
+    const int blocks = (run->m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
+    const int r = i / blocks, h0 = i % blocks * MATCH_HEADS;
+    if (run->plan->rows[r].row.n_queries != 1) return;
+    part_list parts = parts_in_scratch(run, worker);
+    for (int head = h0; head < h0 + MATCH_HEADS && head < run->m->shape.n_heads; head++) {
+        merge_head(run, r, head, &parts);
+    }
+}
+
+static void count_row(const mai_run *run, int r)
+{
+    const macattn_row *row = &run->plan->rows[r].row;
+    const int n_heads = run->m->shape.n_heads;
+    const mai_decision *decisions = (const mai_decision *)run->plan->decisions.ptr;
+    for (int head = 0; head < n_heads; head++) {
+        const mai_decision *d = &decisions[(size_t)r * (size_t)n_heads + (size_t)head];
+        const int64_t skipped = d->hit ? d->start - run->plan->rows[r].fresh_end : 0;
+        mai_stats_add(run->m, run->layer, head, d->hit, row->n_tokens, skipped, d->distance2);
+    }
+}
+
+void mai_run_decode(mai_run *run)
+{
+    macattn *m = run->m;
+    mai_plan *plan = run->plan;
+    if (plan->n_chunks == 0 && !plan->single) return;   /* no row with one query */
+    for (int r = 0; run->reuse && r < plan->n_rows; r++) {
+        mai_slot_ring_for_write(m, plan->rows[r].row.slot, run->layer);
+    }
+    const int blocks = (m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
+    mai_threads_run(m->threads, plan->n_rows * blocks, match_task, run);
+    const int n_items = make_items(run, plan->items.ptr);
+    mai_threads_run(m->threads, n_items, attend_task, run);
+    mai_threads_run(m->threads, plan->n_rows * blocks, merge_task, run);
+    for (int r = 0; run->layer >= 0 && r < plan->n_rows; r++) count_row(run, r);
+}

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Decode attention over a range of tokens, all heads of some kv heads, online softmax per tile.
+ *
+ *     s[h][t] = q[h] . k[t];   m = max s;   o[h] = sum 2^(s - m) v[t];   lse = (m + log2 sum) ln 2
+ *
+ * Memory to read: d * bytes(K) + dv * bytes(V) per token and kv head, each byte once: a K row is used
+ * by the whole group while it is in the first-level cache, and a tile of tokens is computed for all kv
+ * heads before the next tile, because in the usual layout the rows of all kv heads of a token lie side
+ * by side.
+ *
+ * What decides the speed is how the rows are fetched (dev/attend.md): the compute loops jump by a
+ * token's stride, which the hardware prefetcher follows badly, and prefetch instructions that come in
+ * bursts are dropped when the core's miss buffers are full. So each step of the inner loops fetches
+ * one or two lines of the next tile, in the order in which they lie in memory.
+ *
+ * Scores: DOT_ACC dot products (tokens x heads) at a time, each in an accumulator of its own, reduced
+ * together by v_hsum. Every dot product and every output element is summed in an order that does not
+ * depend on which other heads take part, so a head computed alone gives the same bits. */
+
+#define TILE 16
+
+/* Rows of the tokens of a tile, kv_head 0. Past the last token they repeat it. */
+typedef struct tile_rows {
+    const char *k[TILE], *v[TILE];
+    int n;
+} tile_rows;
+
+/* Bytes of VL elements of a row of compile-time type, and the cache lines of `count` such pieces
+ * (rounded down, at least one: neighbouring steps overlap otherwise). */
+#define VEC_BYTES(type) \
+    ((type) == MACATTN_DTYPE_F32 ? VL * 4 : (type) == MACATTN_DTYPE_Q8_0 ? VL * 34 / 32 : VL * 2)
+#define VEC_LINES(type, count) \
+    ((count) * VEC_BYTES(type) >= 64 ? (count) * VEC_BYTES(type) / 64 : 1)
+
+/* scores[h * TILE + t] for HB heads and DOT_ACC / HB tokens from `rows` on */
+#define DEFINE_DOT(name, HB)                                                                     \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,            \
+                         const float *q, int d, float *scores, const char *next)                 \
+    {                                                                                            \
+        enum { TB = DOT_ACC / (HB) };                                                            \
+        V acc[DOT_ACC];                                                                          \
+        const char *row[TB];                                                                     \
+        const int n_vec = d / VL, rest = d % VL;                                                 \
+        MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                          \
+        MAI_UNROLL for (int t = 0; t < TB; t++) row[t] = rows[t] + offset;                       \
+        for (int j = 0; j < n_vec; j++) {                                                        \
+            V k[TB];                                                                             \
+            if (next) {                                                                          \
+                for (int i = 0; i < VEC_LINES(type, TB); i++)                                    \
+                    v_prefetch(next + (size_t)j * TB * VEC_BYTES(type) + i * 64);                \
+            }                                                                                    \
+            MAI_UNROLL for (int t = 0; t < TB; t++) k[t] = row_vec(type, row[t], j);             \
+            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
+                V x = v_load(q + (size_t)h * d + (size_t)j * VL);                                \
+                MAI_UNROLL for (int t = 0; t < TB; t++)                                          \
+                    acc[h * TB + t] = v_fma(x, k[t], acc[h * TB + t]);                           \
+            }                                                                                    \
+        }                                                                                        \
+        if (rest) {                                                                              \
+            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
+                V x = v_load_n(q + (size_t)h * d + (size_t)n_vec * VL, rest);                    \
+                MAI_UNROLL for (int t = 0; t < TB; t++)                                          \
+                    acc[h * TB + t] =                                                            \
+                        v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + t]);          \
+            }                                                                                    \
+        }                                                                                        \
+        float sum[DOT_ACC];                                                                      \
+        v_hsum(acc, sum);                                                                        \
+        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
+            memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);                 \
+    }
+
+DEFINE_DOT(dot_heads4, 4)
+DEFINE_DOT(dot_heads2, 2)
+DEFINE_DOT(dot_heads1, 1)
+
+/* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for HB heads, NV vectors from j */
+#define DEFINE_PV(name, HB, NV)                                                                  \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0,    \
+                         int t1, const float *p, float *o, int dv, int j, const char *next)      \
+    {                                                                                            \
+        V acc[(HB) * (NV)];                                                                      \
+        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
+            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
+                acc[h * (NV) + i] = v_load(o + (size_t)h * dv + (size_t)(j + i) * VL);           \
+        for (int t = t0; t < t1; t++) {                                                          \
+            V v[NV];                                                                             \
+            if (next) {                                                                          \
+                for (int i = 0; i < VEC_LINES(type, NV); i++)                                    \
+                    v_prefetch(next + (size_t)t * (NV) * VEC_BYTES(type) + i * 64);              \
+            }                                                                                    \
+            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
+                v[i] = row_vec(type, rows[t] + offset, j + i);                                   \
+            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
+                V w = v_set1(p[h * TILE + t]);                                                   \
+                MAI_UNROLL for (int i = 0; i < (NV); i++)                                        \
+                    acc[h * (NV) + i] = v_fma(w, v[i], acc[h * (NV) + i]);                       \
+            }                                                                                    \
+        }                                                                                        \
+        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
+            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
+                v_store(o + (size_t)h * dv + (size_t)(j + i) * VL, acc[h * (NV) + i]);           \
+    }
+
+enum { PV_NV = PV_ACC / 4 };
+DEFINE_PV(pv_heads4, 4, PV_NV)
+DEFINE_PV(pv_heads2, 2, PV_NV)
+DEFINE_PV(pv_heads1, 1, PV_NV)
+DEFINE_PV(pv_one, 1, 1)
+
+/* The part of a row that is no whole vector. */
+MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t offset, int t0, int t1,
+                        const float *p, float *o, int dv)
+{
+    const int j = dv / VL, rest = dv % VL;
+    V acc = v_load_n(o + (size_t)j * VL, rest);
+    for (int t = t0; t < t1; t++) {
+        acc = v_fma(v_set1(p[t]), row_tail(type, rows[t] + offset, j, rest), acc);
+    }
+    v_store_n(o + (size_t)j * VL, acc, rest);
+}
+
+/* The next tile's K or V rows as one stream of bytes, of which every kv head fetches its share. */
+typedef struct ahead {
+    const char *const *rows;   /* NULL: nothing to fetch */
+    int64_t base;              /* byte offset into a row at which the stream starts */
+    int64_t span;              /* bytes of a row that belong to it */
+    int64_t done;              /* bytes of the stream that earlier kv heads fetch */
+} ahead;
+
+/* Where to fetch from when a kv head is `bytes` into its share. Beyond the end of that row the caller
+ * goes on into what follows it in memory: the next row, or something harmless. */
+MAI_INLINE const char *ahead_at(const ahead *next, int64_t bytes)
+{
+    if (!next->rows) return NULL;
+    const uint32_t at = (uint32_t)(next->done + bytes), span = (uint32_t)next->span;
+    const uint32_t row = at / span;
+    return next->rows[row < TILE ? row : TILE - 1] + next->base + at % span;
+}
+
+/* Scores of `n_heads` heads (consecutive in q and scores) over the tile. */
+MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t offset, const float *q,
+                           int d, int n_heads, float *scores, const ahead *next)
+{
+    const int n = rows->n;
+    const int64_t bytes = (int64_t)row_bytes(type, d);
+    for (int h = 0; h < n_heads;) {
+        const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
+        const int step = DOT_ACC / block;
+        for (int t = 0; t < n; t += step) {
+            const float *x = q + (size_t)h * d;
+            float *s = scores + (size_t)h * TILE + t;
+            const char *fetch = h == 0 ? ahead_at(next, t * bytes) : NULL;
+            if (block == 4)
+                dot_heads4(type, rows->k + t, offset, x, d, s, fetch);
+            else if (block == 2)
+                dot_heads2(type, rows->k + t, offset, x, d, s, fetch);
+            else
+                dot_heads1(type, rows->k + t, offset, x, d, s, fetch);
+        }
+        h += block;
+    }
+}
+
+MAI_INLINE void value_tile(macattn_dtype type, const tile_rows *rows, int64_t offset, int dv,
+                           int n_heads, int t0, const float *p, float *o, const ahead *next)
+{
+    const int n_vec = dv / VL, t1 = rows->n;
+    for (int h = 0; h < n_heads;) {
+        const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
+        float *x = o + (size_t)h * dv;
+        const float *w = p + (size_t)h * TILE;
+        int j = 0;
+        for (; j + PV_NV <= n_vec; j += PV_NV) {
+            const char *fetch = h == 0 ? ahead_at(next, (int64_t)j * TILE * VEC_BYTES(type)) : NULL;
+            if (block == 4)
+                pv_heads4(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+            else if (block == 2)
+                pv_heads2(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+            else
+                pv_heads1(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+        }
+        for (int i = 0; i < block; i++) {
+            for (int jj = j; jj < n_vec; jj++)
+                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, x + (size_t)i * dv, dv, jj, NULL);
+            if (dv % VL)
+                pv_tail(type, rows->v, offset, t0, t1, w + i * TILE, x + (size_t)i * dv, dv);
+        }
+        h += block;
+    }
+}
+
+MAI_INLINE void scale_floats(float *x, int n, float f)
+{
+    int j = 0;
+    for (; j + VL <= n; j += VL) v_store(x + j, v_mul(v_load(x + j), v_set1(f)));
+    for (; j < n; j++) x[j] *= f;
+}
+
+/* Turn one head's scores of tokens [t0, t1) of a tile into weights 2^(s - m), those of the others
+ * into 0; update m and l, and rescale o if the maximum grew. */
+MAI_INLINE void softmax_tile(float *s, int t0, int t1, float softcap, float *m, float *l, float *o,
+                             int dv)
+{
+    const V none = v_set1(-INFINITY);
+    V x[TILE / VL], top = none, sum = v_zero();
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++) {
+        const int t = i * VL;
+        x[i] = v_load(s + t);
+        if (softcap > 0) x[i] = v_softcap(x[i], softcap);
+        if (t + VL > t1) x[i] = v_first_n(x[i], none, t1 > t ? t1 - t : 0);
+        if (t < t0) x[i] = v_first_n(none, x[i], t0 - t < VL ? t0 - t : VL);
+        top = v_max(top, x[i]);
+    }
+    const float tile_max = v_reduce_max(top);
+    if (tile_max > *m) {
+        const float f = *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
+        scale_floats(o, dv, f);
+        *l *= f;
+        *m = tile_max;
+    }
+    const V base = v_set1(*m == -INFINITY ? 0.0f : *m);
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++) {
+        x[i] = v_exp2(v_sub(x[i], base));
+        v_store(s + i * VL, x[i]);
+        sum = v_add(sum, x[i]);
+    }
+    *l += v_reduce_add(sum);
+}
+
+/* Normalise a head's sums; an empty range gives 0 and -inf. */
+static void finish_head(float *o, int dv, float m, float l, float *lse)
+{
+    if (l == 0 && !(m > -INFINITY)) {
+        *lse = -INFINITY;
+        return;
+    }
+    scale_floats(o, dv, 1.0f / l);
+    *lse = (float)(((double)m + log2((double)l)) * MAI_LN2);
+}
+
+/* One kv head over one tile. */
+typedef struct tile_work {
+    const mai_shape *shape;
+    const tile_rows *rows;
+    int64_t k_offset, v_offset;   /* of the kv head in a row */
+    ahead k_next, v_next;
+} tile_work;
+
+/* Heads that take part: n_heads consecutive ones, from token first[h] of the tile on. q, scores, m, l
+ * and o are theirs. */
+#define TILE_PARAMS                                                                              \
+    const tile_work *w, int n_heads, const float *q, const int *first, float *scores, float *m,  \
+        float *l, float *o
+#define TILE_ARGS w, n_heads, q, first, scores, m, l, o
+
+MAI_INLINE void tile_scores(macattn_dtype k_type, TILE_PARAMS)
+{
+    const int d = w->shape->d, dv = w->shape->dv;
+    score_tile(k_type, w->rows, w->k_offset, q, d, n_heads, scores, &w->k_next);
+    for (int h = 0; h < n_heads; h++) {
+        softmax_tile(scores + (size_t)h * TILE, first[h], w->rows->n, w->shape->softcap, m + h,
+                     l + h, o + (size_t)h * dv, dv);
+    }
+}
+
+MAI_INLINE void tile_values(macattn_dtype v_type, TILE_PARAMS)
+{
+    int t0 = w->rows->n;
+    for (int h = 0; h < n_heads; h++) {
+        if (first[h] < t0) t0 = first[h];
+    }
+    value_tile(v_type, w->rows, w->v_offset, w->shape->dv, n_heads, t0, scores, o, &w->v_next);
+    (void)q, (void)m, (void)l;
+}
+
+static void tile_heads(TILE_PARAMS)
+{
+    switch (w->shape->k_dtype) {
+    case MACATTN_DTYPE_F32: tile_scores(MACATTN_DTYPE_F32, TILE_ARGS); break;
+    case MACATTN_DTYPE_F16: tile_scores(MACATTN_DTYPE_F16, TILE_ARGS); break;
+    case MACATTN_DTYPE_BF16: tile_scores(MACATTN_DTYPE_BF16, TILE_ARGS); break;
+    case MACATTN_DTYPE_Q8_0: tile_scores(MACATTN_DTYPE_Q8_0, TILE_ARGS); break;
+    }
+    switch (w->shape->v_dtype) {
+    case MACATTN_DTYPE_F32: tile_values(MACATTN_DTYPE_F32, TILE_ARGS); break;
+    case MACATTN_DTYPE_F16: tile_values(MACATTN_DTYPE_F16, TILE_ARGS); break;
+    case MACATTN_DTYPE_BF16: tile_values(MACATTN_DTYPE_BF16, TILE_ARGS); break;
+    case MACATTN_DTYPE_Q8_0: tile_values(MACATTN_DTYPE_Q8_0, TILE_ARGS); break;
+    }
+}
+
+/* Scratch of one worker: running maximum and sum of every head; scores and first tokens of a group. */
+static size_t attend_scratch_bytes(const mai_shape *shape)
+{
+    return sizeof(float) * ((size_t)shape->n_heads * 2 + (size_t)shape->group * TILE) +
+           sizeof(int) * (size_t)shape->group + 64;
+}
+
+/* Tokens [t, t + n), n <= TILE; n <= 0 gives no rows. */
+static void load_rows(const mai_tokens *tokens, int64_t t, int64_t n, tile_rows *rows)
+{
+    rows->n = n <= 0 ? 0 : n < TILE ? (int)n : TILE;
+    for (int i = 0; i < TILE && rows->n > 0; i++) {
+        int64_t k, v;
+        token_offsets(tokens, t + (i < rows->n ? i : rows->n - 1), &k, &v);
+        rows->k[i] = (const char *)tokens->kv->k + k;
+        rows->v[i] = (const char *)tokens->kv->v + v;
+    }
+}
+
+/* A kv head's share of the next tile: where the rows of all kv heads lie side by side, the whole rows
+ * are one stream; else the kv head's own rows are. */
+MAI_INLINE ahead share_of_next(const char *const *rows, bool any, const mai_attend_args *a,
+                               int kv_head, int64_t head_stride, int64_t bytes)
+{
+    ahead next = {any ? rows : NULL, kv_head * head_stride, bytes, 0};
+    if (head_stride == bytes) {
+        next.base = a->kv0 * bytes;
+        next.span = (a->kv1 - a->kv0) * bytes;
+        next.done = (kv_head - a->kv0) * bytes * TILE;
+    }
+    return next;
+}
+
+/* Runs of neighbouring heads of one kv head that take part in the tile at t. */
+static void attend_kv_head(const mai_attend_args *a, tile_work *w, int kv_head, int64_t t, float *m,
+                           float *l, float *scores, int *first)
+{
+    const int group = a->shape->group, h_end = (kv_head + 1) * group;
+    for (int h = kv_head * group; h < h_end;) {
+        int n = 0;
+        while (h + n < h_end) {
+            const int64_t skip = a->start ? a->start[h + n] - t : 0;
+            if (skip >= w->rows->n) break;
+            first[n++] = skip > 0 ? (int)skip : 0;
+        }
+        if (n > 0) {
+            tile_heads(w, n, a->q + (size_t)h * a->shape->d, first, scores, m + h, l + h,
+                       a->out + (size_t)h * a->shape->dv);
+            w->k_next.rows = w->v_next.rows = NULL;   /* once for the group is enough */
+        }
+        h += n + 1;
+    }
+}
+
+static void MAI_FN(attend)(const mai_attend_args *a)
+{
+    const mai_shape *shape = a->shape;
+    const macattn_kv *kv = a->tokens.kv;
+    const int h0 = a->kv0 * shape->group, h1 = a->kv1 * shape->group;
+    const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
+    const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
+    float *scores = a->scratch;
+    float *m = scores + (size_t)shape->group * TILE, *l = m + shape->n_heads;
+    int *first = (int *)(l + shape->n_heads);
+    tile_rows rows[2];
+    for (int h = h0; h < h1; h++) {
+        m[h] = -INFINITY;
+        l[h] = 0;
+        memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
+    }
+    load_rows(&a->tokens, a->t0, a->t1 - a->t0, &rows[0]);
+    int now = 0;
+    for (int64_t t = a->t0; t < a->t1; t += TILE, now ^= 1) {
+        const tile_rows *next = &rows[now ^ 1];
+        load_rows(&a->tokens, t + TILE, a->t1 - t - TILE, &rows[now ^ 1]);
+        for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
+            tile_work w = {
+                shape, &rows[now], kv_head * kv->k_head_stride, kv_head * kv->v_head_stride,
+                share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes),
+                share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes)};
+            attend_kv_head(a, &w, kv_head, t, m, l, scores, first);
+        }
+    }
+    for (int h = h0; h < h1; h++)
+        finish_head(a->out + (size_t)h * shape->dv, shape->dv, m[h], l[h], a->lse + h);
+}

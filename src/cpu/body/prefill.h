@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Causal attention of a block of queries of one kv head, with the far summaries that the ring wants.
+ *
+ * The (query, head of the group) pairs of the block are rows that share every K and V row, so the tiles
+ * of decode (attend.h) serve here too, with up to PREFILL_ROWS rows instead of one group. Tiles that
+ * only some queries see (the diagonal, the start of a window, the edge of a summary) are computed query
+ * by query, so that nothing a query may not see ever touches its sums. */
+
+#define PREFILL_ROWS 64
+
+/* Running state of the block's rows; row = (query - q0) * group + head of the group. */
+typedef struct prefill_block {
+    const mai_prefill_args *a;
+    int group, n_queries;
+    int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS];   /* [query] tokens it sees in this pass */
+    float *q, *o, *m, *l, *scores;
+    int *first;                                   /* zeros */
+} prefill_block;
+
+static int prefill_queries(const mai_shape *shape)
+{
+    return shape->group < PREFILL_ROWS ? PREFILL_ROWS / shape->group : 1;
+}
+
+static size_t prefill_scratch_bytes(const mai_shape *shape)
+{
+    const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
+    return rows * (sizeof(float) * ((size_t)shape->d + (size_t)shape->dv + TILE + 2) + sizeof(int)) +
+           64;
+}
+
+static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
+{
+    const mai_shape *shape = a->shape;
+    b->a = a;
+    b->group = shape->group;
+    b->n_queries = a->q1 - a->q0;
+    const size_t rows = (size_t)b->n_queries * (size_t)b->group;
+    b->q = a->scratch;
+    b->o = b->q + rows * (size_t)shape->d;
+    b->scores = b->o + rows * (size_t)shape->dv;
+    b->m = b->scores + rows * TILE;
+    b->l = b->m + rows;
+    b->first = (int *)(b->l + rows);
+    const float factor = (float)mai_q_factor(shape);
+    for (size_t i = 0; i < rows; i++) {
+        const int query = a->q0 + (int)i / b->group, head = a->kv_head * b->group + (int)i % b->group;
+        load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
+               b->q + i * (size_t)shape->d);
+        b->m[i] = -INFINITY;
+        b->l[i] = 0;
+        b->first[i] = 0;
+    }
+    memset(b->o, 0, rows * (size_t)shape->dv * sizeof(float));
+}
+
+/* Rows of `n_queries` queries from `query` (of the block) on over tokens [t, t + n). */
+static void prefill_tile(const prefill_block *b, int query, int n_queries, int64_t t, int n,
+                         bool fetch_next)
+{
+    const mai_prefill_args *a = b->a;
+    const mai_shape *shape = a->shape;
+    const macattn_kv *kv = a->tokens.kv;
+    const size_t row = (size_t)query * (size_t)b->group;
+    tile_rows rows[2];
+    load_rows(&a->tokens, t, n, &rows[0]);
+    load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
+    const int64_t k_offset = a->kv_head * kv->k_head_stride, v_offset = a->kv_head * kv->v_head_stride;
+    const tile_work w = {
+        shape, &rows[0], k_offset, v_offset,
+        {fetch_next ? rows[1].k : NULL, k_offset, (int64_t)row_bytes(shape->k_dtype, shape->d), 0},
+        {fetch_next ? rows[1].v : NULL, v_offset, (int64_t)row_bytes(shape->v_dtype, shape->dv), 0}};
+    tile_heads(&w, n_queries * b->group, b->q + row * (size_t)shape->d, b->first,
+               b->scores + row * TILE, b->m + row, b->l + row, b->o + row * (size_t)shape->dv);
+}
+
+/* All queries over the tokens [lo, hi) that each of them sees in this pass. */
+static void prefill_pass(const prefill_block *b)
+{
+    int64_t lo = INT64_MAX, hi = 0, all_lo = 0, all_hi = INT64_MAX;
+    for (int i = 0; i < b->n_queries; i++) {
+        if (b->lo[i] < lo) lo = b->lo[i];
+        if (b->hi[i] > hi) hi = b->hi[i];
+        if (b->lo[i] > all_lo) all_lo = b->lo[i];
+        if (b->hi[i] < all_hi) all_hi = b->hi[i];
+    }
+    for (int64_t t = lo; t < hi; t += TILE) {
+        const int64_t end = t + TILE < hi ? t + TILE : hi;
+        if (t >= all_lo && end <= all_hi) {
+            prefill_tile(b, 0, b->n_queries, t, (int)(end - t), end + TILE <= all_hi);
+            continue;
+        }
+        for (int i = 0; i < b->n_queries; i++) {
+            const int64_t from = t > b->lo[i] ? t : b->lo[i];
+            const int64_t to = end < b->hi[i] ? end : b->hi[i];
+            if (from < to) prefill_tile(b, i, 1, from, (int)(to - from), false);
+        }
+    }
+}
+
+/* Far summaries of the captured queries: the state after [fresh, b), normalised into the caller's
+ * arrays, without disturbing it. */
+static void prefill_capture(const prefill_block *b)
+{
+    const mai_prefill_args *a = b->a;
+    const int dv = a->shape->dv, n_heads = a->shape->n_heads;
+    for (int i = 0; i < b->n_queries; i++) {
+        if (a->q0 + i < a->capture0) continue;
+        for (int g = 0; g < b->group; g++) {
+            const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
+            const size_t at = (size_t)(a->q0 + i - a->capture0) * (size_t)n_heads +
+                              (size_t)(a->kv_head * b->group + g);
+            memcpy(a->far_out + at * (size_t)dv, b->o + row * (size_t)dv, sizeof(float) * (size_t)dv);
+            finish_head(a->far_out + at * (size_t)dv, dv, b->m[row], b->l[row], a->far_lse + at);
+        }
+    }
+}
+
+static void prefill_store(const prefill_block *b)
+{
+    const mai_prefill_args *a = b->a;
+    const int dv = a->shape->dv;
+    for (int i = 0; i < b->n_queries; i++) {
+        for (int g = 0; g < b->group; g++) {
+            const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
+            const int query = a->q0 + i, head = a->kv_head * b->group + g;
+            float *o = b->o + row * (size_t)dv, lse;
+            finish_head(o, dv, b->m[row], b->l[row], &lse);
+            memcpy((char *)a->out + query * a->out_row_stride + head * a->out_head_stride, o,
+                   sizeof(float) * (size_t)dv);
+            a->lse[(size_t)query * (size_t)a->shape->n_heads + (size_t)head] = lse;
+        }
+    }
+}
+
+static int64_t clamp64(int64_t x, int64_t lo, int64_t hi)
+{
+    return x < lo ? lo : x > hi ? hi : x;
+}
+
+static void MAI_FN(prefill)(const mai_prefill_args *a)
+{
+    prefill_block b;
+    prefill_block_init(&b, a);
+    const bool capture = a->capture0 < a->q1;
+    for (int i = 0; i < b.n_queries; i++) {   /* far: what summaries cover, or all */
+        const int64_t n = a->pos0 + a->q0 + i + 1;
+        b.lo[i] = capture ? clamp64(a->fresh, 0, n) : a->window > 0 ? clamp64(n - a->window, 0, n) : 0;
+        b.hi[i] = capture ? clamp64(n - a->band, b.lo[i], n) : n;
+    }
+    prefill_pass(&b);
+    if (capture) {
+        prefill_capture(&b);
+        for (int i = 0; i < b.n_queries; i++) {   /* from the summary's end to the query itself */
+            b.lo[i] = b.hi[i];
+            b.hi[i] = a->pos0 + a->q0 + i + 1;
+        }
+        prefill_pass(&b);
+        for (int i = 0; i < b.n_queries; i++) {   /* the always fresh first tokens */
+            b.lo[i] = 0;
+            b.hi[i] = clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1);
+        }
+        prefill_pass(&b);
+    }
+    prefill_store(&b);
+}

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading K and V rows as f32 vectors, and the functions every body needs. Included once per ISA,
+ * after its vector vocabulary. */
+#ifndef MAI_ROWS_H
+#define MAI_ROWS_H
+
+#include "core/backend.h"
+
+#define MAI_LOG2E 1.44269504088896340736
+#define MAI_LN2 0.69314718055994530942
+
+#if defined(__clang__)
+#define MAI_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define MAI_UNROLL _Pragma("GCC unroll 64")
+#endif
+#define MAI_INLINE static inline __attribute__((always_inline))
+
+/* A macro, not a function: gcc takes a function that only prefetches for one without effect, and drops
+ * the calls. */
+#define v_prefetch(p) __builtin_prefetch((p), 0, 3)
+
+#define Q8_BLOCK 32
+#define Q8_BYTES 34
+
+/* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type. */
+MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
+{
+    switch (type) {
+    case MACATTN_DTYPE_F16: return v_load_f16(row + (size_t)j * VL * 2);
+    case MACATTN_DTYPE_BF16: return v_load_bf16(row + (size_t)j * VL * 2);
+    case MACATTN_DTYPE_Q8_0: {
+        const char *block = row + (size_t)(j * VL / Q8_BLOCK) * Q8_BYTES;
+        uint16_t h;
+        memcpy(&h, block, 2);
+        return v_mul(v_load_i8(block + 2 + (j * VL) % Q8_BLOCK), v_set1(v_f16_scalar(h)));
+    }
+    case MACATTN_DTYPE_F32:
+    default: {
+        float f[VL];
+        memcpy(f, row + (size_t)j * VL * 4, sizeof f);   /* rows need not be aligned to 4 */
+        return v_load(f);
+    }
+    }
+}
+
+/* The last `n` < VL elements of a row (head_dim is a multiple of 8, of 32 for q8_0); rest 0. */
+MAI_INLINE V row_tail(macattn_dtype type, const char *row, int j, int n)
+{
+    switch (type) {
+    case MACATTN_DTYPE_F16: return v_load_f16_n(row + (size_t)j * VL * 2, n);
+    case MACATTN_DTYPE_BF16: return v_load_bf16_n(row + (size_t)j * VL * 2, n);
+    case MACATTN_DTYPE_Q8_0: return row_vec(type, row, j);
+    case MACATTN_DTYPE_F32:
+    default: {
+        float f[VL] = {0};
+        memcpy(f, row + (size_t)j * VL * 4, (size_t)n * 4);
+        return v_load(f);
+    }
+    }
+}
+
+/* 2^x; relative error below 2e-7. 0 below -126, +inf above 128, NaN for NaN. */
+MAI_INLINE V v_exp2(V x)
+{
+    x = v_max(v_set1(-150.0f), x);   /* the second operand is what a NaN comes back from */
+    x = v_min(v_set1(130.0f), x);
+    V n = v_round(x);
+    V f = v_sub(x, n);
+    V p = v_set1(1.5403530393381606e-4f);
+    p = v_fma(p, f, v_set1(1.3333558146428443e-3f));
+    p = v_fma(p, f, v_set1(9.6181291076284772e-3f));
+    p = v_fma(p, f, v_set1(5.5504108664821580e-2f));
+    p = v_fma(p, f, v_set1(2.4022650695910072e-1f));
+    p = v_fma(p, f, v_set1(6.9314718055994531e-1f));
+    p = v_fma(p, f, v_set1(1.0f));
+    return v_scale2(p, n);
+}
+
+/* cap * log2 e * tanh(x), x being logit / cap: a capped logit in units of log 2. */
+MAI_INLINE V v_softcap(V x, float cap)
+{
+    V e = v_exp2(v_mul(x, v_set1((float)(2 * MAI_LOG2E))));
+    V t = v_sub(v_set1(1.0f), v_div(v_set1(2.0f), v_add(e, v_set1(1.0f))));
+    return v_mul(t, v_set1((float)(cap * MAI_LOG2E)));
+}
+
+/* Byte offsets of token t's K and V from the caches' starts, kv_head 0. */
+MAI_INLINE void token_offsets(const mai_tokens *tokens, int64_t t, int64_t *k, int64_t *v)
+{
+    const macattn_kv *kv = tokens->kv;
+    int64_t page = tokens->base_page;
+    if (tokens->pages) {
+        page = tokens->pages[t >> tokens->page_shift];
+        t &= ((int64_t)1 << tokens->page_shift) - 1;
+    }
+    *k = page * kv->k_page_stride + t * kv->k_token_stride;
+    *v = page * kv->v_page_stride + t * kv->v_token_stride;
+}
+
+/* `n` elements, any type but q8_0, to f32; zeros up to `padded`, a multiple of VL. */
+static void load_padded(macattn_dtype type, const void *row, int n, int padded, float *out)
+{
+    const int n_vec = n / VL;
+    for (int j = 0; j < n_vec; j++) {
+        switch (type) {
+        case MACATTN_DTYPE_F16: v_store(out + j * VL, row_vec(MACATTN_DTYPE_F16, row, j)); break;
+        case MACATTN_DTYPE_BF16: v_store(out + j * VL, row_vec(MACATTN_DTYPE_BF16, row, j)); break;
+        default: v_store(out + j * VL, row_vec(MACATTN_DTYPE_F32, row, j)); break;
+        }
+    }
+    for (int i = n_vec * VL; i < padded; i += VL) v_store(out + i, v_zero());
+    if (n % VL) v_store(out + n_vec * VL, row_tail(type, row, n_vec, n % VL));
+}
+
+/* What queries are multiplied by before the dot products: logits then come in units of log 2, or, under
+ * a soft cap, of the cap. */
+static inline double mai_q_factor(const mai_shape *shape)
+{
+    return shape->softcap > 0 ? (double)shape->scale / (double)shape->softcap
+                              : (double)shape->scale * MAI_LOG2E;
+}
+
+/* A query row to f32, times factor. `out` has room for d values exactly. */
+static void load_q(const mai_shape *shape, const void *q, float factor, float *out)
+{
+    float x[MAI_MAX_DIM];
+    load_padded(shape->q_dtype, q, shape->d, (shape->d + VL - 1) / VL * VL, x);
+    for (int i = 0; i < shape->d; i++) out[i] = x[i] * factor;
+}
+
+MAI_INLINE size_t row_bytes(macattn_dtype type, int n)
+{
+    switch (type) {
+    case MACATTN_DTYPE_F32: return (size_t)n * 4;
+    case MACATTN_DTYPE_Q8_0: return (size_t)n / Q8_BLOCK * Q8_BYTES;
+    default: return (size_t)n * 2;
+    }
+}
+
+#endif

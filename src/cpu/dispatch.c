@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which backends are compiled in, which of them this machine can run, which one is taken. */
+#include <string.h>
+
+#include "core/backend.h"
+#include "cpu.h"
+
+/* The one list of instruction sets, best first. Adding one: a vocabulary isa/vec_NAME.h, a file
+ * isa/NAME.c, a feature test below, its flags in cmake/Isa.cmake, and a line here. */
+#if defined(__x86_64__)
+#define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avx2) XX(scalar)
+#elif defined(__aarch64__)
+#define MAI_ISA_LIST(XX) XX(neon) XX(scalar)
+#else
+#define MAI_ISA_LIST(XX) XX(scalar)
+#endif
+
+#define MAI_ISA_DECLARE(isa) extern const mai_backend mai_backend_##isa;
+MAI_ISA_LIST(MAI_ISA_DECLARE)
+
+static const mai_backend *const backends[] = {
+#define MAI_ISA_ENTRY(isa) &mai_backend_##isa,
+    MAI_ISA_LIST(MAI_ISA_ENTRY)};
+
+const mai_backend *mai_backend_at(int index)
+{
+    const int n = (int)(sizeof backends / sizeof backends[0]);
+    return index >= 0 && index < n ? backends[index] : NULL;
+}
+
+const mai_backend *mai_backend_find(const char *name)
+{
+    for (int i = 0; mai_backend_at(i); i++) {
+        if ((!name || strcmp(name, backends[i]->name) == 0) && backends[i]->supported()) {
+            return backends[i];
+        }
+    }
+    return NULL;
+}
+
+const char *macattn_isa_name(int index)
+{
+    const mai_backend *backend = mai_backend_at(index);
+    return backend ? backend->name : NULL;
+}
+
+int macattn_isa_supported(const char *name)
+{
+    return name && mai_backend_find(name) != NULL;
+}
+
+#if defined(__x86_64__)
+/* The builtins ask the processor, and the system whether it saves the wide registers. */
+int mai_cpu_has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
+}
+
+int mai_cpu_has_avx512(void)
+{
+    return mai_cpu_has_avx2() && __builtin_cpu_supports("avx512f") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+int mai_cpu_has_avx512vnni(void)
+{
+    return mai_cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
+#elif defined(__aarch64__)
+int mai_cpu_has_neon(void) { return 1; }
+#endif
