@@ -32,36 +32,40 @@ typedef struct tile_rows {
 #define VEC_LINES(type, count) \
     ((count) * VEC_BYTES(type) >= 64 ? (count) * VEC_BYTES(type) / 64 : 1)
 
-/* scores[h * TILE + t] for HB heads and DOT_ACC / HB tokens from `rows` on */
-#define DEFINE_DOT(name, HB)                                                                     \
+/* scores[h * TILE + t] for HB heads and TB = DOT_ACC / HB tokens from `rows` on, TS rows at a time:
+ * rows often lie a multiple of 4 KiB apart, where the first-level cache holds only about eight of them. */
+#define DEFINE_DOT(name, HB, TS)                                                                 \
     MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,            \
                          const float *q, int d, float *scores, const char *next)                 \
     {                                                                                            \
         enum { TB = DOT_ACC / (HB) };                                                            \
         V acc[DOT_ACC];                                                                          \
-        const char *row[TB];                                                                     \
         const int n_vec = d / VL, rest = d % VL;                                                 \
         MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                          \
-        MAI_UNROLL for (int t = 0; t < TB; t++) row[t] = rows[t] + offset;                       \
-        for (int j = 0; j < n_vec; j++) {                                                        \
-            V k[TB];                                                                             \
-            if (next) {                                                                          \
-                for (int i = 0; i < VEC_LINES(type, TB); i++)                                    \
-                    v_prefetch(next + (size_t)j * TB * VEC_BYTES(type) + i * 64);                \
+        MAI_UNROLL for (int u = 0; u < TB; u += (TS)) {                                          \
+            const char *row[TS];                                                                 \
+            MAI_UNROLL for (int t = 0; t < (TS); t++) row[t] = rows[u + t] + offset;             \
+            for (int j = 0; j < n_vec; j++) {                                                    \
+                V k[TS];                                                                         \
+                if (next) {                                                                      \
+                    for (int i = 0; i < VEC_LINES(type, TS); i++)                                \
+                        v_prefetch(next + ((size_t)u * n_vec + (size_t)j * (TS)) * VEC_BYTES(type) + \
+                                   i * 64);                                                      \
+                }                                                                                \
+                MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);       \
+                MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
+                    V x = v_load(q + (size_t)h * d + (size_t)j * VL);                            \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
+                        acc[h * TB + u + t] = v_fma(x, k[t], acc[h * TB + u + t]);               \
+                }                                                                                \
             }                                                                                    \
-            MAI_UNROLL for (int t = 0; t < TB; t++) k[t] = row_vec(type, row[t], j);             \
-            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
-                V x = v_load(q + (size_t)h * d + (size_t)j * VL);                                \
-                MAI_UNROLL for (int t = 0; t < TB; t++)                                          \
-                    acc[h * TB + t] = v_fma(x, k[t], acc[h * TB + t]);                           \
-            }                                                                                    \
-        }                                                                                        \
-        if (rest) {                                                                              \
-            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
-                V x = v_load_n(q + (size_t)h * d + (size_t)n_vec * VL, rest);                    \
-                MAI_UNROLL for (int t = 0; t < TB; t++)                                          \
-                    acc[h * TB + t] =                                                            \
-                        v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + t]);          \
+            if (rest) {                                                                          \
+                MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
+                    V x = v_load_n(q + (size_t)h * d + (size_t)n_vec * VL, rest);                \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
+                        acc[h * TB + u + t] =                                                    \
+                            v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);  \
+                }                                                                                \
             }                                                                                    \
         }                                                                                        \
         float sum[DOT_ACC];                                                                      \
@@ -70,9 +74,9 @@ typedef struct tile_rows {
             memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);                 \
     }
 
-DEFINE_DOT(dot_heads4, 4)
-DEFINE_DOT(dot_heads2, 2)
-DEFINE_DOT(dot_heads1, 1)
+DEFINE_DOT(dot_heads4, 4, DOT_ACC / 4)
+DEFINE_DOT(dot_heads2, 2, DOT_ACC / 2)
+DEFINE_DOT(dot_heads1, 1, 8)
 
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for HB heads, NV vectors from j */
 #define DEFINE_PV(name, HB, NV)                                                                  \
@@ -239,64 +243,6 @@ static void finish_head(float *o, int dv, float m, float l, float *lse)
     *lse = (float)(((double)m + log2((double)l)) * MAI_LN2);
 }
 
-/* One kv head over one tile. */
-typedef struct tile_work {
-    const mai_shape *shape;
-    const tile_rows *rows;
-    int64_t k_offset, v_offset;   /* of the kv head in a row */
-    ahead k_next, v_next;
-} tile_work;
-
-/* Heads that take part: n_heads consecutive ones, from token first[h] of the tile on. q, scores, m, l
- * and o are theirs. */
-#define TILE_PARAMS                                                                              \
-    const tile_work *w, int n_heads, const float *q, const int *first, float *scores, float *m,  \
-        float *l, float *o
-#define TILE_ARGS w, n_heads, q, first, scores, m, l, o
-
-MAI_INLINE void tile_scores(macattn_dtype k_type, TILE_PARAMS)
-{
-    const int d = w->shape->d, dv = w->shape->dv;
-    score_tile(k_type, w->rows, w->k_offset, q, d, n_heads, scores, &w->k_next);
-    for (int h = 0; h < n_heads; h++) {
-        softmax_tile(scores + (size_t)h * TILE, first[h], w->rows->n, w->shape->softcap, m + h,
-                     l + h, o + (size_t)h * dv, dv);
-    }
-}
-
-MAI_INLINE void tile_values(macattn_dtype v_type, TILE_PARAMS)
-{
-    int t0 = w->rows->n;
-    for (int h = 0; h < n_heads; h++) {
-        if (first[h] < t0) t0 = first[h];
-    }
-    value_tile(v_type, w->rows, w->v_offset, w->shape->dv, n_heads, t0, scores, o, &w->v_next);
-    (void)q, (void)m, (void)l;
-}
-
-static void tile_heads(TILE_PARAMS)
-{
-    switch (w->shape->k_dtype) {
-    case MACATTN_DTYPE_F32: tile_scores(MACATTN_DTYPE_F32, TILE_ARGS); break;
-    case MACATTN_DTYPE_F16: tile_scores(MACATTN_DTYPE_F16, TILE_ARGS); break;
-    case MACATTN_DTYPE_BF16: tile_scores(MACATTN_DTYPE_BF16, TILE_ARGS); break;
-    case MACATTN_DTYPE_Q8_0: tile_scores(MACATTN_DTYPE_Q8_0, TILE_ARGS); break;
-    }
-    switch (w->shape->v_dtype) {
-    case MACATTN_DTYPE_F32: tile_values(MACATTN_DTYPE_F32, TILE_ARGS); break;
-    case MACATTN_DTYPE_F16: tile_values(MACATTN_DTYPE_F16, TILE_ARGS); break;
-    case MACATTN_DTYPE_BF16: tile_values(MACATTN_DTYPE_BF16, TILE_ARGS); break;
-    case MACATTN_DTYPE_Q8_0: tile_values(MACATTN_DTYPE_Q8_0, TILE_ARGS); break;
-    }
-}
-
-/* Scratch of one worker: running maximum and sum of every head; scores and first tokens of a group. */
-static size_t attend_scratch_bytes(const mai_shape *shape)
-{
-    return sizeof(float) * ((size_t)shape->n_heads * 2 + (size_t)shape->group * TILE) +
-           sizeof(int) * (size_t)shape->group + 64;
-}
-
 /* Tokens [t, t + n), n <= TILE; n <= 0 gives no rows. */
 static void load_rows(const mai_tokens *tokens, int64_t t, int64_t n, tile_rows *rows)
 {
@@ -323,56 +269,125 @@ MAI_INLINE ahead share_of_next(const char *const *rows, bool any, const mai_atte
     return next;
 }
 
-/* Runs of neighbouring heads of one kv head that take part in the tile at t. */
-static void attend_kv_head(const mai_attend_args *a, tile_work *w, int kv_head, int64_t t, float *m,
-                           float *l, float *scores, int *first)
+/* score_tile and value_tile for the configured types. */
+static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t offset, const float *q,
+                        int n_heads, float *scores, const ahead *next)
 {
-    const int group = a->shape->group, h_end = (kv_head + 1) * group;
-    for (int h = kv_head * group; h < h_end;) {
-        int n = 0;
-        while (h + n < h_end) {
-            const int64_t skip = a->start ? a->start[h + n] - t : 0;
-            if (skip >= w->rows->n) break;
-            first[n++] = skip > 0 ? (int)skip : 0;
+#define CASE(type) \
+    case type: score_tile(type, rows, offset, q, shape->d, n_heads, scores, next); break;
+    switch (shape->k_dtype) {
+        CASE(MACATTN_DTYPE_F32)
+        CASE(MACATTN_DTYPE_F16)
+        CASE(MACATTN_DTYPE_BF16)
+        CASE(MACATTN_DTYPE_Q8_0)
+    }
+#undef CASE
+}
+
+static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t offset, int n_heads,
+                        int t0, const float *p, float *o, const ahead *next)
+{
+#define CASE(type) \
+    case type: value_tile(type, rows, offset, shape->dv, n_heads, t0, p, o, next); break;
+    switch (shape->v_dtype) {
+        CASE(MACATTN_DTYPE_F32)
+        CASE(MACATTN_DTYPE_F16)
+        CASE(MACATTN_DTYPE_BF16)
+        CASE(MACATTN_DTYPE_Q8_0)
+    }
+#undef CASE
+}
+
+/* Work memory of one item, in the worker's scratch. */
+typedef struct attend_state {
+    float *scores;   /* [n_heads][TILE] */
+    float *m, *l;    /* [n_heads] running maximum and sum */
+    int *first;      /* [n_heads] first token of the tile in which the head takes part, >= n: in none */
+} attend_state;
+
+static size_t attend_scratch_bytes(const mai_shape *shape)
+{
+    return (size_t)shape->n_heads * (sizeof(float) * (TILE + 2) + sizeof(int));
+}
+
+/* How many heads from h on, of the same kv head, take part in a tile of n tokens; `t0` becomes the first
+ * token in which any of them does. */
+MAI_INLINE int run_of_heads(const int *first, int h, int h_end, int n, int *t0)
+{
+    int count = 0;
+    *t0 = n;
+    while (h + count < h_end && first[h + count] < n) {
+        if (first[h + count] < *t0) *t0 = first[h + count];
+        count++;
+    }
+    return count;
+}
+
+/* One tile: scores of all heads, then their softmax, then the values. In this order the heads are
+ * independent in each step, and no step waits for the end of a chain of the step before. */
+static void attend_tile(const mai_attend_args *a, const attend_state *s, const tile_rows *rows,
+                        const tile_rows *next)
+{
+    const mai_shape *shape = a->shape;
+    const macattn_kv *kv = a->tokens.kv;
+    const int group = shape->group, n = rows->n;
+    const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
+    const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
+    int t0;
+    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
+        const int h_end = (kv_head + 1) * group;
+        ahead share = share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
+        for (int h = kv_head * group, count; h < h_end; h += count + 1) {
+            count = run_of_heads(s->first, h, h_end, n, &t0);
+            if (count == 0) continue;
+            tile_scores(shape, rows, kv_head * kv->k_head_stride, a->q + (size_t)h * shape->d, count,
+                        s->scores + (size_t)h * TILE, &share);
+            share.rows = NULL;   /* fetched once for the group */
         }
-        if (n > 0) {
-            tile_heads(w, n, a->q + (size_t)h * a->shape->d, first, scores, m + h, l + h,
-                       a->out + (size_t)h * a->shape->dv);
-            w->k_next.rows = w->v_next.rows = NULL;   /* once for the group is enough */
+    }
+    for (int h = a->kv0 * group; h < a->kv1 * group; h++) {
+        if (s->first[h] >= n) continue;
+        softmax_tile(s->scores + (size_t)h * TILE, s->first[h], n, shape->softcap, s->m + h, s->l + h,
+                     a->out + (size_t)h * shape->dv, shape->dv);
+    }
+    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
+        const int h_end = (kv_head + 1) * group;
+        ahead share = share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
+        for (int h = kv_head * group, count; h < h_end; h += count + 1) {
+            count = run_of_heads(s->first, h, h_end, n, &t0);
+            if (count == 0) continue;
+            tile_values(shape, rows, kv_head * kv->v_head_stride, count, t0,
+                        s->scores + (size_t)h * TILE, a->out + (size_t)h * shape->dv, &share);
+            share.rows = NULL;
         }
-        h += n + 1;
     }
 }
 
 static void MAI_FN(attend)(const mai_attend_args *a)
 {
     const mai_shape *shape = a->shape;
-    const macattn_kv *kv = a->tokens.kv;
     const int h0 = a->kv0 * shape->group, h1 = a->kv1 * shape->group;
-    const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
-    const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
-    float *scores = a->scratch;
-    float *m = scores + (size_t)shape->group * TILE, *l = m + shape->n_heads;
-    int *first = (int *)(l + shape->n_heads);
-    tile_rows rows[2];
+    attend_state s = {.scores = a->scratch};
+    s.m = s.scores + (size_t)shape->n_heads * TILE;
+    s.l = s.m + shape->n_heads;
+    s.first = (int *)(s.l + shape->n_heads);
     for (int h = h0; h < h1; h++) {
-        m[h] = -INFINITY;
-        l[h] = 0;
+        s.m[h] = -INFINITY;
+        s.l[h] = 0;
+        s.first[h] = 0;
         memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
     }
-    load_rows(&a->tokens, a->t0, a->t1 - a->t0, &rows[0]);
+    tile_rows rows[2];
     int now = 0;
+    load_rows(&a->tokens, a->t0, a->t1 - a->t0, &rows[0]);
     for (int64_t t = a->t0; t < a->t1; t += TILE, now ^= 1) {
-        const tile_rows *next = &rows[now ^ 1];
-        load_rows(&a->tokens, t + TILE, a->t1 - t - TILE, &rows[now ^ 1]);
-        for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
-            tile_work w = {
-                shape, &rows[now], kv_head * kv->k_head_stride, kv_head * kv->v_head_stride,
-                share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes),
-                share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes)};
-            attend_kv_head(a, &w, kv_head, t, m, l, scores, first);
+        for (int h = h0; a->start && h < h1; h++) {
+            const int64_t skip = a->start[h] - t;
+            s.first[h] = skip <= 0 ? 0 : skip < TILE ? (int)skip : TILE;
         }
+        load_rows(&a->tokens, t + TILE, a->t1 - t - TILE, &rows[now ^ 1]);
+        attend_tile(a, &s, &rows[now], &rows[now ^ 1]);
     }
     for (int h = h0; h < h1; h++)
-        finish_head(a->out + (size_t)h * shape->dv, shape->dv, m[h], l[h], a->lse + h);
+        finish_head(a->out + (size_t)h * shape->dv, shape->dv, s.m[h], s.l[h], a->lse + h);
 }

@@ -14,7 +14,6 @@ typedef struct prefill_block {
     int group, n_queries;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS];   /* [query] tokens it sees in this pass */
     float *q, *o, *m, *l, *scores;
-    int *first;                                   /* zeros */
 } prefill_block;
 
 static int prefill_queries(const mai_shape *shape)
@@ -25,8 +24,7 @@ static int prefill_queries(const mai_shape *shape)
 static size_t prefill_scratch_bytes(const mai_shape *shape)
 {
     const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
-    return rows * (sizeof(float) * ((size_t)shape->d + (size_t)shape->dv + TILE + 2) + sizeof(int)) +
-           64;
+    return rows * sizeof(float) * ((size_t)shape->d + (size_t)shape->dv + TILE + 2);
 }
 
 static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
@@ -41,7 +39,6 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->scores = b->o + rows * (size_t)shape->dv;
     b->m = b->scores + rows * TILE;
     b->l = b->m + rows;
-    b->first = (int *)(b->l + rows);
     const float factor = (float)mai_q_factor(shape);
     for (size_t i = 0; i < rows; i++) {
         const int query = a->q0 + (int)i / b->group, head = a->kv_head * b->group + (int)i % b->group;
@@ -49,7 +46,6 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
                b->q + i * (size_t)shape->d);
         b->m[i] = -INFINITY;
         b->l[i] = 0;
-        b->first[i] = 0;
     }
     memset(b->o, 0, rows * (size_t)shape->dv * sizeof(float));
 }
@@ -66,12 +62,18 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     load_rows(&a->tokens, t, n, &rows[0]);
     load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
     const int64_t k_offset = a->kv_head * kv->k_head_stride, v_offset = a->kv_head * kv->v_head_stride;
-    const tile_work w = {
-        shape, &rows[0], k_offset, v_offset,
-        {fetch_next ? rows[1].k : NULL, k_offset, (int64_t)row_bytes(shape->k_dtype, shape->d), 0},
-        {fetch_next ? rows[1].v : NULL, v_offset, (int64_t)row_bytes(shape->v_dtype, shape->dv), 0}};
-    tile_heads(&w, n_queries * b->group, b->q + row * (size_t)shape->d, b->first,
-               b->scores + row * TILE, b->m + row, b->l + row, b->o + row * (size_t)shape->dv);
+    const ahead k_next = {fetch_next ? rows[1].k : NULL, k_offset,
+                          (int64_t)row_bytes(shape->k_dtype, shape->d), 0};
+    const ahead v_next = {fetch_next ? rows[1].v : NULL, v_offset,
+                          (int64_t)row_bytes(shape->v_dtype, shape->dv), 0};
+    const int n_rows = n_queries * b->group;
+    float *scores = b->scores + row * TILE, *o = b->o + row * (size_t)shape->dv;
+    tile_scores(shape, &rows[0], k_offset, b->q + row * (size_t)shape->d, n_rows, scores, &k_next);
+    for (int i = 0; i < n_rows; i++) {
+        softmax_tile(scores + (size_t)i * TILE, 0, n, shape->softcap, b->m + row + i, b->l + row + i,
+                     o + (size_t)i * (size_t)shape->dv, shape->dv);
+    }
+    tile_values(shape, &rows[0], v_offset, n_rows, 0, scores, o, &v_next);
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */
