@@ -1,0 +1,67 @@
+# What a wrong command line gets: a sentence and status 2.
+$ macattn
+Usage: macattn [OPTION...] COMMAND [OPTION...]
+...
+[2]
+$ macattn frobnicate
+macattn: there is no command 'frobnicate'
+...
+[2]
+$ macattn --help
+Usage: macattn [OPTION...] COMMAND [OPTION...]
+...
+  bench   measure attention: attend, mac, match
+...
+$ macattn --version
+macattn 0.* (commit *), instruction sets: *
+$ macattn bench
+macattn: bench: say what: attend, mac or match (see macattn bench --help)
+[2]
+$ macattn bench frobnicate
+macattn bench: unexpected argument 'frobnicate'
+...
+[2]
+$ macattn bench attend --heads 6/4
+macattn bench: --heads does not take '6/4'
+...
+[2]
+$ macattn bench attend --kv f12
+macattn bench: --kv does not take 'f12'
+...
+[2]
+$ macattn bench attend --context 1k,x
+macattn bench: --context does not take '1k,x'
+...
+[2]
+$ macattn bench attend --page-size 48
+macattn bench: --page-size does not take '48'
+...
+[2]
+$ macattn bench attend --isa sse9
+macattn bench: --isa does not take 'sse9'
+...
+[2]
+$ macattn bench attend --peer nobody
+macattn bench: --peer does not take 'nobody'
+...
+[2]
+$ macattn bench mac --hit-ratio 1.5
+macattn bench: --hit-ratio does not take '1.5'
+...
+[2]
+$ macattn bench mac --context 600 --threads 1
+macattn: bench mac: a ring of 512 and a band of 256 need a --context of 769
+[2]
+$ macattn bench mac --batch 4
+macattn: bench mac: --batch, --page-size, --queries and --peer are for bench attend
+[2]
+$ macattn bench attend --head-dim 72 --kv q8_0 --context 64 --threads 1
+macattn: *
+[1]
+$ macattn check --cases 0
+macattn check: --cases does not take '0'
+...
+[2]
+$ macattn check --isa sse9
+macattn: check: this machine has no instruction set 'sse9'
+[1]

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `macattn bench mac`: decode with reuse at a given hit ratio, in turns with exact attention.
+ *
+ * One repetition: a decode on one slot, then exact attention (macattn_attend: what decode gives when
+ * it does not reuse) on another slot's copy of the same tokens, by the same threads. Slots rotate, so
+ * that rings, K and V come from memory. Truncating the slot and planning are not timed. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "stream.h"
+
+#define N_STEPS        64 /* different ones, in turns */
+#define SEARCH_TIME_US 3e5
+
+static const report_column columns[] = {{"heads", "heads", 7, 0},
+                                        {"head_dim", "dim", 4, 0},
+                                        {"kv", "kv", 9, 0},
+                                        {"context", "context", 8, 0},
+                                        {"ring", "ring", 5, 0},
+                                        {"threads", "threads", 7, 0},
+                                        {"hit_ratio", "hits", 6, 3},
+                                        {"us_median", "us", 10, 1},
+                                        {"us_p10", "p10", 10, 1},
+                                        {"us_p90", "p90", 10, 1},
+                                        {"exact_us_median", "exact us", 10, 1},
+                                        {"speedup_vs_exact", "speedup", 7, 2},
+                                        {"match_us_median", "match us", 8, 1},
+                                        {"gbps", "GB/s", 7, 2},
+                                        {"ceiling_share", "share", 6, 3},
+                                        {0}};
+
+typedef struct mac_times {
+    tool_samples us, exact, ceiling, match;
+    double bytes;     /* sum over the steps timed */
+    double hit_ratio; /* as counted by the library */
+    double skipped;   /* share of the tokens */
+    double error;
+} mac_times;
+
+static int32_t slots_wanted(const bench_run *run, const bench_shape *shape)
+{
+    size_t bytes = tensors_kv_bytes(shape->kv, shape->heads.n_kv_heads, shape->head_dim,
+                                    shape->v_head_dim, shape->context);
+    int32_t n = bench_layers(run, bytes);
+    /* Two at least, so that exact attention does not leave the newest tokens in cache. */
+    return n < 2 && !run->options->warm ? 2 : n > 16 ? 16 : n;
+}
+
+static bool check(bench_run *run, stream *s, const stream_step *step, mac_times *times)
+{
+    times->error = (double)NAN;
+    stream_rewind(s, 0);
+    (void)stream_decode_us(s, step);
+    if (!run->options->check) {
+        return true;
+    }
+    report_progress("[%d/%d] checking", run->rows_done + 1, run->n_rows);
+    int64_t affordable = ((int64_t)1 << 27) / (s->n_tokens * (s->cfg.head_dim + s->cfg.v_head_dim));
+    times->error = stream_error(s, step, 0, affordable < 4 ? 4 : (int)(affordable & 0xffff));
+    report_progress_clear();
+    if (!(times->error <= BENCH_TOLERANCE)) {
+        fprintf(stderr, "macattn: bench: the result is off by %.2e of its largest value; no time\n",
+                times->error);
+        return false;
+    }
+    return true;
+}
+
+static void measure(bench_run *run, stream *s, const stream_step *steps, mac_times *times)
+{
+    double spent = 0.0;
+    /* Slots forked from the first get rings of their own. */
+    for (int32_t slot = 1; slot < s->n_slots; slot++) {
+        stream_rewind(s, slot);
+        (void)stream_decode_us(s, &steps[0]);
+    }
+    tool_expect(s->m, macattn_stats_reset(s->m), "macattn_stats_reset");
+    int64_t rep = 0;
+    for (; !bench_enough(run, rep, spent); rep++) {
+        const stream_step *step = &steps[rep % N_STEPS];
+        int32_t slot = (int32_t)(rep % s->n_slots);
+        if (rep % 16 == 0) {
+            bench_step_progress(run, "measuring", rep, spent);
+            tool_samples_add(&times->ceiling, machine_read_gbps(run->team));
+            /* Wakes the threads, and leaves no ring in the caches. */
+            stream_plan_exact(s, (slot + s->n_slots / 2) % s->n_slots);
+            (void)stream_exact_us(s, step);
+        }
+        stream_rewind(s, slot);
+        double us = stream_decode_us(s, step);
+        tool_samples_add(&times->us, us);
+        times->bytes += stream_bytes(s, step);
+        stream_plan_exact(s, (slot + s->n_slots / 2) % s->n_slots);
+        double exact = stream_exact_us(s, step);
+        tool_samples_add(&times->exact, exact);
+        spent += us + exact;
+    }
+    macattn_stats stats = {.struct_size = sizeof stats};
+    tool_expect(s->m, macattn_stats_get(s->m, -1, -1, &stats), "macattn_stats_get");
+    times->bytes /= (double)rep;
+    times->hit_ratio = (double)stats.hits / (double)stats.steps;
+    times->skipped = (double)stats.tokens_skipped / (double)stats.tokens_total;
+}
+
+static void print_row(bench_run *run, const bench_shape *shape, const stream *s, double asked,
+                      const mac_times *times)
+{
+    cJSON *row = report_row();
+    bench_add_shape(row, shape);
+    report_add_text(row, "policy", "paper");
+    report_add_real(row, "tau", (double)s->cfg.tau);
+    report_add_int(row, "ring", s->cfg.ring);
+    report_add_int(row, "band", s->cfg.band);
+    report_add_text(row, "misses", run->options->clustered ? "clustered" : "scattered");
+    report_add_real(row, "hit_ratio_asked", asked);
+    report_add_real(row, "hit_ratio", times->hit_ratio);
+    report_add_real(row, "tokens_skipped_share", times->skipped);
+    report_add_int(row, "slots_rotated", s->n_slots);
+    report_add_int(row, "reps", (int64_t)times->us.n);
+    bench_add_times(row, "", &times->us);
+    bench_add_times(row, "exact_", &times->exact);
+    double us = tool_samples_median(&times->us), exact = tool_samples_median(&times->exact);
+    report_add_real(row, "speedup_vs_exact", exact / us);
+    bench_add_times(row, "match_", &times->match);
+    report_add_real(row, "match_share", tool_samples_median(&times->match) / us);
+
+    /* K and V that the step has to read, and the compressed ring queries. */
+    double ring = (double)s->cfg.ring * s->cfg.n_heads * s->cfg.head_dim;
+    double ceiling = tool_samples_median(&times->ceiling);
+    report_add_int(row, "kv_bytes", (int64_t)times->bytes);
+    report_add_int(row, "bytes", (int64_t)(times->bytes + ring));
+    report_add_real(row, "gbps", (times->bytes + ring) / us * 1e-3);
+    report_add_real(row, "ceiling_gbps", ceiling);
+    report_add_real(row, "ceiling_share", (times->bytes + ring) / us * 1e-3 / ceiling);
+    report_add_real(row, "error", times->error);
+    report_add_machine(row, &run->machine, s->cfg.isa);
+    report_print(&run->report, row);
+}
+
+static void hit_ratio_row(bench_run *run, const bench_shape *shape, stream *s, double hit_ratio)
+{
+    const bench_options *o = run->options;
+    tool_rng rng = {(uint64_t)o->seed + 1};
+    stream_step steps[N_STEPS];
+    mac_times times = {0};
+    for (int i = 0; i < N_STEPS; i++) {
+        steps[i] = stream_step_create(s, hit_ratio, o->clustered, false, &rng);
+    }
+    if (check(run, s, &steps[0], &times)) {
+        stream_match_times(run, shape, s->cfg.ring, hit_ratio, SEARCH_TIME_US, &times.match);
+        measure(run, s, steps, &times);
+        print_row(run, shape, s, hit_ratio, &times);
+    } else {
+        run->n_failed++;
+    }
+    for (int i = 0; i < N_STEPS; i++) {
+        stream_step_free(&steps[i]);
+    }
+    tool_samples_free(&times.us);
+    tool_samples_free(&times.exact);
+    tool_samples_free(&times.ceiling);
+    tool_samples_free(&times.match);
+}
+
+static void mac_shape(bench_run *run, const bench_shape *shape)
+{
+    const bench_options *o = run->options;
+    int32_t ring = (int32_t)o->ring.values[0];
+    if (shape->context < ring + o->band + 1) {
+        tool_die(TOOL_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d",
+                 ring, (int)o->band, ring + (int)o->band + 1);
+    }
+    stream s;
+    stream_create(run, shape, ring, shape->context, slots_wanted(run, shape), 0, &s);
+    for (int i = 0; i < o->hit_ratio.n; i++) {
+        hit_ratio_row(run, shape, &s, o->hit_ratio.values[i]);
+    }
+    stream_destroy(&s);
+}
+
+int bench_mac(bench_run *run)
+{
+    run->report.columns = columns;
+    if (run->options->batch.n > 1 || run->options->batch.values[0] != 1 || run->options->peer ||
+        run->options->page_size > 0 || run->options->n_queries > 1) {
+        tool_die(TOOL_USAGE,
+                 "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
+    }
+    bench_each_shape(run, mac_shape);
+    return run->n_failed == 0 ? TOOL_OK : TOOL_FAILED;
+}

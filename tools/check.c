@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `macattn check`: every instruction set of this machine, on random shapes, against the float64
+ * reference. The library's own tests do more; this one runs where the library is installed. */
+#include <argp.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+#include "commands.h"
+#include "ref.h"
+#include "stream.h"
+
+typedef struct check_options {
+    int64_t cases, seed;
+    const char *isa;
+    bool verbose;
+} check_options;
+
+/* One random shape with its tensors. */
+typedef struct check_case {
+    macattn_config cfg;
+    tensors_kv kv;
+    macattn_row rows[3];
+    macattn_batch batch;
+    int32_t *pages;
+    int64_t n_queries; /* of all rows */
+    void *q;           /* in q_dtype */
+    float *sinks, *out, *lse;
+    double *expected, *expected_lse;
+} check_case;
+
+static void random_config(macattn_config *cfg, tool_rng *rng)
+{
+    static const int32_t dims[] = {8, 64, 72, 80, 96, 112, 128, 160, 192, 256};
+    static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
+                                             MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_F32};
+    tool_expect(NULL, macattn_config_init(cfg), "macattn_config_init");
+    cfg->n_layers = 1;
+    cfg->n_kv_heads = 1 + (int32_t)tool_random_below(rng, 4);
+    cfg->n_heads = cfg->n_kv_heads * (1 + (int32_t)tool_random_below(rng, 9));
+    cfg->head_dim = dims[tool_random_below(rng, 10)];
+    cfg->v_head_dim = tool_random_below(rng, 4) == 0 ? dims[tool_random_below(rng, 10)] : 0;
+    cfg->k_dtype = kv_types[tool_random_below(rng, 4)];
+    cfg->v_dtype =
+        tool_random_below(rng, 3) == 0 ? kv_types[tool_random_below(rng, 4)] : cfg->k_dtype;
+    /* q8_0 is made of whole blocks. */
+    if (cfg->k_dtype == MACATTN_DTYPE_Q8_0 || cfg->v_dtype == MACATTN_DTYPE_Q8_0) {
+        cfg->head_dim = (cfg->head_dim + 31) / 32 * 32;
+        cfg->v_head_dim = (cfg->v_head_dim + 31) / 32 * 32;
+    }
+    cfg->q_dtype = (macattn_dtype)tool_random_below(rng, 3);
+    cfg->scale = 2.0f / sqrtf((float)cfg->head_dim);
+    cfg->softcap = tool_random_below(rng, 4) == 0 ? 5.0f : 0.0f;
+    cfg->window = tool_random_below(rng, 5) == 0 ? 1 + tool_random_below(rng, 300) : 0;
+    cfg->policy = MACATTN_POLICY_EXACT;
+    cfg->max_tokens = 4096;
+    cfg->n_threads = 1 + (int32_t)tool_random_below(rng, 3);
+}
+
+static void random_rows(check_case *c, tool_rng *rng)
+{
+    static const int32_t page_sizes[] = {0, 0, 1, 16, 64, 256};
+    int32_t page_size = page_sizes[tool_random_below(rng, 6)];
+    int32_t n_rows = 1 + (int32_t)tool_random_below(rng, 3);
+    int32_t each = page_size > 0 ? (int32_t)(c->kv.n_rows / page_size) : 1;
+    int32_t n_pages = each * c->kv.n_sequences;
+    bool decode = tool_random_below(rng, 2) == 0;
+    c->pages = tool_alloc((size_t)n_pages * sizeof *c->pages);
+    for (int32_t i = 0; i < n_pages; i++) {
+        c->pages[i] = i;
+    }
+    for (int32_t i = n_pages - 1; i > 0; i--) {
+        int32_t j = (int32_t)tool_random_below(rng, i + 1);
+        int32_t page = c->pages[i];
+        c->pages[i] = c->pages[j];
+        c->pages[j] = page;
+    }
+    for (int32_t b = 0; b < n_rows; b++) {
+        int64_t n = 1 + tool_random_below(rng, tool_random_below(rng, 2) ? c->kv.n_rows : 40);
+        int64_t new = decode ? 1 : 1 + tool_random_below(rng, n > 70 ? 70 : n);
+        c->rows[b] = (macattn_row){.slot = -1,
+                                   .n_queries = (int32_t) new,
+                                   .n_tokens = n,
+                                   .page = page_size > 0 ? 0 : b,
+                                   .pages = page_size > 0 ? c->pages + b *each : NULL};
+        c->n_queries += new;
+    }
+    c->batch = (macattn_batch){.struct_size = sizeof c->batch,
+                               .n_rows = n_rows,
+                               .rows = c->rows,
+                               .page_size = page_size,
+                               .n_pages = n_pages};
+}
+
+static void make_case(check_case *c, tool_rng *rng)
+{
+    *c = (check_case){0};
+    random_config(&c->cfg, rng);
+    int32_t dv = c->cfg.v_head_dim > 0 ? c->cfg.v_head_dim : c->cfg.head_dim;
+    tool_kv_types types = {c->cfg.k_dtype, c->cfg.v_dtype};
+    tensors_kv_create(&c->kv, types, c->cfg.n_kv_heads, c->cfg.head_dim, dv, 3,
+                      1 + tool_random_below(rng, 1500), 1, false, false, rng);
+    random_rows(c, rng);
+    size_t heads = (size_t)c->n_queries * (size_t)c->cfg.n_heads;
+    size_t values = heads * (size_t)c->cfg.head_dim;
+    float *q = tool_alloc(values * sizeof *q);
+    tensors_fill_normal(q, values, rng);
+    c->q = tool_alloc(values * sizeof *q);
+    tensors_encode(c->cfg.q_dtype, q, values, c->q);
+    free(q);
+    if (tool_random_below(rng, 4) == 0) {
+        c->sinks = tool_alloc((size_t)c->cfg.n_heads * sizeof *c->sinks);
+        tensors_fill_normal(c->sinks, (size_t)c->cfg.n_heads, rng);
+    }
+    c->out = tool_alloc(heads * (size_t)dv * sizeof *c->out);
+    c->lse = tool_alloc(heads * sizeof *c->lse);
+    c->expected = tool_alloc(heads * (size_t)dv * sizeof *c->expected);
+    c->expected_lse = tool_alloc(heads * sizeof *c->expected_lse);
+}
+
+static void free_case(check_case *c)
+{
+    tensors_kv_destroy(&c->kv);
+    free(c->pages);
+    free(c->q);
+    free(c->sinks);
+    free(c->out);
+    free(c->lse);
+    free(c->expected);
+    free(c->expected_lse);
+}
+
+/* Runs it on one instruction set; the largest error over all heads. */
+static double attend_error(check_case *c, const char *isa)
+{
+    macattn_config cfg = c->cfg;
+    cfg.isa = isa;
+    macattn *m = bench_create(&cfg);
+    tool_expect(m, macattn_get_config(m, &cfg), "macattn_get_config");
+    tool_expect(m, macattn_plan(m, &c->batch), "macattn_plan");
+    macattn_io io = {.struct_size = sizeof io,
+                     .q = c->q,
+                     .kv = tensors_kv_view(&c->kv, 0, c->batch.page_size),
+                     .sinks = c->sinks,
+                     .out = c->out,
+                     .lse = c->lse};
+    tool_expect(m, macattn_attend(m, &io), "macattn_attend");
+    macattn_destroy(m);
+    ref_attend(&cfg, &c->batch, &io, c->expected, c->expected_lse);
+    double worst = 0.0;
+    for (int64_t i = 0; i < c->n_queries * cfg.n_heads; i++) {
+        size_t at = (size_t)i * (size_t)cfg.v_head_dim;
+        double error = bench_error(c->out + at, c->expected + at, cfg.v_head_dim);
+        double lse_error = fabs((double)c->lse[i] - c->expected_lse[i]);
+        error = lse_error <= error ? error : lse_error;
+        worst = error <= worst ? worst : error;
+    }
+    return worst;
+}
+
+static void describe(const check_case *c, char *text, size_t size)
+{
+    snprintf(text, size, "q %s, k %s, v %s, heads %d/%d, dim %d/%d, page %d, rows %d, queries %d%s",
+             tool_dtype_name(c->cfg.q_dtype), tool_dtype_name(c->cfg.k_dtype),
+             tool_dtype_name(c->cfg.v_dtype), c->cfg.n_heads, c->cfg.n_kv_heads, c->cfg.head_dim,
+             c->kv.v_head_dim, c->batch.page_size, c->batch.n_rows, (int)c->n_queries,
+             c->cfg.window > 0 ? ", window" : "");
+}
+
+static int check_attend(const check_options *o, const char *isa)
+{
+    int failed = 0;
+    double worst = 0.0;
+    for (int64_t i = 0; i < o->cases; i++) {
+        tool_rng rng = {(uint64_t)(o->seed + i) * 0x9e3779b9u};
+        check_case c;
+        make_case(&c, &rng);
+        double error = attend_error(&c, isa);
+        bool ok = error <= BENCH_TOLERANCE;
+        if (!ok || o->verbose) {
+            char text[200];
+            describe(&c, text, sizeof text);
+            printf("%s  %s case %d: error %.1e: %s\n", ok ? "    " : "FAIL", isa, (int)i, error,
+                   text);
+        }
+        failed += !ok;
+        worst = error <= worst ? worst : error;
+        free_case(&c);
+    }
+    printf("%s  %-10s  attention   %d of %d shapes, largest error %.1e\n", failed ? "FAIL" : "pass",
+           isa, (int)o->cases - failed, (int)o->cases, worst);
+    return failed;
+}
+
+/* Decode with hits and misses, against the reference's hits and misses. */
+static int check_reuse(const check_options *o, const char *isa)
+{
+    static const tool_heads heads[] = {{8, 2}, {6, 6}, {5, 1}, {16, 2}};
+    static const int32_t dims[] = {64, 80, 128, 256};
+    int failed = 0, n_cases = 0;
+    double worst = 0.0;
+    for (int i = 0; i < 4; i++) {
+        bench_options options = {.isa = isa, .band = 32, .seed = o->seed + i};
+        bench_run run = {.options = &options};
+        bench_shape shape = {.heads = heads[i],
+                             .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16},
+                             .head_dim = dims[i],
+                             .v_head_dim = dims[i],
+                             .batch = 1,
+                             .threads = 2,
+                             .context = 700};
+        stream s;
+        tool_rng rng = {(uint64_t)options.seed};
+        stream_create(&run, &shape, 100, shape.context, 1, 0, &s);
+        for (int step = 0; step < 6; step++) {
+            stream_step queries = stream_step_create(&s, step * 0.2, false, false, &rng);
+            stream_rewind(&s, 0);
+            (void)stream_decode_us(&s, &queries);
+            double error = stream_error(&s, &queries, 0, shape.heads.n_heads);
+            failed += !(error <= BENCH_TOLERANCE);
+            worst = error <= worst ? worst : error;
+            n_cases++;
+            stream_step_free(&queries);
+        }
+        stream_destroy(&s);
+    }
+    printf("%s  %-10s  reuse       %d of %d steps, largest error %.1e\n", failed ? "FAIL" : "pass",
+           isa, n_cases - failed, n_cases, worst);
+    return failed;
+}
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    check_options *options = state->input;
+    switch (key) {
+    case 'n':
+        if (!tool_parse_int(arg, 1, 1000000, &options->cases)) {
+            argp_error(state, "--cases does not take '%s'", arg);
+        }
+        return 0;
+    case 's':
+        if (!tool_parse_int(arg, 0, INT32_MAX, &options->seed)) {
+            argp_error(state, "--seed does not take '%s'", arg);
+        }
+        return 0;
+    case 'i': options->isa = arg; return 0;
+    case 'v': options->verbose = true; return 0;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+int command_check(int argc, char **argv)
+{
+    static const struct argp_option options_table[] = {
+        {"cases", 'n', "N", 0, "random shapes for each instruction set (60)", 0},
+        {"seed", 's', "N", 0, "of the first one (1)", 0},
+        {"isa", 'i', "NAME", 0, "this instruction set only", 0},
+        {"verbose", 'v', NULL, 0, "say every shape", 0},
+        {0}};
+    const struct argp argp = {options_table,
+                              parse_option,
+                              NULL,
+                              "\nCompare every instruction set of this machine with the float64 "
+                              "reference.\vThe exit status is 0 if all pass, 1 if one does not.",
+                              NULL,
+                              NULL,
+                              NULL};
+    check_options options = {.cases = 60, .seed = 1};
+    argp_err_exit_status = TOOL_USAGE;
+    (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
+    int failed = 0, checked = 0;
+    for (int i = 0; macattn_isa_name(i); i++) {
+        const char *isa = macattn_isa_name(i);
+        if (options.isa && strcmp(options.isa, isa) != 0) {
+            continue;
+        }
+        if (!macattn_isa_supported(isa)) {
+            printf("skip  %-10s  not on this machine\n", isa);
+            continue;
+        }
+        failed += check_attend(&options, isa) + check_reuse(&options, isa);
+        checked++;
+    }
+    if (checked == 0) {
+        tool_die(TOOL_FAILED, "check: this machine has no instruction set '%s'", options.isa);
+    }
+    return failed == 0 ? TOOL_OK : TOOL_FAILED;
+}
