@@ -54,6 +54,7 @@ void mai_threads_destroy(const macattn_config *cfg, mai_threads *threads);
 /* Run task(arg, i, worker) for every i in [0, n_tasks); `worker` in [0, n_threads) says whose scratch
  * memory the task may use: no two tasks that run at the same time get the same one. */
 typedef void (*mai_task)(void *arg, int i, int worker);
+int mai_threads_default(void);   /* CPUs this process may use */
 void mai_threads_run(mai_threads *threads, int n_tasks, mai_task task, void *arg);
 
 /* -------------------------------------------------------------------------------------- rings -- */
@@ -70,9 +71,11 @@ typedef struct mai_ring {
 
 typedef struct mai_slot {
     int64_t length;          /* tokens as of the newest decode or prefill */
-    uint64_t generation;     /* grows with every reset, truncate, fork into, load */
+    uint64_t generation;     /* grows with every reset, truncate, fork, load */
     mai_ring **rings;        /* [n_layers], NULL until first planned */
     mai_ring **spares;       /* [n_layers] free rings reserved by plan for copy-on-write, or NULL */
+    int64_t *keep_below;     /* [n_layers] entries made at this position or later are void; they are
+                                dropped when the ring is next written */
 } mai_slot;
 
 /* slot.c. */
@@ -81,8 +84,15 @@ bool mai_keeps_rings(const macattn_config *cfg);
 /* Called by plan: give the slot a ring for every layer, and a spare for every shared one. On failure
  * what was taken stays with the slot (it is not lost, and harmless). */
 macattn_status mai_slot_prepare(macattn *m, int32_t slot);
-/* The ring of a prepared slot, made the slot's own first if it is shared. Never fails. */
+/* The ring of a prepared slot, made the slot's own first if it is shared, and without void entries. To
+ * be called before a ring is read, too. Never fails. */
 mai_ring *mai_slot_ring_for_write(macattn *m, int32_t slot, int32_t layer);
+/* An empty ring from the free list, or a new one; NULL without memory. */
+mai_ring *mai_ring_take(macattn *m);
+void mai_ring_release(macattn *m, mai_ring *ring);   /* NULL is allowed */
+/* Replace the slot's rings (NULL: none at all) and length; the slot takes the references over. */
+void mai_slot_replace(macattn *m, int32_t slot, mai_ring **rings, int64_t length);
+macattn_status mai_slot_check(macattn *m, int32_t slot);
 macattn_status mai_slots_create(macattn *m);
 void mai_slots_destroy(macattn *m);
 

@@ -36,7 +36,7 @@ typedef struct tile_rows {
  * rows often lie a multiple of 4 KiB apart, where the first-level cache holds only about eight of them. */
 #define DEFINE_DOT(name, HB, TS)                                                                 \
     MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,            \
-                         const float *q, int d, float *scores, const char *next)                 \
+                         const float *const *q, int d, float *scores, const char *next)          \
     {                                                                                            \
         enum { TB = DOT_ACC / (HB) };                                                            \
         V acc[DOT_ACC];                                                                          \
@@ -54,14 +54,14 @@ typedef struct tile_rows {
                 }                                                                                \
                 MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);       \
                 MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
-                    V x = v_load(q + (size_t)h * d + (size_t)j * VL);                            \
+                    V x = v_load(q[h] + (size_t)j * VL);                                         \
                     MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
                         acc[h * TB + u + t] = v_fma(x, k[t], acc[h * TB + u + t]);               \
                 }                                                                                \
             }                                                                                    \
             if (rest) {                                                                          \
                 MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
-                    V x = v_load_n(q + (size_t)h * d + (size_t)n_vec * VL, rest);                \
+                    V x = v_load_n(q[h] + (size_t)n_vec * VL, rest);                             \
                     MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
                         acc[h * TB + u + t] =                                                    \
                             v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);  \
@@ -81,12 +81,12 @@ DEFINE_DOT(dot_heads1, 1, 8)
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for HB heads, NV vectors from j */
 #define DEFINE_PV(name, HB, NV)                                                                  \
     MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0,    \
-                         int t1, const float *p, float *o, int dv, int j, const char *next)      \
+                         int t1, const float *p, float *const *o, int j, const char *next)       \
     {                                                                                            \
         V acc[(HB) * (NV)];                                                                      \
         MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
             MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
-                acc[h * (NV) + i] = v_load(o + (size_t)h * dv + (size_t)(j + i) * VL);           \
+                acc[h * (NV) + i] = v_load(o[h] + (size_t)(j + i) * VL);                         \
         for (int t = t0; t < t1; t++) {                                                          \
             V v[NV];                                                                             \
             if (next) {                                                                          \
@@ -103,7 +103,7 @@ DEFINE_DOT(dot_heads1, 1, 8)
         }                                                                                        \
         MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
             MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
-                v_store(o + (size_t)h * dv + (size_t)(j + i) * VL, acc[h * (NV) + i]);           \
+                v_store(o[h] + (size_t)(j + i) * VL, acc[h * (NV) + i]);                         \
     }
 
 enum { PV_NV = PV_ACC / 4 };
@@ -142,9 +142,10 @@ MAI_INLINE const char *ahead_at(const ahead *next, int64_t bytes)
     return next->rows[row < TILE ? row : TILE - 1] + next->base + at % span;
 }
 
-/* Scores of `n_heads` heads (consecutive in q and scores) over the tile. */
-MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t offset, const float *q,
-                           int d, int n_heads, float *scores, const ahead *next)
+/* Scores of n_heads heads over the tile: q[h] are their queries, scores is [n_heads][TILE]. */
+MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t offset,
+                           const float *const *q, int d, int n_heads, float *scores,
+                           const ahead *next)
 {
     const int n = rows->n;
     const int64_t bytes = (int64_t)row_bytes(type, d);
@@ -152,43 +153,41 @@ MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t of
         const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
         const int step = DOT_ACC / block;
         for (int t = 0; t < n; t += step) {
-            const float *x = q + (size_t)h * d;
             float *s = scores + (size_t)h * TILE + t;
             const char *fetch = h == 0 ? ahead_at(next, t * bytes) : NULL;
             if (block == 4)
-                dot_heads4(type, rows->k + t, offset, x, d, s, fetch);
+                dot_heads4(type, rows->k + t, offset, q + h, d, s, fetch);
             else if (block == 2)
-                dot_heads2(type, rows->k + t, offset, x, d, s, fetch);
+                dot_heads2(type, rows->k + t, offset, q + h, d, s, fetch);
             else
-                dot_heads1(type, rows->k + t, offset, x, d, s, fetch);
+                dot_heads1(type, rows->k + t, offset, q + h, d, s, fetch);
         }
         h += block;
     }
 }
 
+/* o[h] += the rows from token t0 on, weighted by p [n_heads][TILE]. */
 MAI_INLINE void value_tile(macattn_dtype type, const tile_rows *rows, int64_t offset, int dv,
-                           int n_heads, int t0, const float *p, float *o, const ahead *next)
+                           int n_heads, int t0, const float *p, float *const *o, const ahead *next)
 {
     const int n_vec = dv / VL, t1 = rows->n;
     for (int h = 0; h < n_heads;) {
         const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
-        float *x = o + (size_t)h * dv;
         const float *w = p + (size_t)h * TILE;
         int j = 0;
         for (; j + PV_NV <= n_vec; j += PV_NV) {
             const char *fetch = h == 0 ? ahead_at(next, (int64_t)j * TILE * VEC_BYTES(type)) : NULL;
             if (block == 4)
-                pv_heads4(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+                pv_heads4(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
             else if (block == 2)
-                pv_heads2(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+                pv_heads2(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
             else
-                pv_heads1(type, rows->v, offset, t0, t1, w, x, dv, j, fetch);
+                pv_heads1(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
         }
         for (int i = 0; i < block; i++) {
             for (int jj = j; jj < n_vec; jj++)
-                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, x + (size_t)i * dv, dv, jj, NULL);
-            if (dv % VL)
-                pv_tail(type, rows->v, offset, t0, t1, w + i * TILE, x + (size_t)i * dv, dv);
+                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, o + h + i, jj, NULL);
+            if (dv % VL) pv_tail(type, rows->v, offset, t0, t1, w + i * TILE, o[h + i], dv);
         }
         h += block;
     }
@@ -270,8 +269,8 @@ MAI_INLINE ahead share_of_next(const char *const *rows, bool any, const mai_atte
 }
 
 /* score_tile and value_tile for the configured types. */
-static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t offset, const float *q,
-                        int n_heads, float *scores, const ahead *next)
+static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t offset,
+                        const float *const *q, int n_heads, float *scores, const ahead *next)
 {
 #define CASE(type) \
     case type: score_tile(type, rows, offset, q, shape->d, n_heads, scores, next); break;
@@ -285,7 +284,7 @@ static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t o
 }
 
 static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t offset, int n_heads,
-                        int t0, const float *p, float *o, const ahead *next)
+                        int t0, const float *p, float *const *o, const ahead *next)
 {
 #define CASE(type) \
     case type: value_tile(type, rows, offset, shape->dv, n_heads, t0, p, o, next); break;
@@ -298,29 +297,59 @@ static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t o
 #undef CASE
 }
 
-/* Work memory of one item, in the worker's scratch. */
+/* Work memory of one item, in the worker's scratch. The heads that take part in the tile are packed to
+ * the front of their kv head's place in `active`, `first`, `q`, `o` and `scores`, so that they fill
+ * blocks of four whichever they are. */
 typedef struct attend_state {
-    float *scores;   /* [n_heads][TILE] */
-    float *m, *l;    /* [n_heads] running maximum and sum */
-    int *first;      /* [n_heads] first token of the tile in which the head takes part, >= n: in none */
+    const float **q;   /* [n_heads] query */
+    float **o;         /* [n_heads] running output */
+    float *scores;     /* [n_heads][TILE] */
+    float *m, *l;      /* [n_heads] running maximum and sum, by head */
+    int *active;       /* [n_heads] head */
+    int *first;        /* [n_heads] first token of the tile in which it takes part */
+    int *n_active;     /* [n_kv_heads] */
 } attend_state;
 
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
-    return (size_t)shape->n_heads * (sizeof(float) * (TILE + 2) + sizeof(int));
+    return (size_t)shape->n_heads * (2 * sizeof(float *) + sizeof(float) * (TILE + 2) + 2 * sizeof(int)) +
+           (size_t)shape->n_kv_heads * sizeof(int);
 }
 
-/* How many heads from h on, of the same kv head, take part in a tile of n tokens; `t0` becomes the first
- * token in which any of them does. */
-MAI_INLINE int run_of_heads(const int *first, int h, int h_end, int n, int *t0)
+static attend_state attend_state_in(void *scratch, const mai_shape *shape)
 {
-    int count = 0;
-    *t0 = n;
-    while (h + count < h_end && first[h + count] < n) {
-        if (first[h + count] < *t0) *t0 = first[h + count];
-        count++;
+    const size_t hq = (size_t)shape->n_heads;
+    attend_state s = {.q = scratch};
+    s.o = (float **)(s.q + hq);
+    s.scores = (float *)(s.o + hq);
+    s.m = s.scores + hq * TILE;
+    s.l = s.m + hq;
+    s.active = (int *)(s.l + hq);
+    s.first = s.active + hq;
+    s.n_active = s.first + hq;
+    return s;
+}
+
+/* Pack the heads that take part in the tile of n tokens at t. Returns whether all heads do from its
+ * first token on: then so it stays. */
+static bool pack_active(const mai_attend_args *a, const attend_state *s, int64_t t, int n)
+{
+    const mai_shape *shape = a->shape;
+    bool all = true;
+    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
+        int at = kv_head * shape->group;
+        for (int h = at; h < (kv_head + 1) * shape->group; h++) {
+            const int64_t skip = a->start ? a->start[h] - t : 0;
+            if (skip > 0) all = false;
+            if (skip >= n) continue;
+            s->active[at] = h;
+            s->first[at] = skip > 0 ? (int)skip : 0;
+            s->q[at] = a->q + (size_t)h * shape->d;
+            s->o[at++] = a->out + (size_t)h * shape->dv;
+        }
+        s->n_active[kv_head] = at - kv_head * shape->group;
     }
-    return count;
+    return all;
 }
 
 /* One tile: scores of all heads, then their softmax, then the values. In this order the heads are
@@ -333,33 +362,27 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     const int group = shape->group, n = rows->n;
     const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
     const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
-    int t0;
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
-        const int h_end = (kv_head + 1) * group;
-        ahead share = share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
-        for (int h = kv_head * group, count; h < h_end; h += count + 1) {
-            count = run_of_heads(s->first, h, h_end, n, &t0);
-            if (count == 0) continue;
-            tile_scores(shape, rows, kv_head * kv->k_head_stride, a->q + (size_t)h * shape->d, count,
-                        s->scores + (size_t)h * TILE, &share);
-            share.rows = NULL;   /* fetched once for the group */
-        }
-    }
-    for (int h = a->kv0 * group; h < a->kv1 * group; h++) {
-        if (s->first[h] >= n) continue;
-        softmax_tile(s->scores + (size_t)h * TILE, s->first[h], n, shape->softcap, s->m + h, s->l + h,
-                     a->out + (size_t)h * shape->dv, shape->dv);
+        const int h = kv_head * group;
+        const ahead share = share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
+        if (s->n_active[kv_head] == 0) continue;
+        tile_scores(shape, rows, kv_head * kv->k_head_stride, s->q + h, s->n_active[kv_head],
+                    s->scores + (size_t)h * TILE, &share);
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
-        const int h_end = (kv_head + 1) * group;
-        ahead share = share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
-        for (int h = kv_head * group, count; h < h_end; h += count + 1) {
-            count = run_of_heads(s->first, h, h_end, n, &t0);
-            if (count == 0) continue;
-            tile_values(shape, rows, kv_head * kv->v_head_stride, count, t0,
-                        s->scores + (size_t)h * TILE, a->out + (size_t)h * shape->dv, &share);
-            share.rows = NULL;
+        for (int i = kv_head * group; i < kv_head * group + s->n_active[kv_head]; i++) {
+            const int h = s->active[i];
+            softmax_tile(s->scores + (size_t)i * TILE, s->first[i], n, shape->softcap, s->m + h,
+                         s->l + h, s->o[i], shape->dv);
         }
+    }
+    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
+        const int h = kv_head * group;
+        const ahead share = share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
+        int t0 = n;
+        for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
+        tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_active[kv_head], t0,
+                    s->scores + (size_t)h * TILE, s->o + h, &share);
     }
 }
 
@@ -367,24 +390,18 @@ static void MAI_FN(attend)(const mai_attend_args *a)
 {
     const mai_shape *shape = a->shape;
     const int h0 = a->kv0 * shape->group, h1 = a->kv1 * shape->group;
-    attend_state s = {.scores = a->scratch};
-    s.m = s.scores + (size_t)shape->n_heads * TILE;
-    s.l = s.m + shape->n_heads;
-    s.first = (int *)(s.l + shape->n_heads);
+    const attend_state s = attend_state_in(a->scratch, shape);
     for (int h = h0; h < h1; h++) {
         s.m[h] = -INFINITY;
         s.l[h] = 0;
-        s.first[h] = 0;
         memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
     }
     tile_rows rows[2];
     int now = 0;
+    bool settled = false;
     load_rows(&a->tokens, a->t0, a->t1 - a->t0, &rows[0]);
     for (int64_t t = a->t0; t < a->t1; t += TILE, now ^= 1) {
-        for (int h = h0; a->start && h < h1; h++) {
-            const int64_t skip = a->start[h] - t;
-            s.first[h] = skip <= 0 ? 0 : skip < TILE ? (int)skip : TILE;
-        }
+        if (!settled) settled = pack_active(a, &s, t, rows[now].n);
         load_rows(&a->tokens, t + TILE, a->t1 - t - TILE, &rows[now ^ 1]);
         attend_tile(a, &s, &rows[now], &rows[now ^ 1]);
     }

@@ -7,13 +7,16 @@
  * by query, so that nothing a query may not see ever touches its sums. */
 
 #define PREFILL_ROWS 64
+#define PREFILL_MAX_ROWS MAI_MAX_HEADS   /* one query of a group of any size */
 
 /* Running state of the block's rows; row = (query - q0) * group + head of the group. */
 typedef struct prefill_block {
     const mai_prefill_args *a;
     int group, n_queries;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS];   /* [query] tokens it sees in this pass */
-    float *q, *o, *m, *l, *scores;
+    float *q, *o, *m, *l, *scores;                /* [row] */
+    const float *q_row[PREFILL_MAX_ROWS];
+    float *o_row[PREFILL_MAX_ROWS];
 } prefill_block;
 
 static int prefill_queries(const mai_shape *shape)
@@ -44,6 +47,8 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
         const int query = a->q0 + (int)i / b->group, head = a->kv_head * b->group + (int)i % b->group;
         load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
                b->q + i * (size_t)shape->d);
+        b->q_row[i] = b->q + i * (size_t)shape->d;
+        b->o_row[i] = b->o + i * (size_t)shape->dv;
         b->m[i] = -INFINITY;
         b->l[i] = 0;
     }
@@ -67,13 +72,13 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     const ahead v_next = {fetch_next ? rows[1].v : NULL, v_offset,
                           (int64_t)row_bytes(shape->v_dtype, shape->dv), 0};
     const int n_rows = n_queries * b->group;
-    float *scores = b->scores + row * TILE, *o = b->o + row * (size_t)shape->dv;
-    tile_scores(shape, &rows[0], k_offset, b->q + row * (size_t)shape->d, n_rows, scores, &k_next);
+    float *scores = b->scores + row * TILE;
+    tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
     for (int i = 0; i < n_rows; i++) {
         softmax_tile(scores + (size_t)i * TILE, 0, n, shape->softcap, b->m + row + i, b->l + row + i,
-                     o + (size_t)i * (size_t)shape->dv, shape->dv);
+                     b->o_row[row + (size_t)i], shape->dv);
     }
-    tile_values(shape, &rows[0], v_offset, n_rows, 0, scores, o, &v_next);
+    tile_values(shape, &rows[0], v_offset, n_rows, 0, scores, b->o_row + row, &v_next);
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */

@@ -108,29 +108,40 @@ static void ring_scan_chunk(const mai_match_args *a, const ring_query *q, int c,
     }
 }
 
-/* Whether a row whose int8 distance is `distance2` may lie within `radius`: the int8 forms are off by
- * the two residuals, and the float32 sums by their rounding. The latter is bounded by `own2`, the
- * query's squared norm: a row within reach is no longer than |q| + reach. NaN (overflow) counts as
+/* Whether rows whose int8 distance is `distance2` may lie within `radius`, as a bit a row: the int8 forms
+ * are off by the two residuals, and the float32 sums by their rounding. The latter is bounded by `own2`,
+ * the query's squared norm: a row within reach is no longer than |q| + reach. NaN (overflow) counts as
  * may. */
-static bool ring_may_reach(float distance2, float residuals, float own2, double radius)
+MAI_INLINE uint32_t ring_may_reach(V distance2, V residual, const ring_query *q, float own2, float radius)
 {
-    const float reach = (float)radius + residuals, reach2 = reach * reach;
-    return !(distance2 > reach2 * 1.000001f + 4e-6f * (3.0f * own2 + 2.0f * reach2));
+    const V reach = v_add(residual, v_set1(radius + q->residual)), reach2 = v_mul(reach, reach);
+    const V limit = v_fma(reach2, v_set1(1.0f + 9e-6f), v_set1(12e-6f * own2));
+    return v_not_above(distance2, limit);
 }
 
-/* Rows that may lie within the radius and end early enough, newest first; gives up and returns
+/* Whether row `at` of the circle holds an entry. */
+static bool ring_holds(const mai_match_args *a, int at)
+{
+    const int K = a->dims->capacity, age = a->ring->head[a->head] - 1 - at;
+    return at < K && (age < 0 ? age + K : age) < a->ring->count[a->head];
+}
+
+/* Rows that hold an entry, may lie within the radius and end early enough; gives up and returns
  * limit + 1 when there are more than `limit`. */
 static int ring_survivors(const mai_match_args *a, const ring_query *q, const float *distance2,
-                          float own2, int32_t *index, int limit)
+                          float own2, float radius, int n_blocks, int32_t *index,
+                          int limit)
 {
     const mai_ring_dims *dims = a->dims;
     const float *residual = a->ring->residual + (size_t)a->head * (size_t)dims->n_blocks * MAI_LANES;
     const int32_t *end = a->ring->end + (size_t)a->head * (size_t)dims->capacity;
-    int n = 0, at = a->ring->head[a->head];
-    for (int i = 0; i < a->ring->count[a->head]; i++) {
-        at = at == 0 ? dims->capacity - 1 : at - 1;
-        if (ring_may_reach(distance2[at], residual[at] + q->residual, own2, a->radius) &&
-            end[at] <= a->max_end) {
+    int n = 0;
+    for (int row = 0; row < n_blocks * MAI_LANES; row += VL) {
+        uint32_t bits =
+            ring_may_reach(v_load(distance2 + row), v_load(residual + row), q, own2, radius);
+        for (; bits; bits &= bits - 1) {
+            const int at = row + __builtin_ctz(bits);
+            if (!ring_holds(a, at) || end[at] > a->max_end) continue;
             if (n == limit) return limit + 1;
             index[n++] = at;
         }
@@ -138,27 +149,63 @@ static int ring_survivors(const mai_match_args *a, const ring_query *q, const fl
     return n;
 }
 
+static const char *ring_row(const mai_match_args *a, int at)
+{
+    return a->ring->q +
+           ((size_t)a->head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes;
+}
+
 /* Squared distance as the queries came, in double; gives up (returns infinity) when a float32 sum says
  * that it is clearly beyond `give_up`. */
-static double ring_distance2(const mai_match_args *a, const float *x, int32_t at, double give_up)
+static double ring_distance2(const mai_match_args *a, const float *x, int at, double give_up)
 {
-    const int d = a->dims->d;
+    const int n = a->dims->n_chunks * MAI_CHUNK;
     float y[MAI_MAX_CHUNKS * MAI_CHUNK];
-    load_padded(a->shape->q_dtype,
-                a->ring->q + ((size_t)a->head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes,
-                d, a->dims->n_chunks * MAI_CHUNK, y);
+    load_padded(a->shape->q_dtype, ring_row(a, at), a->dims->d, n, y);
     V sum = v_zero();
-    for (int i = 0; i < a->dims->n_chunks * MAI_CHUNK; i += VL) {
+    for (int i = 0; i < n; i += VL) {
         const V e = v_sub(v_load(x + i), v_load(y + i));
         sum = v_fma(e, e, sum);
     }
     if ((double)v_reduce_add(sum) * (1 - 1e-4) > give_up) return HUGE_VAL;
     double d2 = 0;
-    for (int i = 0; i < d; i++) {
+    for (int i = 0; i < a->dims->d; i++) {
         const double e = (double)x[i] - (double)y[i];
         d2 += e * e;
     }
     return d2;
+}
+
+/* Take row `at` if it is nearer than what was found so far; of equally near ones, the newer. */
+static void ring_consider(const mai_match_args *a, const float *x, int at, double *best,
+                          mai_match *result)
+{
+    if (at == result->entry) return;
+    const double d2 = ring_distance2(a, x, at, *best);
+    const int head = a->ring->head[a->head], K = a->dims->capacity;
+    const bool newer =
+        result->entry >= 0 && (head - 1 - at + K) % K < (head - 1 - result->entry + K) % K;
+    if (d2 < *best || (d2 == *best && newer)) {
+        *best = result->distance2 = d2;
+        result->entry = at;
+    }
+}
+
+/* The row that is nearest after the first chunk, if it promises to be a hit: its distance cuts the
+ * search short. -1: none. */
+static int ring_promising(const mai_match_args *a, const float *distance2, int n_blocks)
+{
+    V least = v_load(distance2);
+    for (int row = VL; row < n_blocks * MAI_LANES; row += VL) least = v_min(v_load(distance2 + row), least);
+    float lanes[VL], smallest = INFINITY;
+    v_store(lanes, least);
+    for (int i = 0; i < VL; i++) smallest = lanes[i] < smallest ? lanes[i] : smallest;
+    if (!((double)smallest * a->dims->n_chunks < a->radius * a->radius)) return -1;
+    for (int row = 0; row < n_blocks * MAI_LANES; row += VL) {
+        const uint32_t bits = v_not_above(v_load(distance2 + row), v_set1(smallest));
+        if (bits) return row + __builtin_ctz(bits);
+    }
+    return -1;
 }
 
 static size_t match_scratch_bytes(const mai_ring_dims *dims)
@@ -184,37 +231,31 @@ static void MAI_FN(match)(const mai_match_args *a, mai_match *result)
     float *distance2 = a->scratch;
     int32_t *index = (int32_t *)(distance2 + (size_t)dims->n_blocks * MAI_LANES);
     memset(distance2, 0, (size_t)n_blocks * MAI_LANES * sizeof(float));
+    const int32_t *end = a->ring->end + (size_t)a->head * (size_t)dims->capacity;
     float own2 = 0;
     for (int c = 0; c < dims->n_chunks; c++) own2 += q.norm2[c];
-    const int few = count / 16 + 4;   /* cheaper to look at than another chunk of every row */
+    const int few = 2;   /* cheaper to look at than another chunk of every row */
+    double best = a->radius * a->radius;
     int n = 0;
     for (int c = 0; c < dims->n_chunks; c++) {
         ring_scan_chunk(a, &q, c, n_blocks, distance2);
+        if (c == 0) {
+            const int at = ring_promising(a, distance2, n_blocks);
+            if (at >= 0 && ring_holds(a, at) && end[at] <= a->max_end)
+                ring_consider(a, x, at, &best, result);
+        }
         const bool last = c + 1 == dims->n_chunks;
-        n = ring_survivors(a, &q, distance2, own2, index, last ? count : few);
+        n = ring_survivors(a, &q, distance2, own2, (float)sqrt(best), n_blocks, index,
+                           last ? count : few);
         if (n <= few) break;
     }
-    /* The most promising first: it cuts the others short. */
-    for (int i = 1; i < n; i++) {
-        if (distance2[index[i]] < distance2[index[0]]) {
-            const int32_t swap = index[0];
-            index[0] = index[i];
-            index[i] = swap;
-        }
+    for (int i = 0; i < n; i++) {
+        for (size_t line = 0; line < dims->q_bytes; line += 64) v_prefetch(ring_row(a, index[i]) + line);
     }
     const float *residual = a->ring->residual + (size_t)a->head * (size_t)dims->n_blocks * MAI_LANES;
-    double best = a->radius * a->radius;
-    int best_age = 0;
     for (int i = 0; i < n; i++) {
         const int at = index[i];
-        if (!ring_may_reach(distance2[at], residual[at] + q.residual, own2, sqrt(best))) continue;
-        const double d2 = ring_distance2(a, x, at, best);
-        const int age = (a->ring->head[a->head] - 1 - at + dims->capacity) % dims->capacity;
-        if (d2 < best || (d2 == best && result->entry >= 0 && age < best_age)) {
-            best = d2;
-            best_age = age;
-            result->entry = at;
-            result->distance2 = d2;
-        }
+        if (ring_may_reach(v_set1(distance2[at]), v_set1(residual[at]), &q, own2, (float)sqrt(best)) & 1)
+            ring_consider(a, x, at, &best, result);
     }
 }

@@ -69,6 +69,7 @@ static inline V v_load_bf16_n(const void *p, int n)
 static inline float v_f16_scalar(uint16_t h) { return _cvtsh_ss(h); }
 
 
+static inline uint32_t v_not_above(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
 static inline V v_from_i32(const int32_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));

@@ -55,6 +55,11 @@ static inline V v_scale2(V a, V n)
     const V y = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(i, half), bias), 23));
     return vmulq_f32(vmulq_f32(a, x), y);
 }
+static inline uint32_t v_not_above(V a, V b)
+{
+    static const uint32_t bit[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcgtq_f32(a, b)));
+}
 static inline V v_from_i32(const int32_t *p) { return vcvtq_f32_s32(vld1q_s32(p)); }
 
 static inline V v_load_f16(const void *p)

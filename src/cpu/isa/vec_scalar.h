@@ -4,6 +4,7 @@
  *   v_max(a, b): b if either is NaN; v_min the same
  *   v_first_n(a, b, n): lanes i < n of a, the others of b; 0 <= n <= VL
  *   v_scale2(a, n): a * 2^n for whole n in [-150, 130], gradual underflow may be flushed
+ *   v_not_above(a, b): bit i is set unless a > b in lane i
  *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < DOT_ACC, all by the same tree
  *   v_dot_block(block, q, dot): dot[lane] = sum over MAI_CHUNK dims of uint8 row times int8 q */
 #ifndef MAI_VEC_H
@@ -42,6 +43,7 @@ static inline float v_reduce_max(V a) { return a; }
 static inline V v_round(V a) { return rintf(a); }
 static inline V v_scale2(V a, V n) { return n < -140.0f ? a * 0.0f : ldexpf(a, isnan(n) ? 0 : (int)n); }
 static inline V v_first_n(V a, V b, int n) { return n > 0 ? a : b; }
+static inline uint32_t v_not_above(V a, V b) { return !(a > b); }
 static inline V v_from_i32(const int32_t *p) { return (float)*p; }
 
 static inline float v_f16_scalar(uint16_t h)

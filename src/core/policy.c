@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* When a summary may be reused. */
+#include <math.h>
+
+#include "internal.h"
+
+static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
+{
+    (void)cfg, (void)n_tokens;
+    return -1;
+}
+
+/* MAC-Attention, section 3: queries of unit variance are sqrt(2 d) apart when they have nothing to do
+ * with each other. */
+static double paper_radius(const macattn_config *cfg, int64_t n_tokens)
+{
+    if (n_tokens < cfg->min_tokens) return -1;
+    return sqrt(2.0 * (double)cfg->head_dim) * (1.0 - (double)cfg->tau);
+}
+
+const mai_policy *mai_policy_get(macattn_policy policy)
+{
+    static const mai_policy exact = {"exact", exact_radius}, paper = {"paper", paper_radius};
+    switch ((int)policy) {
+    case MACATTN_POLICY_EXACT: return &exact;
+    case MACATTN_POLICY_PAPER: return &paper;
+    default: return NULL;
+    }
+}

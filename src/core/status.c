@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Status codes and their texts, the version, sizes of types. */
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "internal.h"
+
+const char *macattn_version(void) { return MACATTN_VERSION; }
+
+const char *macattn_status_string(macattn_status status)
+{
+    switch ((int)status) {
+#define MAI_STATUS_CASE(name, value, text) \
+    case value: return text;
+        MACATTN_STATUS_MAP(MAI_STATUS_CASE)
+#undef MAI_STATUS_CASE
+    default: return "unknown status";
+    }
+}
+
+macattn_status mai_fail(macattn *m, macattn_status code, const char *format, ...)
+{
+    if (m) {
+        va_list args;
+        va_start(args, format);
+        vsnprintf(m->error, sizeof m->error, format, args);
+        va_end(args);
+    }
+    return code;
+}
+
+const char *macattn_last_error(const macattn *m) { return m ? m->error : ""; }
+
+size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n)
+{
+    if (n < 0) return 0;
+    switch ((int)dtype) {
+    case MACATTN_DTYPE_F32: return (size_t)n * 4;
+    case MACATTN_DTYPE_F16:
+    case MACATTN_DTYPE_BF16: return (size_t)n * 2;
+    case MACATTN_DTYPE_Q8_0: return n % 32 == 0 ? (size_t)(n / 32) * 34 : 0;
+    default: return 0;
+    }
+}
