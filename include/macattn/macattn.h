@@ -202,7 +202,7 @@ MACATTN_API const char *macattn_last_error(const macattn *m);
 
 /*! macattn_get_config() : the configuration in force, all defaults resolved (`v_head_dim`, `scale`,
  *  `n_threads`, and `isa` as a name with static storage). */
-MACATTN_API macattn_status macattn_get_config(const macattn *m, macattn_config *config);
+MACATTN_API macattn_status macattn_get_config(macattn *m, macattn_config *config);
 
 /* --------------------------------------------------------------------------------------- plan -- */
 
@@ -314,7 +314,7 @@ MACATTN_API macattn_status macattn_slot_truncate(macattn *m, int32_t slot, int64
 MACATTN_API macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to);
 
 /*! macattn_slot_length() : tokens of the sequence as of the newest decode or prefill. */
-MACATTN_API macattn_status macattn_slot_length(const macattn *m, int32_t slot, int64_t *n_tokens);
+MACATTN_API macattn_status macattn_slot_length(macattn *m, int32_t slot, int64_t *n_tokens);
 
 /*! macattn_slot_save() : write the slot's state to `buffer`, or ask how large it is.
  *  `buffer` NULL : only `*size` is set. Otherwise `*size` is the room on entry, the bytes written on
@@ -344,7 +344,7 @@ typedef struct macattn_stats {
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */
-MACATTN_API macattn_status macattn_stats_get(const macattn *m, int32_t layer, int32_t head,
+MACATTN_API macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head,
                                              macattn_stats *stats);
 
 /*! macattn_stats_reset() : set all counters to 0. */

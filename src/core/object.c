@@ -89,10 +89,10 @@ void macattn_destroy(macattn *m)
     mai_free(&cfg, m);
 }
 
-macattn_status macattn_get_config(const macattn *m, macattn_config *config)
+macattn_status macattn_get_config(macattn *m, macattn_config *config)
 {
     if (!m) return MACATTN_E_ARG;
-    if (!config) return mai_fail((macattn *)m, MACATTN_E_ARG, "config is NULL");
+    if (!config) return mai_fail(m, MACATTN_E_ARG, "config is NULL");
     *config = m->cfg;
     return MACATTN_OK;
 }

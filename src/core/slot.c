@@ -224,10 +224,10 @@ macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to)
     return MACATTN_OK;
 }
 
-macattn_status macattn_slot_length(const macattn *m, int32_t slot, int64_t *n_tokens)
+macattn_status macattn_slot_length(macattn *m, int32_t slot, int64_t *n_tokens)
 {
-    MAI_TRY(mai_slot_check((macattn *)m, slot));
-    if (!n_tokens) return mai_fail((macattn *)m, MACATTN_E_ARG, "n_tokens is NULL");
+    MAI_TRY(mai_slot_check(m, slot));
+    if (!n_tokens) return mai_fail(m, MACATTN_E_ARG, "n_tokens is NULL");
     *n_tokens = m->slots[slot].length;
     return MACATTN_OK;
 }

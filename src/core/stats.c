@@ -45,21 +45,20 @@ static void accumulate(macattn_stats *sum, const mai_counters *c)
     for (int i = 0; i < MACATTN_DISTANCE_BINS; i++) sum->distance[i] += c->distance[i];
 }
 
-macattn_status macattn_stats_get(const macattn *m, int32_t layer, int32_t head, macattn_stats *stats)
+macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macattn_stats *stats)
 {
     if (!m) return MACATTN_E_ARG;
-    macattn *self = (macattn *)m;   /* for the error's text alone */
-    if (!stats) return mai_fail(self, MACATTN_E_ARG, "stats is NULL");
+    if (!stats) return mai_fail(m, MACATTN_E_ARG, "stats is NULL");
     if (stats->struct_size != sizeof *stats) {
-        return mai_fail(self, MACATTN_E_ARG, "stats.struct_size is %zu, not sizeof(macattn_stats) = %zu",
+        return mai_fail(m, MACATTN_E_ARG, "stats.struct_size is %zu, not sizeof(macattn_stats) = %zu",
                         stats->struct_size, sizeof *stats);
     }
     if (layer < -1 || layer >= m->cfg.n_layers) {
-        return mai_fail(self, MACATTN_E_RANGE, "layer %d is not in [-1, n_layers = %d)", (int)layer,
+        return mai_fail(m, MACATTN_E_RANGE, "layer %d is not in [-1, n_layers = %d)", (int)layer,
                         (int)m->cfg.n_layers);
     }
     if (head < -1 || head >= m->cfg.n_heads) {
-        return mai_fail(self, MACATTN_E_RANGE, "head %d is not in [-1, n_heads = %d)", (int)head,
+        return mai_fail(m, MACATTN_E_RANGE, "head %d is not in [-1, n_heads = %d)", (int)head,
                         (int)m->cfg.n_heads);
     }
     macattn_stats sum = {.struct_size = sizeof sum};

@@ -4,7 +4,9 @@
  * A run is announced by bumping `run_number`; workers that still spin see it at once, sleeping ones are
  * woken. Tasks are drawn from one counter. The caller draws too, then waits until all workers that took
  * part have left, because the run's description may not change while any of them reads it. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE   /* sched_getaffinity */
+#endif
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>

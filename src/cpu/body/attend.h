@@ -320,7 +320,7 @@ static attend_state attend_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t hq = (size_t)shape->n_heads;
     attend_state s = {.q = scratch};
-    s.o = (float **)(s.q + hq);
+    s.o = (float **)scratch + hq;
     s.scores = (float *)(s.o + hq);
     s.m = s.scores + hq * TILE;
     s.l = s.m + hq;
