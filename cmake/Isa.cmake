@@ -14,9 +14,13 @@ macro(_macattn_isa name)
   set(_file "${CMAKE_CURRENT_SOURCE_DIR}/src/cpu/isa/${name}.c")
   if(EXISTS "${_file}")
     list(APPEND MACATTN_ISA_SOURCES "${_file}")
-    # Kernels are compiled at -O3 whatever the build type, but for Debug.
-    set_source_files_properties("${_file}" PROPERTIES
-      COMPILE_OPTIONS "${ARGN};$<$<NOT:$<CONFIG:Debug>>:-O3>")
+    # Kernels are compiled at -O3 in every build type that optimises, but not with sanitizers, where
+    # it takes minutes.
+    set(_flags ${ARGN})
+    if(NOT MACATTN_SANITIZE)
+      list(APPEND _flags "$<$<NOT:$<CONFIG:Debug>>:-O3>")
+    endif()
+    set_source_files_properties("${_file}" PROPERTIES COMPILE_OPTIONS "${_flags}")
   endif()
 endmacro()
 
