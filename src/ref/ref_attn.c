@@ -1,195 +1,133 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Full attention, and attention over a range of tokens:
- *
- *     s[t] = cap(scale * q . k[t]);   lse = log sum exp s[t];   o = sum exp(s[t] - lse) v[t] */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "ref.h"
 
-/* ---------------------------------------------------------------------------------- data types -- */
-
-static double f16_value(const unsigned char *p)
+static double from_f16(uint16_t h)
 {
-    const unsigned bits = p[0] | (unsigned)p[1] << 8;
-    const int exponent = (int)(bits >> 10 & 31), fraction = (int)(bits & 1023);
-    double value;
+    const int sign = h >> 15, exponent = h >> 10 & 31, mantissa = h & 1023;
+    double x;
     if (exponent == 31) {
-        value = fraction ? NAN : INFINITY;
+        x = mantissa ? NAN : INFINITY;
     } else if (exponent == 0) {
-        value = ldexp(fraction, -24);
+        x = ldexp(mantissa, -24);
     } else {
-        value = ldexp(fraction + 1024, exponent - 25);
+        x = ldexp(1024 + mantissa, exponent - 25);
     }
-    return bits >> 15 ? -value : value;
+    return sign ? -x : x;
 }
 
-static double bf16_value(const unsigned char *p)
+double ref_value(macattn_dtype dtype, const void *row, int64_t i)
 {
-    const uint32_t bits = (uint32_t)p[0] << 16 | (uint32_t)p[1] << 24;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return (double)value;
-}
-
-static double f32_value(const unsigned char *p)
-{
-    float value;
-    memcpy(&value, p, sizeof value);
-    return (double)value;
-}
-
-/* Blocks of 32: an f16 scale, then 32 int8. */
-static double q8_0_value(const unsigned char *row, int64_t i)
-{
-    const unsigned char *block = row + i / 32 * 34;
-    int8_t value;
-    memcpy(&value, block + 2 + i % 32, 1);
-    return f16_value(block) * value;
-}
-
-static double element(macattn_dtype dtype, const void *row, int64_t i)
-{
-    const unsigned char *p = row;
+    const char *at = row;
+    uint16_t h;
+    uint32_t w;
+    float f;
     switch (dtype) {
-    case MACATTN_DTYPE_F32: return f32_value(p + 4 * i);
-    case MACATTN_DTYPE_F16: return f16_value(p + 2 * i);
-    case MACATTN_DTYPE_BF16: return bf16_value(p + 2 * i);
-    case MACATTN_DTYPE_Q8_0: return q8_0_value(p, i);
-    default: return NAN;
+    case MACATTN_DTYPE_F16: memcpy(&h, at + 2 * i, 2); return from_f16(h);
+    case MACATTN_DTYPE_BF16:
+        memcpy(&h, at + 2 * i, 2);
+        w = (uint32_t)h << 16;
+        memcpy(&f, &w, 4);
+        return (double)f;
+    case MACATTN_DTYPE_Q8_0:
+        memcpy(&h, at + i / 32 * 34, 2);
+        return from_f16(h) * (double)(int8_t)at[i / 32 * 34 + 2 + i % 32];
+    case MACATTN_DTYPE_F32:
+    default: memcpy(&f, at + 4 * i, 4); return (double)f;
     }
 }
 
-void ref_load(macattn_dtype dtype, const void *row, int64_t n, double *out)
-{
-    for (int64_t i = 0; i < n; i++) out[i] = element(dtype, row, i);
-}
-
-/* ------------------------------------------------------------------------------ where things are -- */
-
-static int32_t value_dim(const macattn_config *cfg)
+static int v_dim(const macattn_config *cfg)
 {
     return cfg->v_head_dim ? cfg->v_head_dim : cfg->head_dim;
 }
 
-static double logit_scale(const macattn_config *cfg)
+static double logit(const macattn_config *cfg, const double *q, const void *k)
 {
-    return cfg->scale != 0 ? (double)cfg->scale : (double)(float)(1 / sqrt((double)cfg->head_dim));
+    double s = 0;
+    for (int i = 0; i < cfg->head_dim; i++) s += q[i] * ref_value(cfg->k_dtype, k, i);
+    s *= cfg->scale != 0 ? (double)cfg->scale : 1 / sqrt(cfg->head_dim);
+    return cfg->softcap > 0 ? (double)cfg->softcap * tanh(s / (double)cfg->softcap) : s;
 }
 
-static const char *query_row(const macattn_config *cfg, const macattn_io *io, int64_t query,
-                             int32_t head)
+static void token(const macattn_batch *batch, const macattn_row *row, const macattn_kv *kv,
+                  int64_t t, const char **k, const char **v)
 {
-    const int64_t bytes = (int64_t)macattn_dtype_row_bytes(cfg->q_dtype, cfg->head_dim);
-    const int64_t head_stride = io->q_head_stride ? io->q_head_stride : bytes;
-    const int64_t row_stride = io->q_row_stride ? io->q_row_stride : cfg->n_heads * bytes;
-    return (const char *)io->q + query * row_stride + head * head_stride;
-}
-
-/* Page of token t, and its place within it. */
-static int64_t page_of(const macattn_batch *batch, const macattn_row *row, int64_t t,
-                       int64_t *within)
-{
-    *within = batch->page_size ? t % batch->page_size : t;
-    return batch->page_size ? row->pages[t / batch->page_size] : row->page;
-}
-
-/* ----------------------------------------------------------------------------------- attention -- */
-
-/* Logits of at most RANGE tokens at a time, merged. */
-#define RANGE 1024
-#define MAX_DIM 1024
-
-static double logit(const macattn_config *cfg, const double *q, const char *k)
-{
-    double dot = 0;
-    for (int32_t i = 0; i < cfg->head_dim; i++) dot += q[i] * element(cfg->k_dtype, k, i);
-    dot *= logit_scale(cfg);
-    if (cfg->softcap > 0) dot = (double)cfg->softcap * tanh(dot / (double)cfg->softcap);
-    return dot;
-}
-
-void ref_merge(int32_t dv, double *out, double *out_lse, const double *o, double lse)
-{
-    if (lse == -INFINITY) return;
-    if (*out_lse == -INFINITY) {
-        memcpy(out, o, sizeof *out * (size_t)dv);
-        *out_lse = lse;
-        return;
+    int64_t page = row->page;
+    if (batch->page_size > 0) {
+        page = row->pages[t / batch->page_size];
+        t %= batch->page_size;
     }
-    const double top = fmax(*out_lse, lse);
-    const double sum = top + log(exp(*out_lse - top) + exp(lse - top));
-    for (int32_t i = 0; i < dv; i++) out[i] = out[i] * exp(*out_lse - sum) + o[i] * exp(lse - sum);
-    *out_lse = sum;
+    *k = (const char *)kv->k + page * kv->k_page_stride + t * kv->k_token_stride;
+    *v = (const char *)kv->v + page * kv->v_page_stride + t * kv->v_token_stride;
 }
 
-/* Tokens [t0, t1), no more than RANGE of them. */
-static void attend_range(const macattn_config *cfg, const macattn_batch *batch,
-                         const macattn_io *io, const macattn_row *row, int32_t kv_head,
-                         const double *q, int64_t t0, int64_t t1, double *out, double *lse)
+double ref_range(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
+                 const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
+                 double *out)
 {
-    const int32_t dv = value_dim(cfg);
-    double s[RANGE], top = -INFINITY, sum = 0;
+    const int dv = v_dim(cfg), kv_head = head / (cfg->n_heads / cfg->n_kv_heads);
+    double top = -INFINITY, sum = 0;
+    for (int i = 0; i < dv; i++) out[i] = 0;
     for (int64_t t = t0; t < t1; t++) {
-        int64_t within;
-        const int64_t page = page_of(batch, row, t, &within);
-        const char *k = (const char *)io->kv.k + page * io->kv.k_page_stride +
-                        within * io->kv.k_token_stride + kv_head * io->kv.k_head_stride;
-        s[t - t0] = logit(cfg, q, k);
-        top = fmax(top, s[t - t0]);
+        const char *k, *v;
+        token(batch, row, kv, t, &k, &v);
+        const double s = logit(cfg, q, k + kv_head * kv->k_head_stride);
+        if (s == -INFINITY) continue;
+        if (!(s <= top)) { /* also a NaN: it stays */
+            const double f = top == -INFINITY ? 0 : exp(top - s);
+            for (int i = 0; i < dv; i++) out[i] *= f;
+            sum *= f;
+            top = s;
+        }
+        const double p = exp(s - top);
+        sum += p;
+        for (int i = 0; i < dv; i++)
+            out[i] += p * ref_value(cfg->v_dtype, v + kv_head * kv->v_head_stride, i);
     }
-    memset(out, 0, sizeof *out * (size_t)dv);
-    *lse = -INFINITY;
-    for (int64_t t = t0; t < t1; t++) {
-        int64_t within;
-        const int64_t page = page_of(batch, row, t, &within);
-        const char *v = (const char *)io->kv.v + page * io->kv.v_page_stride +
-                        within * io->kv.v_token_stride + kv_head * io->kv.v_head_stride;
-        const double weight = s[t - t0] == -INFINITY ? 0 : exp(s[t - t0] - top);
-        for (int32_t i = 0; i < dv; i++) out[i] += weight * element(cfg->v_dtype, v, i);
-        sum += weight;
-    }
-    if (sum == 0) return;
-    for (int32_t i = 0; i < dv; i++) out[i] /= sum;
-    *lse = top + log(sum);
+    if (top == -INFINITY) return -INFINITY;
+    for (int i = 0; i < dv; i++) out[i] /= sum;
+    return top + log(sum);
 }
 
-void ref_range(const macattn_config *cfg, const macattn_batch *batch, const macattn_io *io,
-               int32_t row, int64_t query, int32_t head, int64_t t0, int64_t t1, double *out,
-               double *lse)
+void ref_merge(int n, double *o, double *l, const double *ox, double lx)
 {
-    const int32_t dv = value_dim(cfg), kv_head = head / (cfg->n_heads / cfg->n_kv_heads);
-    double q[MAX_DIM], part[MAX_DIM], part_lse;
-    ref_load(cfg->q_dtype, query_row(cfg, io, query, head), cfg->head_dim, q);
-    memset(out, 0, sizeof *out * (size_t)dv);
-    *lse = -INFINITY;
-    for (int64_t t = t0; t < t1; t += RANGE) {
-        const int64_t end = t + RANGE < t1 ? t + RANGE : t1;
-        attend_range(cfg, batch, io, &batch->rows[row], kv_head, q, t, end, part, &part_lse);
-        ref_merge(dv, out, lse, part, part_lse);
-    }
+    if (lx == -INFINITY) return;
+    const double top = *l > lx ? *l : lx;
+    const double a = *l == -INFINITY ? 0 : exp(*l - top), b = exp(lx - top);
+    for (int i = 0; i < n; i++) o[i] = (a == 0 ? 0 : a * o[i] / (a + b)) + b * ox[i] / (a + b);
+    *l = top + log(a + b);
 }
 
 void ref_attend(const macattn_config *cfg, const macattn_batch *batch, const macattn_io *io,
                 double *out, double *lse)
 {
-    const int32_t dv = value_dim(cfg);
-    static const double nothing[MAX_DIM];
-    int64_t query = 0;
-    for (int32_t r = 0; r < batch->n_rows; r++) {
+    const int hq = cfg->n_heads, dv = v_dim(cfg);
+    const int64_t q_bytes = (int64_t)macattn_dtype_row_bytes(cfg->q_dtype, cfg->head_dim);
+    const int64_t head_stride = io->q_head_stride ? io->q_head_stride : q_bytes;
+    const int64_t row_stride = io->q_row_stride ? io->q_row_stride : hq * q_bytes;
+    double *q = malloc(sizeof *q * (size_t)cfg->head_dim), *zero = calloc((size_t)dv, sizeof *zero);
+    int64_t at = 0; /* query row */
+    for (int r = 0; r < batch->n_rows; r++) {
         const macattn_row *row = &batch->rows[r];
-        for (int32_t i = 0; i < row->n_queries; i++, query++) {
-            const int64_t seen = row->n_tokens - row->n_queries + i + 1 > 0
-                                     ? row->n_tokens - row->n_queries + i + 1
-                                     : 0;
-            const int64_t first = cfg->window > 0 && seen > cfg->window ? seen - cfg->window : 0;
-            for (int32_t h = 0; h < cfg->n_heads; h++) {
-                const int64_t at = query * cfg->n_heads + h;
-                ref_range(cfg, batch, io, r, query, h, first, seen, out + at * dv, &lse[at]);
-                if (io->sinks) {
-                    ref_merge(dv, out + at * dv, &lse[at], nothing, (double)io->sinks[h]);
-                }
+        for (int i = 0; i < row->n_queries; i++, at++) {
+            const int64_t n =
+                row->n_tokens - row->n_queries + i + 1; /* tokens it sees the end of */
+            const int64_t last = row->n_tokens == 0 ? 0 : n;
+            const int64_t first = cfg->window > 0 && last > cfg->window ? last - cfg->window : 0;
+            for (int h = 0; h < hq; h++) {
+                const char *x = (const char *)io->q + at * row_stride + h * head_stride;
+                double *o = out + (at * hq + h) * dv;
+                for (int j = 0; j < cfg->head_dim; j++) q[j] = ref_value(cfg->q_dtype, x, j);
+                double l = ref_range(cfg, batch, row, &io->kv, h, q, first, last, o);
+                if (io->sinks) ref_merge(dv, o, &l, zero, (double)io->sinks[h]);
+                if (lse) lse[at * hq + h] = l;
             }
         }
     }
+    free(q);
+    free(zero);
 }

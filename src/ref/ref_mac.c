@@ -1,324 +1,244 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match, amend, complete, as macattn_decode and macattn_prefill in macattn.h say it. A ring is a list
- * from the oldest to the newest entry; a full one loses its oldest. */
+/* Match-Amend-Complete as macattn.h describes it at macattn_decode, without any shortcut. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ref.h"
 
+typedef struct entry {
+    int64_t pos, end;
+    double lse, *q, *out; /* [head_dim], [v_head_dim], in one allocation */
+} entry;
+
 typedef struct ring {
-    ref_entry *entries; /* [cfg.ring] */
-    int32_t count;
+    int count;
+    entry *entries; /* [capacity], oldest first */
 } ring;
 
 struct ref_mac {
     macattn_config cfg;
-    ring *rings;             /* [slot][layer][head] */
-    int64_t *length;         /* [slot] */
-    ref_decision *decisions; /* [row][head] of the newest decode */
-    double *out, *near, *q;  /* one head's work */
+    int d, dv;
+    ring *rings; /* [slot][layer][head] */
+    double *q, *q_match, *far, *part, *zero;
 };
 
-/* --------------------------------------------------------------------------------------- rings -- */
-
-static ring *ring_at(const ref_mac *mac, int32_t slot, int32_t layer, int32_t head)
+ref_mac *ref_mac_create(const macattn_config *cfg)
 {
-    const size_t layers = (size_t)mac->cfg.n_layers, heads = (size_t)mac->cfg.n_heads;
-    return &mac->rings[((size_t)slot * layers + (size_t)layer) * heads + (size_t)head];
+    ref_mac *r = calloc(1, sizeof *r);
+    if (!r) return NULL;
+    r->cfg = *cfg;
+    r->d = cfg->head_dim;
+    r->dv = cfg->v_head_dim ? cfg->v_head_dim : cfg->head_dim;
+    const size_t n = (size_t)cfg->max_slots * (size_t)cfg->n_layers * (size_t)cfg->n_heads;
+    r->rings = calloc(n, sizeof *r->rings);
+    for (size_t i = 0; i < n; i++) r->rings[i].entries = calloc((size_t)cfg->ring, sizeof(entry));
+    r->q = calloc((size_t)r->d, sizeof(double));
+    r->q_match = calloc((size_t)r->d, sizeof(double));
+    r->far = calloc((size_t)r->dv, sizeof(double));
+    r->part = calloc((size_t)r->dv, sizeof(double));
+    r->zero = calloc((size_t)r->dv, sizeof(double));
+    return r;
 }
 
-static void entry_free(ref_entry *e)
+static ring *ring_of(const ref_mac *r, int slot, int layer, int head)
 {
-    free(e->q);
-    free(e->out);
+    return &r->rings[((size_t)slot * (size_t)r->cfg.n_layers + (size_t)layer) *
+                         (size_t)r->cfg.n_heads +
+                     (size_t)head];
 }
 
-static double *copy_of(const double *values, int32_t n)
+static void drop_newest(ring *x)
 {
-    double *copy = malloc(sizeof *copy * (size_t)n);
-    if (copy) memcpy(copy, values, sizeof *copy * (size_t)n);
-    return copy;
+    free(x->entries[--x->count].q);
 }
 
-static void insert(const ref_mac *mac, ring *to, const ref_entry *e)
+void ref_mac_destroy(ref_mac *r)
 {
-    if (to->count == mac->cfg.ring) {
-        entry_free(&to->entries[0]);
-        memmove(to->entries, to->entries + 1, sizeof *to->entries * (size_t)--to->count);
+    if (!r) return;
+    for (int s = 0; s < r->cfg.max_slots; s++) {
+        ref_mac_reset(r, s);
+        for (int i = 0; i < r->cfg.n_layers * r->cfg.n_heads; i++)
+            free(ring_of(r, s, i / r->cfg.n_heads, i % r->cfg.n_heads)->entries);
     }
-    ref_entry *entry = &to->entries[to->count++];
-    *entry = *e;
-    entry->q = copy_of(e->q, mac->cfg.head_dim);
-    entry->out = copy_of(e->out, mac->cfg.v_head_dim);
+    free(r->rings);
+    free(r->q);
+    free(r->q_match);
+    free(r->far);
+    free(r->part);
+    free(r->zero);
+    free(r);
 }
 
-/* Drop the entries made at `n_tokens` or later. */
-static void keep_below(ring *r, int64_t n_tokens)
+void ref_mac_truncate(ref_mac *r, int slot, int64_t n_tokens)
 {
-    while (r->count > 0 && r->entries[r->count - 1].pos >= n_tokens) {
-        entry_free(&r->entries[--r->count]);
+    for (int i = 0; i < r->cfg.n_layers * r->cfg.n_heads; i++) {
+        ring *x = ring_of(r, slot, i / r->cfg.n_heads, i % r->cfg.n_heads);
+        while (x->count > 0 && x->entries[x->count - 1].pos >= n_tokens) drop_newest(x);
     }
 }
 
-/* ----------------------------------------------------------------------------------- one head -- */
-
-static bool all_finite(const double *x, int32_t n)
+void ref_mac_reset(ref_mac *r, int slot)
 {
-    for (int32_t i = 0; i < n; i++) {
+    ref_mac_truncate(r, slot, 0);
+}
+
+int ref_mac_count(const ref_mac *r, int slot, int layer, int head)
+{
+    return ring_of(r, slot, layer, head)->count;
+}
+
+ref_entry ref_mac_entry(const ref_mac *r, int slot, int layer, int head, int i)
+{
+    const entry *e = &ring_of(r, slot, layer, head)->entries[i];
+    return (ref_entry){.pos = e->pos, .end = e->end, .lse = e->lse, .q = e->q, .out = e->out};
+}
+
+static void insert(const ref_mac *r, ring *x, int64_t pos, int64_t end, const double *q, double lse,
+                   const double *out)
+{
+    if (x->count == r->cfg.ring) {
+        free(x->entries[0].q);
+        memmove(x->entries, x->entries + 1, sizeof(entry) * (size_t)--x->count);
+    }
+    entry *e = &x->entries[x->count++];
+    *e = (entry){.pos = pos, .end = end, .lse = lse};
+    e->q = malloc(sizeof(double) * (size_t)(r->d + r->dv));
+    e->out = e->q + r->d;
+    memcpy(e->q, q, sizeof(double) * (size_t)r->d);
+    memcpy(e->out, out, sizeof(double) * (size_t)r->dv);
+}
+
+void ref_mac_fork(ref_mac *r, int from, int to)
+{
+    ref_mac_reset(r, to);
+    for (int i = 0; i < r->cfg.n_layers * r->cfg.n_heads; i++) {
+        const ring *x = ring_of(r, from, i / r->cfg.n_heads, i % r->cfg.n_heads);
+        for (int k = 0; k < x->count; k++) {
+            const entry *e = &x->entries[k];
+            insert(r, ring_of(r, to, i / r->cfg.n_heads, i % r->cfg.n_heads), e->pos, e->end, e->q,
+                   e->lse, e->out);
+        }
+    }
+}
+
+static bool all_finite(const double *x, int n)
+{
+    for (int i = 0; i < n; i++) {
         if (!isfinite(x[i])) return false;
     }
     return true;
 }
 
-static bool keeps_rings(const ref_mac *mac, const macattn_io *io)
+/* 1. Match: the nearest query whose summary ends early enough; of equally near ones the newest. */
+static const entry *nearest(const ref_mac *r, const ring *x, const double *q, int64_t max_end,
+                            double *distance2)
 {
-    return mac->cfg.policy != MACATTN_POLICY_EXACT && mac->cfg.window == 0 && io->q_match;
-}
-
-static void load_q_match(const ref_mac *mac, const macattn_io *io, int64_t query, int32_t head)
-{
-    const macattn_config *c = &mac->cfg;
-    const int64_t bytes = (int64_t)macattn_dtype_row_bytes(c->q_dtype, c->head_dim);
-    const int64_t head_stride = io->q_match_head_stride ? io->q_match_head_stride : bytes;
-    const int64_t row_stride = io->q_match_row_stride ? io->q_match_row_stride : c->n_heads * bytes;
-    ref_load(c->q_dtype, (const char *)io->q_match + query * row_stride + head * head_stride,
-             c->head_dim, mac->q);
-}
-
-/* The nearest entry that ends at or before b; of equally near ones the newest. NULL: none. */
-static const ref_entry *nearest(const ref_mac *mac, const ring *r, int64_t b, double *distance2)
-{
-    const ref_entry *best = NULL;
+    const entry *best = NULL;
     *distance2 = INFINITY;
-    for (int32_t i = r->count - 1; i >= 0; i--) {
-        const ref_entry *e = &r->entries[i];
-        double sum = 0;
-        for (int32_t j = 0; j < mac->cfg.head_dim; j++) {
-            sum += (mac->q[j] - e->q[j]) * (mac->q[j] - e->q[j]);
-        }
-        if (e->end <= b && sum < *distance2) {
-            *distance2 = sum;
-            best = e;
+    for (int k = 0; k < x->count; k++) {
+        double d2 = 0;
+        for (int i = 0; i < r->d; i++)
+            d2 += (q[i] - x->entries[k].q[i]) * (q[i] - x->entries[k].q[i]);
+        if (x->entries[k].end <= max_end && d2 <= *distance2) {
+            *distance2 = d2;
+            best = &x->entries[k];
         }
     }
     return best;
 }
 
-static double radius(const macattn_config *cfg, int64_t n_tokens)
+static double radius(const ref_mac *r, int64_t n)
 {
-    if (cfg->policy != MACATTN_POLICY_PAPER || n_tokens < cfg->min_tokens) return -1;
-    return sqrt(2.0 * (double)cfg->head_dim) * (1.0 - (double)cfg->tau);
+    if (r->cfg.policy != MACATTN_POLICY_PAPER || r->cfg.window > 0 || n < r->cfg.min_tokens)
+        return -1;
+    return sqrt(2.0 * r->d) * (1 - (double)r->cfg.tau);
 }
 
-static int64_t min64(int64_t a, int64_t b)
+static void load(const ref_mac *r, const void *base, int64_t row_stride, int64_t head_stride,
+                 int64_t at, int head, double *q)
 {
-    return a < b ? a : b;
+    const int64_t bytes = (int64_t)macattn_dtype_row_bytes(r->cfg.q_dtype, r->d);
+    if (!head_stride) head_stride = bytes;
+    if (!row_stride) row_stride = bytes * r->cfg.n_heads;
+    for (int i = 0; i < r->d; i++)
+        q[i] =
+            ref_value(r->cfg.q_dtype, (const char *)base + at * row_stride + head * head_stride, i);
 }
 
-static int64_t max64(int64_t a, int64_t b)
+/* One query of one head. `reuse` false: exact, but remembered (prefill). */
+static void step(ref_mac *r, const macattn_batch *batch, const macattn_row *row, int layer,
+                 int head, const macattn_io *io, int64_t n, int64_t at, bool reuse, double *out,
+                 double *lse, ref_decision *decision)
 {
-    return a > b ? a : b;
-}
-
-/* Decode one head of a row whose only query is `query`. */
-static void decode_head(ref_mac *mac, const macattn_batch *batch, const macattn_io *io, int32_t row,
-                        int32_t layer, int32_t head, double *out, double *lse)
-{
-    const macattn_config *c = &mac->cfg;
-    const macattn_row *where = &batch->rows[row];
-    const int64_t n = where->n_tokens, fresh = min64(c->fresh_tokens, n);
-    const int64_t b = max64(fresh, n - c->band);
-    const int32_t dv = c->v_head_dim;
-    ring *entries = ring_at(mac, where->slot, layer, head);
-    ref_decision *d = &mac->decisions[(size_t)row * (size_t)c->n_heads + (size_t)head];
-    *d = (ref_decision){.radius = radius(c, n)};
-
-    load_q_match(mac, io, row, head);
-    const bool finite = all_finite(mac->q, c->head_dim);
-    const ref_entry *match = finite ? nearest(mac, entries, b, &d->distance2) : NULL;
-    d->hit = match && sqrt(d->distance2) < d->radius;
-    if (d->hit) {
-        d->pos = match->pos;
-        d->end = match->end;
+    const macattn_config *cfg = &r->cfg;
+    ring *x = ring_of(r, row->slot, layer, head);
+    const int64_t F = cfg->fresh_tokens < n ? cfg->fresh_tokens : n;
+    const int64_t b = n - cfg->band > F ? n - cfg->band : F;
+    ref_decision made = {
+        .end = F, .matched_pos = -1, .distance2 = INFINITY, .radius = radius(r, n)};
+    const entry *match = NULL;
+    load(r, io->q, io->q_row_stride, io->q_head_stride, at, head, r->q);
+    const bool keeps = io->q_match && cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
+    if (keeps)
+        load(r, io->q_match, io->q_match_row_stride, io->q_match_head_stride, at, head, r->q_match);
+    const bool usable = keeps && all_finite(r->q_match, r->d);
+    if (usable && reuse) match = nearest(r, x, r->q_match, b, &made.distance2);
+    made.hit = match && sqrt(made.distance2) < made.radius;
+    /* 2-4. far summary of [F, b): the match's, and the gap; or all of it */
+    double far_lse = -INFINITY;
+    memset(r->far, 0, sizeof(double) * (size_t)r->dv);
+    if (made.hit) {
+        made.end = match->end;
+        made.matched_pos = match->pos;
+        memcpy(r->far, match->out, sizeof(double) * (size_t)r->dv);
+        far_lse = match->lse;
     }
-
-    /* The far summary: what was remembered, and the tokens since; or all of them. */
-    double far_lse = d->hit ? match->lse : -INFINITY, part_lse;
-    memset(mac->out, 0, sizeof *mac->out * (size_t)dv);
-    if (d->hit) memcpy(mac->out, match->out, sizeof *mac->out * (size_t)dv);
-    ref_range(c, batch, io, row, row, head, d->hit ? match->end : fresh, b, mac->near, &part_lse);
-    ref_merge(dv, mac->out, &far_lse, mac->near, part_lse);
-
-    /* The output: first tokens, summary, newest tokens. */
-    ref_range(c, batch, io, row, row, head, 0, fresh, out, lse);
-    ref_merge(dv, out, lse, mac->out, far_lse);
-    ref_range(c, batch, io, row, row, head, b, n, mac->near, &part_lse);
-    ref_merge(dv, out, lse, mac->near, part_lse);
-    memset(mac->near, 0, sizeof *mac->near * (size_t)dv);
-    if (io->sinks) ref_merge(dv, out, lse, mac->near, (double)io->sinks[head]);
-
-    d->remembered = finite && b > fresh && isfinite(far_lse) && all_finite(mac->out, dv);
-    if (d->remembered) {
-        insert(mac, entries,
-               &(ref_entry){.pos = n - 1, .end = b, .lse = far_lse, .q = mac->q, .out = mac->out});
+    if (cfg->window > 0) {
+        const int64_t first = n > cfg->window ? n - cfg->window : 0;
+        *lse = ref_range(cfg, batch, row, &io->kv, head, r->q, first, n, out);
+    } else {
+        double l = ref_range(cfg, batch, row, &io->kv, head, r->q, made.end, b, r->part);
+        ref_merge(r->dv, r->far, &far_lse, r->part, l);
+        *lse = ref_range(cfg, batch, row, &io->kv, head, r->q, b, n, out);
+        ref_merge(r->dv, out, lse, r->far, far_lse);
+        l = ref_range(cfg, batch, row, &io->kv, head, r->q, 0, F, r->part);
+        ref_merge(r->dv, out, lse, r->part, l);
     }
+    if (io->sinks) ref_merge(r->dv, out, lse, r->zero, (double)io->sinks[head]);
+    /* Of a row's queries the last `ring` are remembered, whether or not some of them cannot be. */
+    const bool recent = row->n_tokens - n < cfg->ring;
+    if (usable && recent && b > F && isfinite(far_lse) && all_finite(r->far, r->dv))
+        insert(r, x, n - 1, b, r->q_match, far_lse, r->far);
+    if (decision) *decision = made;
 }
 
-/* Remember one head of query i of a row, which is query `query` of the batch. */
-static void remember(ref_mac *mac, const macattn_batch *batch, const macattn_io *io, int32_t row,
-                     int32_t i, int64_t query, int32_t layer, int32_t head)
+static void run(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io, bool reuse,
+                double *out, double *lse, ref_decision *decisions)
 {
-    const macattn_config *c = &mac->cfg;
-    const macattn_row *where = &batch->rows[row];
-    const int64_t pos = where->n_tokens - where->n_queries + i, end = pos + 1 - c->band;
-    if (end <= c->fresh_tokens || where->n_queries - i > c->ring) return;
-    load_q_match(mac, io, query, head);
-    double lse;
-    ref_range(c, batch, io, row, query, head, c->fresh_tokens, end, mac->out, &lse);
-    if (!all_finite(mac->q, c->head_dim) || !all_finite(mac->out, c->v_head_dim) ||
-        !isfinite(lse)) {
-        return;
-    }
-    insert(mac, ring_at(mac, where->slot, layer, head),
-           &(ref_entry){.pos = pos, .end = end, .lse = lse, .q = mac->q, .out = mac->out});
-}
-
-/* -------------------------------------------------------------------------------------- calls -- */
-
-static void set_lengths(ref_mac *mac, const macattn_batch *batch)
-{
-    for (int32_t r = 0; r < batch->n_rows; r++) {
-        mac->length[batch->rows[r].slot] = batch->rows[r].n_tokens;
-    }
-}
-
-static void forget_decisions(ref_mac *mac, int32_t n_rows)
-{
-    const size_t n = (size_t)n_rows * (size_t)mac->cfg.n_heads;
-    free(mac->decisions);
-    mac->decisions = calloc(n, sizeof *mac->decisions);
-}
-
-void ref_mac_decode(ref_mac *mac, const macattn_batch *batch, int32_t layer, const macattn_io *io,
-                    double *out, double *lse)
-{
-    forget_decisions(mac, batch->n_rows);
-    set_lengths(mac, batch);
-    if (!keeps_rings(mac, io)) {
-        ref_attend(&mac->cfg, batch, io, out, lse);
-        return;
-    }
-    for (int32_t r = 0; r < batch->n_rows; r++) {
-        for (int32_t h = 0; h < mac->cfg.n_heads; h++) {
-            const int64_t at = (int64_t)r * mac->cfg.n_heads + h;
-            decode_head(mac, batch, io, r, layer, h, out + at * mac->cfg.v_head_dim, &lse[at]);
+    const int hq = r->cfg.n_heads;
+    int64_t at = 0;
+    for (int row = 0; row < batch->n_rows; row++) {
+        const macattn_row *x = &batch->rows[row];
+        for (int i = 0; i < x->n_queries; i++, at++) {
+            for (int h = 0; h < hq; h++) {
+                double l;
+                step(r, batch, x, layer, h, io, x->n_tokens - x->n_queries + i + 1, at, reuse,
+                     out + (at * hq + h) * r->dv, &l, decisions ? &decisions[row * hq + h] : NULL);
+                if (lse) lse[at * hq + h] = l;
+            }
         }
     }
 }
 
-void ref_mac_prefill(ref_mac *mac, const macattn_batch *batch, int32_t layer, const macattn_io *io,
+void ref_mac_decode(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io,
+                    double *out, double *lse, ref_decision *decisions)
+{
+    run(r, batch, layer, io, true, out, lse, decisions);
+}
+
+void ref_mac_prefill(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io,
                      double *out, double *lse)
 {
-    set_lengths(mac, batch);
-    ref_attend(&mac->cfg, batch, io, out, lse);
-    if (!keeps_rings(mac, io)) return;
-    int64_t query = 0;
-    for (int32_t r = 0; r < batch->n_rows; r++) {
-        for (int32_t i = 0; i < batch->rows[r].n_queries; i++, query++) {
-            for (int32_t h = 0; h < mac->cfg.n_heads; h++) {
-                remember(mac, batch, io, r, i, query, layer, h);
-            }
-        }
-    }
-}
-
-void ref_mac_truncate(ref_mac *mac, int32_t slot, int64_t n_tokens)
-{
-    for (int32_t l = 0; l < mac->cfg.n_layers; l++) {
-        for (int32_t h = 0; h < mac->cfg.n_heads; h++) {
-            keep_below(ring_at(mac, slot, l, h), n_tokens);
-        }
-    }
-    mac->length[slot] = n_tokens;
-}
-
-void ref_mac_reset(ref_mac *mac, int32_t slot)
-{
-    ref_mac_truncate(mac, slot, 0);
-}
-
-void ref_mac_fork(ref_mac *mac, int32_t from, int32_t to)
-{
-    ref_mac_reset(mac, to);
-    for (int32_t l = 0; l < mac->cfg.n_layers; l++) {
-        for (int32_t h = 0; h < mac->cfg.n_heads; h++) {
-            const ring *source = ring_at(mac, from, l, h);
-            for (int32_t i = 0; i < source->count; i++) {
-                insert(mac, ring_at(mac, to, l, h), &source->entries[i]);
-            }
-        }
-    }
-    mac->length[to] = mac->length[from];
-}
-
-int64_t ref_mac_length(const ref_mac *mac, int32_t slot)
-{
-    return mac->length[slot];
-}
-
-ref_decision ref_mac_decision(const ref_mac *mac, int32_t row, int32_t head)
-{
-    return mac->decisions[(size_t)row * (size_t)mac->cfg.n_heads + (size_t)head];
-}
-
-int32_t ref_mac_count(const ref_mac *mac, int32_t slot, int32_t layer, int32_t head)
-{
-    return ring_at(mac, slot, layer, head)->count;
-}
-
-const ref_entry *ref_mac_entry(const ref_mac *mac, int32_t slot, int32_t layer, int32_t head,
-                               int32_t i)
-{
-    return &ring_at(mac, slot, layer, head)->entries[i];
-}
-
-ref_mac *ref_mac_create(const macattn_config *cfg)
-{
-    const size_t n = (size_t)cfg->max_slots * (size_t)cfg->n_layers * (size_t)cfg->n_heads;
-    const size_t d = (size_t)cfg->head_dim, dv = (size_t)cfg->v_head_dim;
-    ref_mac *mac = calloc(1, sizeof *mac);
-    if (!mac) return NULL;
-    mac->cfg = *cfg;
-    mac->rings = calloc(n, sizeof *mac->rings);
-    mac->length = calloc((size_t)cfg->max_slots, sizeof *mac->length);
-    mac->out = calloc(dv, sizeof *mac->out);
-    mac->near = calloc(dv, sizeof *mac->near);
-    mac->q = calloc(d, sizeof *mac->q);
-    bool ok = mac->rings && mac->length && mac->out && mac->near && mac->q;
-    for (size_t i = 0; ok && i < n; i++) {
-        mac->rings[i].entries = calloc((size_t)cfg->ring, sizeof *mac->rings[i].entries);
-        ok = mac->rings[i].entries != NULL;
-    }
-    if (ok) return mac;
-    ref_mac_destroy(mac);
-    return NULL;
-}
-
-void ref_mac_destroy(ref_mac *mac)
-{
-    if (!mac) return;
-    const size_t n =
-        (size_t)mac->cfg.max_slots * (size_t)mac->cfg.n_layers * (size_t)mac->cfg.n_heads;
-    for (size_t i = 0; mac->rings && i < n; i++) {
-        if (mac->rings[i].entries) keep_below(&mac->rings[i], INT64_MIN);
-        free(mac->rings[i].entries);
-    }
-    free(mac->rings);
-    free(mac->length);
-    free(mac->decisions);
-    free(mac->out);
-    free(mac->near);
-    free(mac->q);
-    free(mac);
+    run(r, batch, layer, io, false, out, lse, NULL);
 }
