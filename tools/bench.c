@@ -11,8 +11,8 @@
 #include "commands.h"
 
 #define MEMORY_LIMIT ((size_t)3 << 30) /* of K and V */
-#define MIN_REPS     7
-#define MAX_REPS     2000
+#define MIN_REPS 7
+#define MAX_REPS 2000
 
 enum option_key {
     KEY_HEADS = 256,
@@ -382,18 +382,4 @@ double bench_error(const float *out, const double *expected, int32_t n)
         }
     }
     return largest > 0.0 ? worst / largest : worst;
-}
-
-void bench_reference_merge(int32_t n, double *out, double *lse, const double *other,
-                           double other_lse)
-{
-    double top = fmax(*lse, other_lse);
-    if (isinf(top)) {
-        return; /* both empty */
-    }
-    double a = exp(*lse - top), b = exp(other_lse - top);
-    for (int32_t i = 0; i < n; i++) {
-        out[i] = (a * out[i] + b * other[i]) / (a + b);
-    }
-    *lse = top + log(a + b);
 }

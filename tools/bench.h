@@ -88,12 +88,10 @@ double bench_error(const float *out, const double *expected, int32_t n);
 /* Peers round queries and sums to 16 or 8 bits. */
 #define BENCH_PEER_TOLERANCE 1e-1
 
-/* float64 attention of one query head over the tokens [first, last) of a row. */
+/* float64 attention of one query head over the tokens [first, last) of a row. `q` is the query in all
+ * heads, packed. */
 void bench_reference(const macattn_config *cfg, const macattn_kv *kv, const macattn_row *where,
-                     int32_t page_size, int32_t n_pages, int32_t head, const float *q,
-                     int64_t first, int64_t last, double *out, double *lse);
-/* (out, lse) := merge of it and (other, other_lse) */
-void bench_reference_merge(int32_t n, double *out, double *lse, const double *other,
-                           double other_lse);
+                     int32_t page_size, int32_t head, const float *q, int64_t first, int64_t last,
+                     double *out, double *lse);
 
 #endif /* MACATTN_TOOLS_BENCH_H */

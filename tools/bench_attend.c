@@ -13,13 +13,14 @@
 #include "peer_load.h"
 
 #define MAX_CACHE_REPS 200
-#define CACHE_PAGE     64   /* tokens */
-#define CACHE_TOKENS   8192 /* of the in-cache run: enough for the call's fixed cost not to show */
+#define CACHE_PAGE_MAX 64 /* tokens */
+#define CACHE_PAGE_MIN 8
+#define CACHE_TOKENS 8192 /* of the in-cache run: enough for the call's fixed cost not to show */
 /* The other side's idle threads may still spin: let them go to sleep before measuring. */
-#define SETTLE_US      6000
+#define SETTLE_US 6000
 /* Calls shorter than this follow an untimed one, as layers follow one another in decoding, so that
  * waking the own threads is not what is measured. */
-#define WAKE_BELOW_US  5000.0
+#define WAKE_BELOW_US 5000.0
 
 static const report_column columns[] = {{"heads", "heads", 7, 0},
                                         {"head_dim", "dim", 4, 0},
@@ -208,9 +209,9 @@ static double worst_error(const attend_row *a, const float *out, tool_rng rng)
                     : i == 1 ? s->heads.n_heads - 1
                              : tool_random_below(&rng, s->heads.n_heads);
         size_t at = (size_t)((b * a->n_queries + j) * s->heads.n_heads + h);
-        bench_reference(&a->cfg, &kv, &a->rows[b], a->batch.page_size, a->n_pages, (int32_t)h,
-                        a->q + at * (size_t)s->head_dim, 0, a->n_tokens - a->n_queries + j + 1,
-                        expected, &lse);
+        bench_reference(&a->cfg, &kv, &a->rows[b], a->batch.page_size, (int32_t)h,
+                        a->q + (at - (size_t)h) * (size_t)s->head_dim, 0,
+                        a->n_tokens - a->n_queries + j + 1, expected, &lse);
         worst = fmax(worst, bench_error(out + at * (size_t)s->v_head_dim, expected, s->v_head_dim));
     }
     free(expected);
@@ -253,41 +254,45 @@ typedef struct attend_times {
     tool_samples us, peer, ceiling, fma, cache;
 } attend_times;
 
-/* Plans one long decode row whose pages are the few that fit into half of a core's L2. */
-static bool plan_in_cache(const bench_run *run, attend_row *a, int32_t *pages, macattn_row *row)
+/* Plans one long decode row whose pages are the few that fit into half of a core's L2. Returns the
+ * page size, 0 if not even small pages fit. */
+static int32_t plan_in_cache(const bench_run *run, attend_row *a, int32_t *pages, macattn_row *row)
 {
     const bench_shape *s = a->shape;
-    size_t page_bytes =
-        tensors_kv_bytes(s->kv, s->heads.n_kv_heads, s->head_dim, s->v_head_dim, CACHE_PAGE);
-    int64_t distinct = (int64_t)(run->machine.l2 / 2 / page_bytes);
-    if (distinct > a->kv.n_rows / CACHE_PAGE) {
-        distinct = a->kv.n_rows / CACHE_PAGE;
+    size_t row_bytes = tensors_kv_bytes(s->kv, s->heads.n_kv_heads, s->head_dim, s->v_head_dim, 1);
+    int64_t n_fit = (int64_t)(run->machine.l2 / 2 / row_bytes);
+    n_fit = n_fit < a->kv.n_rows ? n_fit : a->kv.n_rows;
+    int32_t page_size = CACHE_PAGE_MAX;
+    while (page_size >= CACHE_PAGE_MIN && n_fit < 2 * page_size) {
+        page_size /= 2;
     }
-    if (distinct < 1) {
-        return false; /* not even a page fits */
+    if (page_size < CACHE_PAGE_MIN) {
+        return 0;
     }
-    for (int32_t i = 0; i < CACHE_TOKENS / CACHE_PAGE; i++) {
-        pages[i] = (int32_t)(i % distinct);
+    int32_t distinct = (int32_t)(n_fit / page_size);
+    for (int32_t i = 0; i < CACHE_TOKENS / page_size; i++) {
+        pages[i] = i % distinct;
     }
     *row = (macattn_row){
         .slot = -1, .n_queries = 1, .n_tokens = CACHE_TOKENS, .page = 0, .pages = pages};
     macattn_batch batch = {.struct_size = sizeof batch,
                            .n_rows = 1,
                            .rows = row,
-                           .page_size = CACHE_PAGE,
-                           .n_pages = (int32_t)distinct};
+                           .page_size = page_size,
+                           .n_pages = distinct};
     tool_expect(a->m, macattn_plan(a->m, &batch), "macattn_plan");
-    return true;
+    return page_size;
 }
 
 static void time_in_cache(const bench_run *run, attend_row *a, attend_times *times)
 {
-    int32_t pages[CACHE_TOKENS / CACHE_PAGE];
+    int32_t pages[CACHE_TOKENS / CACHE_PAGE_MIN];
     macattn_row row;
-    if (a->n_queries > 1 || !plan_in_cache(run, a, pages, &row)) {
+    int32_t page_size = a->n_queries > 1 ? 0 : plan_in_cache(run, a, pages, &row);
+    if (page_size == 0) {
         return;
     }
-    macattn_kv kv = tensors_kv_view(&a->kv, 0, CACHE_PAGE);
+    macattn_kv kv = tensors_kv_view(&a->kv, 0, page_size);
     double spent = 0.0;
     (void)attend_us(a, &kv);
     for (int rep = 0; rep < MAX_CACHE_REPS && (rep < 5 || spent < 50e3); rep++) {

@@ -20,9 +20,9 @@
 #    include <arm_neon.h>
 #endif
 
-#define BLOCK        256 /* bytes read from one stream before the next one's turn */
+#define BLOCK 256 /* bytes read from one stream before the next one's turn */
 #define ACCUMULATORS 16
-#define FMA_ROUNDS   200000
+#define FMA_ROUNDS 200000
 
 /* Sum of `bytes` at `base`, cut into `streams` parts that are read in turns. */
 typedef uint64_t (*read_fn)(const char *base, size_t bytes, int streams, size_t ahead);

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ref.h"
+
 /* Distance of a hit from the query it repeats, as a share of the query's norm: far inside the
  * radius, whereas an independent query is far outside. */
 #define HIT_NOISE 0.05f
@@ -209,17 +211,14 @@ static double head_error(const stream *s, const stream_step *step, int32_t seque
 {
     macattn_kv kv = tensors_kv_view(&s->kv, 0, 0);
     macattn_row row = {.slot = -1, .page = sequence};
-    const float *q = step->q + (size_t)head * (size_t)s->cfg.head_dim;
     int32_t source = step->source[head];
     int64_t end = source < 0 ? 0 : ring_end(s, source);
     double lse, far_lse;
-    bench_reference(&s->cfg, &kv, &row, 0, s->kv.n_sequences, head, q, end, s->n_tokens, expected,
-                    &lse);
+    bench_reference(&s->cfg, &kv, &row, 0, head, step->q, end, s->n_tokens, expected, &lse);
     if (source >= 0) {
-        const float *old =
-            s->ring_q + (size_t)source * query_values(s) + (size_t)head * (size_t)s->cfg.head_dim;
-        bench_reference(&s->cfg, &kv, &row, 0, s->kv.n_sequences, head, old, 0, end, far, &far_lse);
-        bench_reference_merge(s->cfg.v_head_dim, expected, &lse, far, far_lse);
+        const float *old = s->ring_q + (size_t)source * query_values(s);
+        bench_reference(&s->cfg, &kv, &row, 0, head, old, 0, end, far, &far_lse);
+        ref_merge(s->cfg.v_head_dim, expected, &lse, far, far_lse);
     }
     return bench_error(s->out + (size_t)head * (size_t)s->cfg.v_head_dim, expected,
                        s->cfg.v_head_dim);
@@ -258,7 +257,7 @@ double stream_bytes(const stream *s, const stream_step *step)
 
 /* ------------------------------------------------------------------------------------- match -- */
 
-#define MATCH_SLOTS  32
+#define MATCH_SLOTS 32
 #define MATCH_MEMORY ((size_t)2 << 30) /* of rings */
 
 /* Slots with full rings: enough that a ring has left the caches when its turn comes again, and an

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ROW_STEP       256 /* llama.cpp pads a cache's length to this */
-#define Q8_BLOCK       32  /* values of a q8_0 block */
-#define Q8_BLOCK_BYTES 34  /* an f16 scale and 32 int8 */
+#define ROW_STEP 256      /* llama.cpp pads a cache's length to this */
+#define Q8_BLOCK 32       /* values of a q8_0 block */
+#define Q8_BLOCK_BYTES 34 /* an f16 scale and 32 int8 */
 
 uint16_t tensors_f16(float value)
 {
