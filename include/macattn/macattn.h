@@ -341,6 +341,9 @@ typedef struct macattn_stats {
     uint64_t tokens_skipped; /*!< of those, covered by a reused summary */
     uint64_t distance[MACATTN_DISTANCE_BINS]; /*!< hits by ||q - p|| / sqrt(2 head_dim), in steps of
                                   1/16; the last bin takes all from 15/16 on */
+    uint64_t match_ns, attend_ns, merge_ns;   /*!< wall time of the decode calls of the layers asked
+                                  for, all heads: searching the rings; reading K and V; merging and
+                                  remembering */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

@@ -108,13 +108,16 @@ typedef struct mai_prefill_args {
     void *scratch;
 } mai_prefill_args;
 
-/* Nearest entry of one head's ring that ends at or before max_end, if nearer than radius. */
+/* For each of some neighbouring heads, the nearest entry of its ring that ends at or before max_end, if
+ * nearer than radius. */
+#define MAI_MATCH_HEADS 4   /* most heads of one call: while one waits for memory, the others go on */
 typedef struct mai_match_args {
     const mai_shape *shape;
     const mai_ring_dims *dims;
     const mai_ring_view *ring;
-    int32_t head;
-    const void *q;              /* [d] in q_dtype, before RoPE */
+    int32_t head0, n_heads;
+    const char *q;              /* head0's query before RoPE, [d] in q_dtype */
+    int64_t q_head_stride;      /* bytes */
     double radius;              /* exclusive */
     int64_t max_end;
     void *scratch;
@@ -138,7 +141,7 @@ typedef struct mai_backend {
     void (*load_q)(const mai_shape *shape, const void *q, float factor, float *out);
     void (*attend)(const mai_attend_args *args);
     void (*prefill)(const mai_prefill_args *args);
-    void (*match)(const mai_match_args *args, mai_match *result);
+    void (*match)(const mai_match_args *args, mai_match *results);   /* [n_heads] */
     /* Write the next entry of one head's ring: encodes q, copies the rest, advances the circle. */
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
                    int32_t head, const void *q, int32_t pos, int32_t end, float lse,

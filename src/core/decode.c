@@ -12,55 +12,69 @@
 
 /* --------------------------------------------------------------------------------------- match -- */
 
-#define MATCH_HEADS 4   /* heads a task */
-
 static mai_ring *run_ring(const mai_run *run, const mai_row_plan *p)
 {
     return run->m->slots[p->row.slot].rings[run->layer];
 }
 
-static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head, void *scratch)
+/* Search the rings of heads [h0, h0 + n) of a row. */
+static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, void *scratch,
+                        mai_match *matches)
 {
     const macattn *m = run->m;
-    mai_decision decision = {.entry = -1, .start = p->fresh_end};
-    if (!run->reuse) return decision;
     const mai_match_args args = {
         .shape = &m->shape,
         .dims = &m->ring_dims,
         .ring = &run_ring(run, p)->view,
-        .head = head,
-        .q = mai_run_q_match(run, p->first_query, head),
+        .head0 = h0,
+        .n_heads = n,
+        .q = mai_run_q_match(run, p->first_query, h0),
+        .q_head_stride = run->io.q_match_head_stride,
         .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, p->row.n_tokens),
         .max_end = p->far_end,
         .scratch = scratch,
     };
-    mai_match match;
-    m->backend->match(&args, &match);
-    decision.remember = match.finite && p->far_end > p->fresh_end;
-    if (match.entry >= 0) {
+    m->backend->match(&args, matches);
+}
+
+static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head, const mai_match *match)
+{
+    const macattn *m = run->m;
+    mai_decision decision = {.entry = -1, .start = p->fresh_end};
+    if (!run->reuse) return decision;
+    decision.remember = match->finite && p->far_end > p->fresh_end;
+    if (match->entry >= 0) {
+        const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)match->entry;
         decision.hit = true;
-        decision.entry = match.entry;
-        decision.distance2 = match.distance2;
-        decision.start = args.ring->end[(size_t)head * (size_t)m->ring_dims.capacity + (size_t)match.entry];
+        decision.entry = match->entry;
+        decision.distance2 = match->distance2;
+        decision.start = run_ring(run, p)->view.end[at];
     }
     return decision;
+}
+
+static int head_blocks(const mai_run *run)
+{
+    return (run->m->shape.n_heads + MAI_MATCH_HEADS - 1) / MAI_MATCH_HEADS;
 }
 
 static void match_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
     const macattn *m = run->m;
-    const int blocks = (m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
-    const int r = i / blocks, h0 = i % blocks * MATCH_HEADS;
+    const int r = i / head_blocks(run), h0 = i % head_blocks(run) * MAI_MATCH_HEADS;
+    const int left = m->shape.n_heads - h0, n = left < MAI_MATCH_HEADS ? left : MAI_MATCH_HEADS;
     const mai_row_plan *p = &run->plan->rows[r];
     if (p->row.n_queries != 1) return;
+    mai_match matches[MAI_MATCH_HEADS];
+    if (run->reuse) match_heads(run, p, h0, n, mai_run_scratch(run, worker), matches);
     const float factor = (float)m->backend->q_factor(&m->shape);
-    for (int head = h0; head < h0 + MATCH_HEADS && head < m->shape.n_heads; head++) {
-        const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)head;
+    for (int k = 0; k < n; k++) {
+        const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)(h0 + k);
         mai_decision *decision = (mai_decision *)run->plan->decisions.ptr + at;
-        m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, head), factor,
+        m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, h0 + k), factor,
                            (float *)run->plan->q.ptr + at * (size_t)m->shape.d);
-        *decision = decide(run, p, head, mai_run_scratch(run, worker));
+        *decision = decide(run, p, h0 + k, &matches[k]);
         ((int64_t *)run->plan->start.ptr)[at] = decision->start;
     }
 }
@@ -223,11 +237,10 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
 static void merge_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
-    const int blocks = (run->m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
-    const int r = i / blocks, h0 = i % blocks * MATCH_HEADS;
+    const int r = i / head_blocks(run), h0 = i % head_blocks(run) * MAI_MATCH_HEADS;
     if (run->plan->rows[r].row.n_queries != 1) return;
     part_list parts = parts_in_scratch(run, worker);
-    for (int head = h0; head < h0 + MATCH_HEADS && head < run->m->shape.n_heads; head++) {
+    for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
         merge_head(run, r, head, &parts);
     }
 }
@@ -252,10 +265,14 @@ void mai_run_decode(mai_run *run)
     for (int r = 0; run->reuse && r < plan->n_rows; r++) {
         mai_slot_ring_for_write(m, plan->rows[r].row.slot, run->layer);
     }
-    const int blocks = (m->shape.n_heads + MATCH_HEADS - 1) / MATCH_HEADS;
-    mai_threads_run(m->threads, plan->n_rows * blocks, match_task, run);
-    const int n_items = make_items(run, plan->items.ptr);
-    mai_threads_run(m->threads, n_items, attend_task, run);
-    mai_threads_run(m->threads, plan->n_rows * blocks, merge_task, run);
-    for (int r = 0; run->layer >= 0 && r < plan->n_rows; r++) count_row(run, r);
+    const int n_tasks = plan->n_rows * head_blocks(run);
+    const int64_t start = mai_now_ns();
+    mai_threads_run(m->threads, n_tasks, match_task, run);
+    const int64_t matched = mai_now_ns();
+    mai_threads_run(m->threads, make_items(run, plan->items.ptr), attend_task, run);
+    const int64_t attended = mai_now_ns();
+    mai_threads_run(m->threads, n_tasks, merge_task, run);
+    if (run->layer < 0) return;
+    mai_stats_add_times(m, run->layer, matched - start, attended - matched, mai_now_ns() - attended);
+    for (int r = 0; r < plan->n_rows; r++) count_row(run, r);
 }

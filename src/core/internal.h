@@ -55,6 +55,7 @@ void mai_threads_destroy(const macattn_config *cfg, mai_threads *threads);
  * memory the task may use: no two tasks that run at the same time get the same one. */
 typedef void (*mai_task)(void *arg, int i, int worker);
 int mai_threads_default(void);   /* CPUs this process may use */
+int64_t mai_now_ns(void);        /* monotonic clock */
 void mai_threads_run(mai_threads *threads, int n_tasks, mai_task task, void *arg);
 
 /* -------------------------------------------------------------------------------------- rings -- */
@@ -103,11 +104,18 @@ typedef struct mai_counters {
     uint64_t steps, hits, misses, tokens_total, tokens_skipped;
     uint64_t distance[MACATTN_DISTANCE_BINS];
 } mai_counters;
+/* Wall time of a layer's decode calls, by phase. */
+typedef struct mai_times {
+    uint64_t match_ns, attend_ns, merge_ns;
+} mai_times;
 macattn_status mai_stats_create(macattn *m);
 void mai_stats_destroy(macattn *m);
 /* One decoded (row, head). `distance2` is the squared distance of a hit, else unused. */
 void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_tokens,
                    int64_t n_skipped, double distance2);
+
+void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
+                         int64_t merge_ns);
 
 /* -------------------------------------------------------------------------------------- policy -- */
 
@@ -135,6 +143,7 @@ struct macattn {
     mai_slot *slots;             /* [max_slots] */
     mai_ring *free_rings;
     mai_counters *counters;      /* [n_layers][n_heads] */
+    mai_times *times;            /* [n_layers] */
     mai_plan *plan;
     char error[320];
 };

@@ -10,13 +10,17 @@ static size_t n_counters(const macattn *m) { return (size_t)m->cfg.n_layers * (s
 macattn_status mai_stats_create(macattn *m)
 {
     m->counters = mai_alloc_zero(&m->cfg, n_counters(m) * sizeof(mai_counters));
-    return m->counters ? MACATTN_OK : mai_fail(m, MACATTN_E_NOMEM, "no memory for the counters");
+    m->times = mai_alloc_zero(&m->cfg, (size_t)m->cfg.n_layers * sizeof(mai_times));
+    return m->counters && m->times ? MACATTN_OK
+                                   : mai_fail(m, MACATTN_E_NOMEM, "no memory for the counters");
 }
 
 void mai_stats_destroy(macattn *m)
 {
     mai_free(&m->cfg, m->counters);
+    mai_free(&m->cfg, m->times);
     m->counters = NULL;
+    m->times = NULL;
 }
 
 void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_tokens,
@@ -33,6 +37,14 @@ void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_
     c->tokens_skipped += (uint64_t)n_skipped;
     const double bin = sqrt(distance2 / (2.0 * m->cfg.head_dim)) * MACATTN_DISTANCE_BINS;
     c->distance[bin < MACATTN_DISTANCE_BINS - 1 ? (int)bin : MACATTN_DISTANCE_BINS - 1]++;
+}
+
+void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
+                         int64_t merge_ns)
+{
+    m->times[layer].match_ns += (uint64_t)match_ns;
+    m->times[layer].attend_ns += (uint64_t)attend_ns;
+    m->times[layer].merge_ns += (uint64_t)merge_ns;
 }
 
 static void accumulate(macattn_stats *sum, const mai_counters *c)
@@ -63,6 +75,11 @@ macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macatt
     }
     macattn_stats sum = {.struct_size = sizeof sum};
     for (int l = 0; l < m->cfg.n_layers; l++) {
+        if (layer == -1 || layer == l) {
+            sum.match_ns += m->times[l].match_ns;
+            sum.attend_ns += m->times[l].attend_ns;
+            sum.merge_ns += m->times[l].merge_ns;
+        }
         for (int h = 0; h < m->cfg.n_heads; h++) {
             if ((layer == -1 || layer == l) && (head == -1 || head == h))
                 accumulate(&sum, &m->counters[(size_t)l * (size_t)m->cfg.n_heads + (size_t)h]);
@@ -76,5 +93,6 @@ macattn_status macattn_stats_reset(macattn *m)
 {
     if (!m) return MACATTN_E_ARG;
     memset(m->counters, 0, n_counters(m) * sizeof(mai_counters));
+    memset(m->times, 0, (size_t)m->cfg.n_layers * sizeof(mai_times));
     return MACATTN_OK;
 }

@@ -44,7 +44,7 @@ struct mai_threads {
     worker workers[];        /* [n_threads - 1] */
 };
 
-static int64_t now_ns(void)
+int64_t mai_now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -72,11 +72,11 @@ static void draw_tasks(mai_threads *p, int worker_id)
 /* Whether the condition came true within the spin budget. The clock is read now and then only. */
 static bool spin_for_run(mai_threads *p, unsigned seen)
 {
-    const int64_t until = p->spin_ns > 0 ? now_ns() + p->spin_ns : 0;
+    const int64_t until = p->spin_ns > 0 ? mai_now_ns() + p->spin_ns : 0;
     for (int i = 1; p->spin_ns > 0; i++) {
         if (atomic_load_explicit(&p->run_number, memory_order_acquire) != seen) return true;
         relax();
-        if (i % 64 == 0 && now_ns() > until) break;
+        if (i % 64 == 0 && mai_now_ns() > until) break;
     }
     return false;
 }
@@ -119,11 +119,11 @@ static void announce(mai_threads *p)
 
 static void wait_for_workers(mai_threads *p)
 {
-    const int64_t until = p->spin_ns > 0 ? now_ns() + p->spin_ns : 0;
+    const int64_t until = p->spin_ns > 0 ? mai_now_ns() + p->spin_ns : 0;
     for (int i = 1; p->spin_ns > 0; i++) {
         if (atomic_load_explicit(&p->running, memory_order_acquire) == 0) return;
         relax();
-        if (i % 64 == 0 && now_ns() > until) break;
+        if (i % 64 == 0 && mai_now_ns() > until) break;
     }
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);

@@ -87,14 +87,14 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
 }
 
 /* Add one chunk's share of the squared int8 distance of every row of the head. */
-static void ring_scan_chunk(const mai_match_args *a, const ring_query *q, int c, int n_blocks,
+static void ring_scan_chunk(const mai_match_args *a, int head, const ring_query *q, int c, int n_blocks,
                             float *distance2)
 {
     const mai_ring_dims *dims = a->dims;
     const size_t rows = (size_t)dims->n_blocks * MAI_LANES;
-    const size_t chunk = (size_t)a->head * (size_t)dims->n_chunks + (size_t)c;
+    const size_t chunk = (size_t)head * (size_t)dims->n_chunks + (size_t)c;
     const uint8_t *q8 = a->ring->q8 + chunk * rows * MAI_CHUNK;
-    const float *norm2 = a->ring->norm2 + chunk * rows, *scale = a->ring->scale + (size_t)a->head * rows;
+    const float *norm2 = a->ring->norm2 + chunk * rows, *scale = a->ring->scale + (size_t)head * rows;
     const V own = v_set1(q->norm2[c]), factor = v_set1(-2.0f * q->scale);
     for (int b = 0; b < n_blocks; b++) {
         int32_t dot[MAI_LANES];
@@ -120,28 +120,28 @@ MAI_INLINE uint32_t ring_may_reach(V distance2, V residual, const ring_query *q,
 }
 
 /* Whether row `at` of the circle holds an entry. */
-static bool ring_holds(const mai_match_args *a, int at)
+static bool ring_holds(const mai_match_args *a, int head, int at)
 {
-    const int K = a->dims->capacity, age = a->ring->head[a->head] - 1 - at;
-    return at < K && (age < 0 ? age + K : age) < a->ring->count[a->head];
+    const int K = a->dims->capacity, age = a->ring->head[head] - 1 - at;
+    return at < K && (age < 0 ? age + K : age) < a->ring->count[head];
 }
 
 /* Rows that hold an entry, may lie within the radius and end early enough; gives up and returns
  * limit + 1 when there are more than `limit`. */
-static int ring_survivors(const mai_match_args *a, const ring_query *q, const float *distance2,
+static int ring_survivors(const mai_match_args *a, int head, const ring_query *q, const float *distance2,
                           float own2, float radius, int n_blocks, int32_t *index,
                           int limit)
 {
     const mai_ring_dims *dims = a->dims;
-    const float *residual = a->ring->residual + (size_t)a->head * (size_t)dims->n_blocks * MAI_LANES;
-    const int32_t *end = a->ring->end + (size_t)a->head * (size_t)dims->capacity;
+    const float *residual = a->ring->residual + (size_t)head * (size_t)dims->n_blocks * MAI_LANES;
+    const int32_t *end = a->ring->end + (size_t)head * (size_t)dims->capacity;
     int n = 0;
     for (int row = 0; row < n_blocks * MAI_LANES; row += VL) {
         uint32_t bits =
             ring_may_reach(v_load(distance2 + row), v_load(residual + row), q, own2, radius);
         for (; bits; bits &= bits - 1) {
             const int at = row + __builtin_ctz(bits);
-            if (!ring_holds(a, at) || end[at] > a->max_end) continue;
+            if (!ring_holds(a, head, at) || end[at] > a->max_end) continue;
             if (n == limit) return limit + 1;
             index[n++] = at;
         }
@@ -149,19 +149,20 @@ static int ring_survivors(const mai_match_args *a, const ring_query *q, const fl
     return n;
 }
 
-static const char *ring_row(const mai_match_args *a, int at)
+static const char *ring_row(const mai_match_args *a, int head, int at)
 {
     return a->ring->q +
-           ((size_t)a->head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes;
+           ((size_t)head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes;
 }
 
 /* Squared distance as the queries came, in double; gives up (returns infinity) when a float32 sum says
  * that it is clearly beyond `give_up`. */
-static double ring_distance2(const mai_match_args *a, const float *x, int at, double give_up)
+static double ring_distance2(const mai_match_args *a, int head, const float *x, int at,
+                             double give_up)
 {
     const int n = a->dims->n_chunks * MAI_CHUNK;
     float y[MAI_MAX_CHUNKS * MAI_CHUNK];
-    load_padded(a->shape->q_dtype, ring_row(a, at), a->dims->d, n, y);
+    load_padded(a->shape->q_dtype, ring_row(a, head, at), a->dims->d, n, y);
     V sum = v_zero();
     for (int i = 0; i < n; i += VL) {
         const V e = v_sub(v_load(x + i), v_load(y + i));
@@ -177,14 +178,14 @@ static double ring_distance2(const mai_match_args *a, const float *x, int at, do
 }
 
 /* Take row `at` if it is nearer than what was found so far; of equally near ones, the newer. */
-static void ring_consider(const mai_match_args *a, const float *x, int at, double *best,
+static void ring_consider(const mai_match_args *a, int head, const float *x, int at, double *best,
                           mai_match *result)
 {
     if (at == result->entry) return;
-    const double d2 = ring_distance2(a, x, at, *best);
-    const int head = a->ring->head[a->head], K = a->dims->capacity;
+    const double d2 = ring_distance2(a, head, x, at, *best);
+    const int next = a->ring->head[head], K = a->dims->capacity;
     const bool newer =
-        result->entry >= 0 && (head - 1 - at + K) % K < (head - 1 - result->entry + K) % K;
+        result->entry >= 0 && (next - 1 - at + K) % K < (next - 1 - result->entry + K) % K;
     if (d2 < *best || (d2 == *best && newer)) {
         *best = result->distance2 = d2;
         result->entry = at;
@@ -208,54 +209,92 @@ static int ring_promising(const mai_match_args *a, const float *distance2, int n
     return -1;
 }
 
+/* The search of one head. */
+typedef struct ring_search {
+    float x[MAI_MAX_CHUNKS * MAI_CHUNK];   /* the query */
+    ring_query q;
+    float own2;                            /* its squared norm, as int8 */
+    int n_blocks;                          /* blocks of rows to scan; 0: there is nothing to find */
+    int promising;                         /* row, or -1 */
+    float *distance2;                      /* [n_blocks * MAI_LANES] over the chunks scanned so far */
+    int32_t *index;                        /* [the same] */
+} ring_search;
+
 static size_t match_scratch_bytes(const mai_ring_dims *dims)
 {
-    return (size_t)dims->n_blocks * MAI_LANES * (sizeof(float) + sizeof(int32_t)) + 64;
+    return MAI_MATCH_HEADS * (sizeof(ring_search) + (size_t)dims->n_blocks * MAI_LANES *
+                                                        (sizeof(float) + sizeof(int32_t)));
 }
 
-static void MAI_FN(match)(const mai_match_args *a, mai_match *result)
+static void prefetch_bytes(const void *data, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += 64) v_prefetch((const char *)data + i);
+}
+
+/* Encode the query, scan the first chunk, and fetch what the second step is likely to want. */
+static void ring_search_begin(const mai_match_args *a, int head, const char *query, ring_search *s,
+                              mai_match *result)
 {
     const mai_ring_dims *dims = a->dims;
-    float x[MAI_MAX_CHUNKS * MAI_CHUNK];
-    ring_query q = {0};
-    result->entry = -1;
-    result->distance2 = HUGE_VAL;
-    load_padded(a->shape->q_dtype, a->q, dims->d, dims->n_chunks * MAI_CHUNK, x);
-    result->finite = ring_encode(x, dims->n_chunks, &q);
-    const int count = a->ring->count[a->head];
+    const int count = a->ring->count[head];
+    *result = (mai_match){.entry = -1, .distance2 = HUGE_VAL};
+    load_padded(a->shape->q_dtype, query, dims->d, dims->n_chunks * MAI_CHUNK, s->x);
+    result->finite = ring_encode(s->x, dims->n_chunks, &s->q);
+    s->n_blocks = 0;
+    s->promising = -1;
     if (!result->finite || count == 0 || !(a->radius > 0)) return;
-
     /* Entries fill the circle from 0; before it is full for the first time, only a part is in use. */
-    const bool from_zero = a->ring->head[a->head] == count % dims->capacity;
-    const int n_blocks = from_zero ? (count + MAI_LANES - 1) / MAI_LANES : dims->n_blocks;
-    float *distance2 = a->scratch;
-    int32_t *index = (int32_t *)(distance2 + (size_t)dims->n_blocks * MAI_LANES);
-    memset(distance2, 0, (size_t)n_blocks * MAI_LANES * sizeof(float));
-    const int32_t *end = a->ring->end + (size_t)a->head * (size_t)dims->capacity;
-    float own2 = 0;
-    for (int c = 0; c < dims->n_chunks; c++) own2 += q.norm2[c];
+    const bool from_zero = a->ring->head[head] == count % dims->capacity;
+    s->n_blocks = from_zero ? (count + MAI_LANES - 1) / MAI_LANES : dims->n_blocks;
+    memset(s->distance2, 0, (size_t)s->n_blocks * MAI_LANES * sizeof(float));
+    s->own2 = 0;
+    for (int c = 0; c < dims->n_chunks; c++) s->own2 += s->q.norm2[c];
+    ring_scan_chunk(a, head, &s->q, 0, s->n_blocks, s->distance2);
+    const int at = ring_promising(a, s->distance2, s->n_blocks);
+    const int32_t *end = a->ring->end + (size_t)head * (size_t)dims->capacity;
+    if (at < 0 || !ring_holds(a, head, at) || end[at] > a->max_end) return;
+    s->promising = at;
+    prefetch_bytes(ring_row(a, head, at), dims->q_bytes);
+    prefetch_bytes(a->ring->out + ((size_t)head * (size_t)dims->capacity + (size_t)at) * (size_t)dims->dv,
+                   sizeof(float) * (size_t)dims->dv);
+}
+
+/* Scan on until few rows are left, and look at those. */
+static void ring_search_end(const mai_match_args *a, int head, const ring_search *s, mai_match *result)
+{
+    const mai_ring_dims *dims = a->dims;
+    const float *residual = a->ring->residual + (size_t)head * (size_t)dims->n_blocks * MAI_LANES;
     const int few = 2;   /* cheaper to look at than another chunk of every row */
     double best = a->radius * a->radius;
+    if (s->n_blocks == 0) return;
+    if (s->promising >= 0) ring_consider(a, head, s->x, s->promising, &best, result);
     int n = 0;
     for (int c = 0; c < dims->n_chunks; c++) {
-        ring_scan_chunk(a, &q, c, n_blocks, distance2);
-        if (c == 0) {
-            const int at = ring_promising(a, distance2, n_blocks);
-            if (at >= 0 && ring_holds(a, at) && end[at] <= a->max_end)
-                ring_consider(a, x, at, &best, result);
-        }
+        if (c > 0) ring_scan_chunk(a, head, &s->q, c, s->n_blocks, s->distance2);
         const bool last = c + 1 == dims->n_chunks;
-        n = ring_survivors(a, &q, distance2, own2, (float)sqrt(best), n_blocks, index,
-                           last ? count : few);
+        n = ring_survivors(a, head, &s->q, s->distance2, s->own2, (float)sqrt(best), s->n_blocks, s->index,
+                           last ? dims->capacity : few);
         if (n <= few) break;
     }
+    for (int i = 0; i < n; i++) prefetch_bytes(ring_row(a, head, s->index[i]), dims->q_bytes);
     for (int i = 0; i < n; i++) {
-        for (size_t line = 0; line < dims->q_bytes; line += 64) v_prefetch(ring_row(a, index[i]) + line);
+        const int at = s->index[i];
+        if (ring_may_reach(v_set1(s->distance2[at]), v_set1(residual[at]), &s->q, s->own2,
+                           (float)sqrt(best)) & 1) {
+            ring_consider(a, head, s->x, at, &best, result);
+        }
     }
-    const float *residual = a->ring->residual + (size_t)a->head * (size_t)dims->n_blocks * MAI_LANES;
-    for (int i = 0; i < n; i++) {
-        const int at = index[i];
-        if (ring_may_reach(v_set1(distance2[at]), v_set1(residual[at]), &q, own2, (float)sqrt(best)) & 1)
-            ring_consider(a, x, at, &best, result);
+}
+
+static void MAI_FN(match)(const mai_match_args *a, mai_match *results)
+{
+    const size_t rows = (size_t)a->dims->n_blocks * MAI_LANES;
+    ring_search *s = a->scratch;
+    float *at = (float *)(void *)(s + MAI_MATCH_HEADS);
+    for (int i = 0; i < a->n_heads; i++, at += 2 * rows) {
+        s[i].distance2 = at;
+        s[i].index = (int32_t *)(void *)(at + rows);
+        ring_search_begin(a, a->head0 + i, a->q + i * a->q_head_stride, &s[i], &results[i]);
     }
+    for (int i = 0; i < a->n_heads; i++) ring_search_end(a, a->head0 + i, &s[i], &results[i]);
 }
