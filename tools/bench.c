@@ -324,12 +324,19 @@ bool bench_enough(const bench_run *run, int64_t reps, double spent_us)
     return reps >= MAX_REPS || (reps >= MIN_REPS && spent_us >= o->min_time * 1e6);
 }
 
-void bench_step_progress(const bench_run *run, const char *what, int64_t rep, double spent_us)
+double bench_share_done(const bench_run *run, int64_t rep, double spent_us)
 {
     const bench_options *o = run->options;
-    double share = o->reps > 0 ? (double)rep / (double)o->reps
-                               : fmin(spent_us / (o->min_time * 1e6 + 1.0), 1.0);
-    report_progress("[%d/%d] %s %3.0f%%", run->rows_done + 1, run->n_rows, what, 100.0 * share);
+    if (o->reps > 0) {
+        return (double)rep / (double)o->reps;
+    }
+    return fmin(fmin(spent_us / (o->min_time * 1e6 + 1.0), (double)rep / MIN_REPS), 1.0);
+}
+
+void bench_step_progress(const bench_run *run, const char *what, int64_t rep, double spent_us)
+{
+    report_progress("[%d/%d] %s %3.0f%%", run->rows_done + 1, run->n_rows, what,
+                    100.0 * bench_share_done(run, rep, spent_us));
 }
 
 int32_t bench_layers(const bench_run *run, size_t bytes)
@@ -337,7 +344,7 @@ int32_t bench_layers(const bench_run *run, size_t bytes)
     if (run->options->warm || bytes == 0) {
         return 1;
     }
-    size_t wanted = 4 * run->machine.llc / bytes + 1;
+    size_t wanted = (MACHINE_COLD_BYTES + bytes - 1) / bytes;
     size_t room = MEMORY_LIMIT / bytes;
     size_t layers = wanted < room ? wanted : room;
     return layers < 1 ? 1 : layers > 64 ? 64 : (int32_t)layers;

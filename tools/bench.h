@@ -69,6 +69,8 @@ macattn *bench_create(const macattn_config *cfg);
 
 /* How many repetitions are enough. `spent_us` is the time measured so far. */
 bool bench_enough(const bench_run *run, int64_t reps, double spent_us);
+/* How far that is, from 0 to 1. */
+double bench_share_done(const bench_run *run, int64_t reps, double spent_us);
 void bench_step_progress(const bench_run *run, const char *what, int64_t rep, double spent_us);
 
 /* How many layers' buffers to rotate, so that a layer is out of the caches when its turn comes

@@ -12,7 +12,8 @@
 #include "bench.h"
 #include "peer_load.h"
 
-#define MAX_CACHE_REPS 200
+#define CEILING_SAMPLES 20
+#define CACHE_REPS 3      /* for each sample of the ceilings */
 #define CACHE_PAGE_MAX 64 /* tokens */
 #define CACHE_PAGE_MIN 8
 #define CACHE_TOKENS 8192 /* of the in-cache run: enough for the call's fixed cost not to show */
@@ -293,12 +294,9 @@ static void time_in_cache(const bench_run *run, attend_row *a, attend_times *tim
         return;
     }
     macattn_kv kv = tensors_kv_view(&a->kv, 0, page_size);
-    double spent = 0.0;
     (void)attend_us(a, &kv);
-    for (int rep = 0; rep < MAX_CACHE_REPS && (rep < 5 || spent < 50e3); rep++) {
-        double us = attend_us(a, &kv);
-        tool_samples_add(&times->cache, us);
-        spent += us;
+    for (int rep = 0; rep < CACHE_REPS; rep++) {
+        tool_samples_add(&times->cache, attend_us(a, &kv));
     }
     tool_expect(a->m, macattn_plan(a->m, &a->batch), "macattn_plan");
 }
@@ -341,11 +339,10 @@ static void measure(bench_run *run, attend_row *a, attend_times *times)
             tool_sleep_us(SETTLE_US / 6);
             spent += timed_peer(a, layer, times);
         }
-        if (rep < 64) {
+        /* Spread over the row, so that a machine that changes shows in the ceilings too. */
+        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(run, rep, spent)) {
             tool_samples_add(&times->ceiling, machine_read_gbps(run->team));
             tool_samples_add(&times->fma, machine_fma_gflops(run->team));
-        }
-        if (rep < 2) {
             time_in_cache(run, a, times);
         }
     }

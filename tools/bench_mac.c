@@ -12,6 +12,7 @@
 
 #define N_STEPS 64 /* different ones, in turns */
 #define SEARCH_TIME_US 3e5
+#define CEILING_SAMPLES 12
 
 static const report_column columns[] = {{"heads", "heads", 7, 0},
                                         {"head_dim", "dim", 4, 0},
@@ -84,7 +85,7 @@ static void measure(bench_run *run, stream *s, const stream_step *steps, mac_tim
     for (; !bench_enough(run, rep, spent); rep++) {
         const stream_step *step = &steps[rep % N_STEPS];
         int32_t slot = (int32_t)(rep % s->n_slots);
-        if (rep % 16 == 0) {
+        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(run, rep, spent)) {
             bench_step_progress(run, "measuring", rep, spent);
             tool_samples_add(&times->ceiling, machine_read_gbps(run->team));
             /* Wakes the threads, and leaves no ring in the caches. */

@@ -379,12 +379,10 @@ machine_team *machine_team_create(int n_threads)
     team->threads = tool_alloc((size_t)n_threads * sizeof *team->threads);
     team->members = tool_alloc((size_t)n_threads * sizeof *team->members);
     team->fma = best_fma();
-    team->bytes = 8 * info.llc;
-    if (team->bytes > (size_t)1 << 30) {
-        team->bytes = (size_t)1 << 30;
-    }
-    if (team->bytes < (size_t)64 << 20) {
-        team->bytes = (size_t)64 << 20;
+    /* A last-level cache may be larger than a virtual machine is told: far larger is safe. */
+    team->bytes = MACHINE_COLD_BYTES > 8 * info.llc ? MACHINE_COLD_BYTES : 8 * info.llc;
+    if (team->bytes > info.memory / 8) {
+        team->bytes = (size_t)(info.memory / 8);
     }
     team->buffer = tool_map(team->bytes, false);
     if (pthread_barrier_init(&team->barrier, NULL, (unsigned)n_threads) != 0) {

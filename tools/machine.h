@@ -17,10 +17,13 @@ typedef struct machine_info {
 
 void machine_describe(machine_info *info);
 
+/* Bytes that no cache holds, of any machine this is likely to run on. */
+#define MACHINE_COLD_BYTES ((size_t)1 << 30)
+
 /* A team of threads that reads memory and multiplies: the ceilings of what a kernel can reach. */
 typedef struct machine_team machine_team;
 
-/* The buffer it reads is several times the last-level cache. Dies on failure. */
+/* The buffer it reads is far larger than the last-level cache. Dies on failure. */
 machine_team *machine_team_create(int n_threads);
 void machine_team_destroy(machine_team *team);
 
