@@ -19,18 +19,18 @@
 
 /* MACATTN_TEST_LIGHT: fewer and smaller cases, for sanitizers and emulated processors. */
 #ifdef MACATTN_TEST_LIGHT
-#define TEST_LIGHT 1
+#    define TEST_LIGHT 1
 #else
-#define TEST_LIGHT 0
+#    define TEST_LIGHT 0
 #endif
 
-#define assert_ok(m, expr)                                                                         \
-    do {                                                                                           \
-        const macattn_status test_status_ = (expr);                                                \
-        if (test_status_ != MACATTN_OK) {                                                          \
-            fail_msg("%s: %s: %s", #expr, macattn_status_string(test_status_),                     \
-                     macattn_last_error(m));                                                       \
-        }                                                                                          \
+#define assert_ok(m, expr)                                                     \
+    do {                                                                       \
+        const macattn_status test_status_ = (expr);                            \
+        if (test_status_ != MACATTN_OK) {                                      \
+            fail_msg("%s: %s: %s", #expr, macattn_status_string(test_status_), \
+                     macattn_last_error(m));                                   \
+        }                                                                      \
     } while (0)
 
 /* -------------------------------------------------------------------------------------- numbers -- */
@@ -40,10 +40,10 @@ typedef struct test_rng {
 } test_rng;
 
 uint64_t test_random(test_rng *rng);
-int64_t test_below(test_rng *rng, int64_t n);     /* [0, n) */
-double test_uniform(test_rng *rng);               /* [0, 1) */
-double test_normal(test_rng *rng);                /* mean 0, variance 1 */
-uint64_t test_hash(uint64_t a, uint64_t b);       /* of two numbers: a seed of its own for each */
+int64_t test_below(test_rng *rng, int64_t n); /* [0, n) */
+double test_uniform(test_rng *rng);           /* [0, 1) */
+double test_normal(test_rng *rng);            /* mean 0, variance 1 */
+uint64_t test_hash(uint64_t a, uint64_t b);   /* of two numbers: a seed of its own for each */
 
 /* An unsigned number from the environment, or `otherwise`. */
 uint64_t test_env(const char *name, uint64_t otherwise);
@@ -70,9 +70,9 @@ void test_release(test_memory *memory);
 typedef struct test_kv_layout {
     int32_t n_pages;
     int64_t page_tokens;
-    bool head_major;    /* [page][head][token][dim]; else [page][token][head][dim] */
-    int64_t pad;        /* bytes after each row */
-    size_t shift;       /* misalignment */
+    bool head_major; /* [page][head][token][dim]; else [page][token][head][dim] */
+    int64_t pad;     /* bytes after each row */
+    size_t shift;    /* misalignment */
 } test_kv_layout;
 
 typedef struct test_kv {
@@ -117,8 +117,8 @@ macattn_config test_resolved(macattn *m);
  * same numbers. `seed` tells sequences apart. */
 typedef struct test_sequence {
     uint64_t seed;
-    int32_t n_themes;    /* 6 */
-    double noise;        /* up to this much, 0.7 */
+    int32_t n_themes; /* 6 */
+    double noise;     /* up to this much, 0.7 */
 } test_sequence;
 
 void test_token(const test_sequence *s, const macattn_config *cfg, int64_t pos, int32_t kv_head,
@@ -129,7 +129,7 @@ void test_query(const test_sequence *s, const macattn_config *cfg, int64_t pos, 
 /* Contiguous KV and io for up to `max_rows` rows of up to `capacity` tokens and max_queries queries
  * each. One KV serves all layers. */
 typedef struct test_bench {
-    macattn_config cfg;    /* resolved */
+    macattn_config cfg; /* resolved */
     int32_t max_rows;
     int64_t capacity;
     test_kv kv;

@@ -16,19 +16,19 @@ typedef struct bench_options {
     tool_kv_types kv[TOOL_LIST_MAX];
     int n_kv;
     tool_int_list head_dim, context, threads, batch;
-    int64_t v_head_dim;        /* 0 = head_dim */
-    int64_t page_size;         /* 0 = contiguous */
-    int64_t n_queries;         /* attend: 1 = decode */
+    int64_t v_head_dim; /* 0 = head_dim */
+    int64_t page_size;  /* 0 = contiguous */
+    int64_t n_queries;  /* attend: 1 = decode */
     double softcap;
-    const char *isa;           /* NULL = best */
+    const char *isa; /* NULL = best */
     /* mac and match. */
     tool_real_list hit_ratio;
     tool_int_list ring;
     int64_t band;
-    bool clustered;            /* misses fall on all query heads of a KV head together */
+    bool clustered; /* misses fall on all query heads of a KV head together */
     /* How to measure. */
-    int64_t reps;              /* 0 = until min_time */
-    double min_time;           /* seconds of the measured calls, for each row */
+    int64_t reps;    /* 0 = until min_time */
+    double min_time; /* seconds of the measured calls, for each row */
     bool warm, huge, json, check;
     int64_t seed;
     const char *peer;
@@ -38,10 +38,10 @@ typedef struct bench_options {
 typedef struct bench_run {
     const bench_options *options;
     machine_info machine;
-    machine_team *team;        /* of the current number of threads */
+    machine_team *team; /* of the current number of threads */
     int team_threads;
     report report;
-    int n_rows, rows_done;     /* for the progress line */
+    int n_rows, rows_done; /* for the progress line */
     int n_failed;
 } bench_run;
 

@@ -10,7 +10,7 @@
 
 /* One column of the table. The JSON object may have more fields than the table has columns. */
 typedef struct report_column {
-    const char *field;   /* of the row */
+    const char *field; /* of the row */
     const char *heading;
     int width;
     int decimals;

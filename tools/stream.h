@@ -18,7 +18,7 @@ typedef struct stream_step {
 typedef struct stream {
     macattn_config cfg;
     macattn *m;
-    tensors_kv kv;    /* one layer; a sequence for each slot */
+    tensors_kv kv; /* one layer; a sequence for each slot */
     int32_t n_slots;
     int64_t n_tokens; /* of a step, the new one included */
     float *ring_q;    /* [ring][n_heads][head_dim]; query i is at n_tokens - 1 - ring + i */

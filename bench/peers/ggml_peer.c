@@ -16,7 +16,7 @@
 #include "ggml.h"
 #include "peer.h"
 
-#define MASK_ZERO      0x0000u
+#define MASK_ZERO 0x0000u
 #define MASK_MINUS_INF 0xfc00u
 
 typedef struct ggml_threadpool *(*threadpool_new_fn)(struct ggml_threadpool_params *params);

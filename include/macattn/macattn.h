@@ -46,15 +46,15 @@
 #include "macattn/version.h"
 
 #if defined(_WIN32)
-#  if defined(MACATTN_BUILD)
-#    define MACATTN_API __declspec(dllexport)
-#  else
-#    define MACATTN_API
-#  endif
+#    if defined(MACATTN_BUILD)
+#        define MACATTN_API __declspec(dllexport)
+#    else
+#        define MACATTN_API
+#    endif
 #elif defined(__GNUC__)
-#  define MACATTN_API __attribute__((visibility("default")))
+#    define MACATTN_API __attribute__((visibility("default")))
 #else
-#  define MACATTN_API
+#    define MACATTN_API
 #endif
 
 #ifdef __cplusplus
@@ -86,7 +86,7 @@ typedef enum macattn_status {
 #define MACATTN_STATUS_ENUM(name, value, text) MACATTN_##name = (value),
     MACATTN_STATUS_MAP(MACATTN_STATUS_ENUM)
 #undef MACATTN_STATUS_ENUM
-    MACATTN_STATUS_FORCE_INT = 0x7fffffff
+        MACATTN_STATUS_FORCE_INT = 0x7fffffff
 } macattn_status;
 
 /*! macattn_status_string() : the text of a status code; "unknown status" for any other number.
@@ -113,10 +113,7 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  PAPER : reuse iff ||q - p|| < sqrt(2 head_dim) (1 - tau), p being the nearest query in the ring
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
  *          `min_tokens` tokens. MAC-Attention section 3 (match). */
-typedef enum macattn_policy {
-    MACATTN_POLICY_EXACT = 0,
-    MACATTN_POLICY_PAPER = 1
-} macattn_policy;
+typedef enum macattn_policy { MACATTN_POLICY_EXACT = 0, MACATTN_POLICY_PAPER = 1 } macattn_policy;
 
 /* ------------------------------------------------------------------------------------- config -- */
 
@@ -127,45 +124,45 @@ typedef void (*macattn_parallel_for)(void *user, int n_tasks, void (*task)(void 
 
 /*! Configuration of an object. Fill with macattn_config_init, then set the fields. */
 typedef struct macattn_config {
-    size_t struct_size;     /*!< set by macattn_config_init */
+    size_t struct_size; /*!< set by macattn_config_init */
 
     /* Shape of the model. Required: n_layers, n_heads, n_kv_heads, head_dim. */
-    int32_t n_layers;       /*!< layers, >= 1 */
-    int32_t n_heads;        /*!< query heads, a multiple of n_kv_heads, <= 1024 */
-    int32_t n_kv_heads;     /*!< KV heads, >= 1 */
-    int32_t head_dim;       /*!< of q and K; a multiple of 8, <= 1024 */
-    int32_t v_head_dim;     /*!< of V and the output; 0 = head_dim */
-    macattn_dtype q_dtype;  /*!< F32 (default), F16, BF16: of q and q_match */
-    macattn_dtype k_dtype;  /*!< default F16 */
-    macattn_dtype v_dtype;  /*!< default F16; may differ from k_dtype */
-    float scale;            /*!< logit = scale * q.k; 0 = 1/sqrt(head_dim) */
-    float softcap;          /*!< > 0: logit = softcap * tanh(logit / softcap); 0 = off */
-    int64_t window;         /*!< > 0: a query sees its newest `window` tokens, itself included, and
+    int32_t n_layers;      /*!< layers, >= 1 */
+    int32_t n_heads;       /*!< query heads, a multiple of n_kv_heads, <= 1024 */
+    int32_t n_kv_heads;    /*!< KV heads, >= 1 */
+    int32_t head_dim;      /*!< of q and K; a multiple of 8, <= 1024 */
+    int32_t v_head_dim;    /*!< of V and the output; 0 = head_dim */
+    macattn_dtype q_dtype; /*!< F32 (default), F16, BF16: of q and q_match */
+    macattn_dtype k_dtype; /*!< default F16 */
+    macattn_dtype v_dtype; /*!< default F16; may differ from k_dtype */
+    float scale;           /*!< logit = scale * q.k; 0 = 1/sqrt(head_dim) */
+    float softcap;         /*!< > 0: logit = softcap * tanh(logit / softcap); 0 = off */
+    int64_t window;        /*!< > 0: a query sees its newest `window` tokens, itself included, and
                                  no reuse takes place; 0 = all tokens */
 
     /* State. */
-    int32_t max_slots;      /*!< sequences held at a time, >= 1 (default 1) */
-    int64_t max_tokens;     /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
-    macattn_policy policy;  /*!< default PAPER */
-    int32_t ring;           /*!< K: queries remembered per slot, layer and head, 1 to 4096 (512) */
-    int32_t band;           /*!< r: newest tokens never covered by a summary, >= 1 (256) */
-    int32_t fresh_tokens;   /*!< F: first tokens (attention sinks) computed in every step (0) */
-    int64_t min_tokens;     /*!< rows with fewer tokens are computed in full (2048) */
-    float tau;              /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
+    int32_t max_slots;     /*!< sequences held at a time, >= 1 (default 1) */
+    int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
+    macattn_policy policy; /*!< default PAPER */
+    int32_t ring;          /*!< K: queries remembered per slot, layer and head, 1 to 4096 (512) */
+    int32_t band;          /*!< r: newest tokens never covered by a summary, >= 1 (256) */
+    int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
+    int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
+    float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
 
     /* How to run. */
-    int32_t n_threads;      /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */
-    int32_t spin_us;        /*!< how long an idle thread of the own pool spins before it sleeps, in
+    int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */
+    int32_t spin_us;   /*!< how long an idle thread of the own pool spins before it sleeps, in
                                  microseconds, 0 to 1000000 (100). Sleeping threads cost nothing. */
-    macattn_parallel_for parallel_for;  /*!< not NULL: used instead of the own pool; n_threads then
+    macattn_parallel_for parallel_for; /*!< not NULL: used instead of the own pool; n_threads then
                                              says how many threads it is expected to run on */
-    void *parallel_user;    /*!< handed to parallel_for */
-    const char *isa;        /*!< NULL = the best this machine has, else a name from
+    void *parallel_user;               /*!< handed to parallel_for */
+    const char *isa;                   /*!< NULL = the best this machine has, else a name from
                                  macattn_isa_name(); read during macattn_create only */
 
     /* Allocator: both or neither. Alignment is the library's own affair. */
-    void *(*alloc)(void *user, size_t bytes);   /*!< NULL on failure; contents undefined */
-    void (*free)(void *user, void *ptr);        /*!< ptr is never NULL */
+    void *(*alloc)(void *user, size_t bytes); /*!< NULL on failure; contents undefined */
+    void (*free)(void *user, void *ptr);      /*!< ptr is never NULL */
     void *alloc_user;
 } macattn_config;
 
@@ -208,25 +205,25 @@ MACATTN_API macattn_status macattn_get_config(macattn *m, macattn_config *config
 
 /*! One sequence in one step. */
 typedef struct macattn_row {
-    int32_t slot;           /*!< [0, max_slots), different in each row; -1 = none (attend only) */
-    int32_t n_queries;      /*!< new tokens, >= 1: query i is at position n_tokens - n_queries + i
+    int32_t slot;         /*!< [0, max_slots), different in each row; -1 = none (attend only) */
+    int32_t n_queries;    /*!< new tokens, >= 1: query i is at position n_tokens - n_queries + i
                                  and sees the tokens up to and including itself */
-    int64_t n_tokens;       /*!< tokens in the KV cache, the new ones included: n_queries to
+    int64_t n_tokens;     /*!< tokens in the KV cache, the new ones included: n_queries to
                                  max_tokens. 0 with n_queries 1 is allowed in macattn_attend: the
                                  output is then 0 and the lse -inf */
-    int32_t page;           /*!< contiguous KV (page_size 0): which sequence of the KV tensor, i.e.
+    int32_t page;         /*!< contiguous KV (page_size 0): which sequence of the KV tensor, i.e.
                                  how many page strides from its start */
-    const int32_t *pages;   /*!< paged KV: [ceil(n_tokens / page_size)] page numbers, each in
+    const int32_t *pages; /*!< paged KV: [ceil(n_tokens / page_size)] page numbers, each in
                                  [0, n_pages). Borrowed: unchanged until the next macattn_plan */
 } macattn_row;
 
 /*! One step: which sequences, how long they are, where their tokens lie. */
 typedef struct macattn_batch {
-    size_t struct_size;     /*!< sizeof(macattn_batch) */
-    int32_t n_rows;         /*!< >= 1 */
-    const macattn_row *rows;/*!< [n_rows]; copied */
-    int32_t page_size;      /*!< tokens a page, a power of two; 0 = every row is one contiguous run */
-    int32_t n_pages;        /*!< pages (page_size 0: sequences) in the KV tensors, for checking */
+    size_t struct_size;      /*!< sizeof(macattn_batch) */
+    int32_t n_rows;          /*!< >= 1 */
+    const macattn_row *rows; /*!< [n_rows]; copied */
+    int32_t page_size; /*!< tokens a page, a power of two; 0 = every row is one contiguous run */
+    int32_t n_pages;   /*!< pages (page_size 0: sequences) in the KV tensors, for checking */
 } macattn_batch;
 
 /*! macattn_plan() : prepare one step; shared by all layers. Divides the work by bytes over the
@@ -252,18 +249,18 @@ typedef struct macattn_kv {
 /*! Inputs and outputs of one layer. Query row i counts the queries of all batch rows in order.
  *  A stride of 0 stands for the packed one: [query row][head][dim]. */
 typedef struct macattn_io {
-    size_t struct_size;         /*!< sizeof(macattn_io) */
-    const void *q;              /*!< queries after RoPE, q_dtype */
+    size_t struct_size; /*!< sizeof(macattn_io) */
+    const void *q;      /*!< queries after RoPE, q_dtype */
     int64_t q_row_stride, q_head_stride;
-    const void *q_match;        /*!< queries before RoPE, q_dtype. NULL: this call neither reuses
+    const void *q_match; /*!< queries before RoPE, q_dtype. NULL: this call neither reuses
                                      nor remembers anything */
     int64_t q_match_row_stride, q_match_head_stride;
     macattn_kv kv;
-    const float *sinks;         /*!< [n_heads] a further logit per head that adds to the denominator
+    const float *sinks; /*!< [n_heads] a further logit per head that adds to the denominator
                                      and has no value; NULL = none */
-    float *out;                 /*!< [query row][head][v_head_dim] f32 */
+    float *out;         /*!< [query row][head][v_head_dim] f32 */
     int64_t out_row_stride, out_head_stride;
-    float *lse;                 /*!< [query row][n_heads] packed, or NULL. Includes the sink */
+    float *lse; /*!< [query row][n_heads] packed, or NULL. Includes the sink */
 } macattn_io;
 
 /*! macattn_attend() : exact attention for the planned rows. Uses and changes no slot.
@@ -326,7 +323,8 @@ MACATTN_API macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buf
  *  is checked in full before anything changes.
  * @return : E_FORMAT if it is truncated, corrupt, of another version, or was saved under a
  *           configuration whose summaries mean something else; E_NOMEM. */
-MACATTN_API macattn_status macattn_slot_load(macattn *m, int32_t slot, const void *data, size_t size);
+MACATTN_API macattn_status macattn_slot_load(macattn *m, int32_t slot, const void *data,
+                                             size_t size);
 
 /* --------------------------------------------------------------------------------- statistics -- */
 
@@ -334,11 +332,11 @@ MACATTN_API macattn_status macattn_slot_load(macattn *m, int32_t slot, const voi
 
 /*! Counters of macattn_decode since the object was made or they were reset. */
 typedef struct macattn_stats {
-    size_t struct_size;      /*!< sizeof(macattn_stats) */
-    uint64_t steps;          /*!< (row, head) pairs decoded */
-    uint64_t hits, misses;   /*!< of those, with and without reuse */
-    uint64_t tokens_total;   /*!< tokens they attended to */
-    uint64_t tokens_skipped; /*!< of those, covered by a reused summary */
+    size_t struct_size;                       /*!< sizeof(macattn_stats) */
+    uint64_t steps;                           /*!< (row, head) pairs decoded */
+    uint64_t hits, misses;                    /*!< of those, with and without reuse */
+    uint64_t tokens_total;                    /*!< tokens they attended to */
+    uint64_t tokens_skipped;                  /*!< of those, covered by a reused summary */
     uint64_t distance[MACATTN_DISTANCE_BINS]; /*!< hits by ||q - p|| / sqrt(2 head_dim), in steps of
                                   1/16; the last bin takes all from 15/16 on */
     uint64_t match_ns, attend_ns, merge_ns;   /*!< wall time of the decode calls of the layers asked

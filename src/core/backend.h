@@ -13,10 +13,10 @@
 
 /* What the kernels need to know of the configuration. */
 typedef struct mai_shape {
-    int32_t n_heads, n_kv_heads, group;   /* group = n_heads / n_kv_heads */
-    int32_t d, dv;                        /* head_dim of q and K; of V and the output */
+    int32_t n_heads, n_kv_heads, group; /* group = n_heads / n_kv_heads */
+    int32_t d, dv;                      /* head_dim of q and K; of V and the output */
     macattn_dtype q_dtype, k_dtype, v_dtype;
-    float scale, softcap;                 /* softcap 0 = off */
+    float scale, softcap; /* softcap 0 = off */
 } mai_shape;
 
 /* --------------------------------------------------------------------------------------- rings -- */
@@ -35,27 +35,27 @@ typedef struct mai_shape {
 #define MAI_MAX_CHUNKS (MAI_MAX_DIM / MAI_CHUNK)
 
 typedef struct mai_ring_dims {
-    int32_t n_heads, d, dv, capacity;   /* capacity = K */
-    int32_t n_blocks;                   /* ceil(K / MAI_LANES) */
-    int32_t n_chunks;                   /* ceil(d / MAI_CHUNK) */
-    size_t q_bytes;                     /* of one query, in q_dtype */
+    int32_t n_heads, d, dv, capacity; /* capacity = K */
+    int32_t n_blocks;                 /* ceil(K / MAI_LANES) */
+    int32_t n_chunks;                 /* ceil(d / MAI_CHUNK) */
+    size_t q_bytes;                   /* of one query, in q_dtype */
     /* Offsets of the arrays in the allocation, and its size. */
-    size_t off_head, off_count, off_pos, off_end, off_lse, off_scale, off_residual, off_norm2, off_q8,
-        off_q, off_out, bytes;
+    size_t off_head, off_count, off_pos, off_end, off_lse, off_scale, off_residual, off_norm2,
+        off_q8, off_q, off_out, bytes;
 } mai_ring_dims;
 
 typedef struct mai_ring_view {
-    int32_t *head;     /* [n_heads] where the next entry goes */
-    int32_t *count;    /* [n_heads] entries held, <= capacity */
-    int32_t *pos;      /* [n_heads][capacity] position (0-based) of the token the query was made for */
-    int32_t *end;      /* [n_heads][capacity] the summary covers tokens [F, end) */
-    float *lse;        /* [n_heads][capacity] lse of the summary, natural log */
-    float *scale;      /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
-    float *residual;   /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
-    float *norm2;      /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */
-    uint8_t *q8;       /* [n_heads][n_chunks][n_blocks][MAI_CHUNK / 4][LANES][4] */
-    char *q;           /* [n_heads][capacity][d] in q_dtype */
-    float *out;        /* [n_heads][capacity][dv] output of the summary */
+    int32_t *head;  /* [n_heads] where the next entry goes */
+    int32_t *count; /* [n_heads] entries held, <= capacity */
+    int32_t *pos;   /* [n_heads][capacity] position (0-based) of the token the query was made for */
+    int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
+    float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
+    float *scale;   /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
+    float *residual; /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
+    float *norm2;    /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */
+    uint8_t *q8;     /* [n_heads][n_chunks][n_blocks][MAI_CHUNK / 4][LANES][4] */
+    char *q;         /* [n_heads][capacity][d] in q_dtype */
+    float *out;      /* [n_heads][capacity][dv] output of the summary */
 } mai_ring_view;
 
 /* ring.c (core): sizes and pointers. */
@@ -70,9 +70,9 @@ void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *ba
  * kv_head 0. Lets one kernel serve contiguous, paged and strided caches. */
 typedef struct mai_tokens {
     const macattn_kv *kv;
-    const int32_t *pages;       /* NULL: contiguous */
-    int64_t base_page;          /* contiguous: page number of the run */
-    int32_t page_shift;         /* paged: log2(page_size) */
+    const int32_t *pages; /* NULL: contiguous */
+    int64_t base_page;    /* contiguous: page number of the run */
+    int32_t page_shift;   /* paged: log2(page_size) */
 } mai_tokens;
 
 /* One work item of decode: one row, tokens [t0, t1), kv heads [kv0, kv1), one query. */
@@ -81,11 +81,11 @@ typedef struct mai_attend_args {
     mai_tokens tokens;
     int64_t t0, t1;
     int32_t kv0, kv1;
-    const float *q;             /* [n_heads][d] f32, already multiplied by q_factor */
-    const int64_t *start;       /* [n_heads] the head takes part from this token on; NULL = t0 */
-    float *out;                 /* [n_heads][dv] partial results of heads kv0*group .. kv1*group */
-    float *lse;                 /* [n_heads] */
-    void *scratch;              /* backend->scratch_bytes of this worker */
+    const float *q;       /* [n_heads][d] f32, already multiplied by q_factor */
+    const int64_t *start; /* [n_heads] the head takes part from this token on; NULL = t0 */
+    float *out;           /* [n_heads][dv] partial results of heads kv0*group .. kv1*group */
+    float *lse;           /* [n_heads] */
+    void *scratch;        /* backend->scratch_bytes of this worker */
 } mai_attend_args;
 
 /* One work item of prefill: queries [q0, q1) of one row, one kv head. Query i (of the row) is at
@@ -93,13 +93,13 @@ typedef struct mai_attend_args {
 typedef struct mai_prefill_args {
     const mai_shape *shape;
     mai_tokens tokens;
-    int64_t pos0, window;       /* window 0 = all */
+    int64_t pos0, window; /* window 0 = all */
     int32_t q0, q1, kv_head;
-    const char *q;              /* query 0, head 0, in q_dtype */
+    const char *q; /* query 0, head 0, in q_dtype */
     int64_t q_row_stride, q_head_stride;
-    float *out;                 /* query 0, head 0 */
-    int64_t out_row_stride, out_head_stride;   /* bytes */
-    float *lse;                 /* [query][n_heads]; without the sink */
+    float *out;                              /* query 0, head 0 */
+    int64_t out_row_stride, out_head_stride; /* bytes */
+    float *lse;                              /* [query][n_heads]; without the sink */
     /* Far summaries of [fresh, position + 1 - band) for queries from capture0 on; capture0 >= q1:
      * none. Indexed [query - capture0][n_heads]. Not together with a window. */
     int32_t capture0;
@@ -110,23 +110,23 @@ typedef struct mai_prefill_args {
 
 /* For each of some neighbouring heads, the nearest entry of its ring that ends at or before max_end, if
  * nearer than radius. */
-#define MAI_MATCH_HEADS 4   /* most heads of one call: while one waits for memory, the others go on */
+#define MAI_MATCH_HEADS 4 /* most heads of one call: while one waits for memory, the others go on */
 typedef struct mai_match_args {
     const mai_shape *shape;
     const mai_ring_dims *dims;
     const mai_ring_view *ring;
     int32_t head0, n_heads;
-    const char *q;              /* head0's query before RoPE, [d] in q_dtype */
-    int64_t q_head_stride;      /* bytes */
-    double radius;              /* exclusive */
+    const char *q;         /* head0's query before RoPE, [d] in q_dtype */
+    int64_t q_head_stride; /* bytes */
+    double radius;         /* exclusive */
     int64_t max_end;
     void *scratch;
 } mai_match_args;
 
 typedef struct mai_match {
-    int32_t entry;              /* index into the ring, -1: none within the radius */
-    bool finite;                /* whether q is: if not, it must not be remembered */
-    double distance2;           /* squared distance of the entry */
+    int32_t entry;    /* index into the ring, -1: none within the radius */
+    bool finite;      /* whether q is: if not, it must not be remembered */
+    double distance2; /* squared distance of the entry */
 } mai_match;
 
 typedef struct mai_backend {
@@ -141,7 +141,7 @@ typedef struct mai_backend {
     void (*load_q)(const mai_shape *shape, const void *q, float factor, float *out);
     void (*attend)(const mai_attend_args *args);
     void (*prefill)(const mai_prefill_args *args);
-    void (*match)(const mai_match_args *args, mai_match *results);   /* [n_heads] */
+    void (*match)(const mai_match_args *args, mai_match *results); /* [n_heads] */
     /* Write the next entry of one head's ring: encodes q, copies the rest, advances the circle. */
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
                    int32_t head, const void *q, int32_t pos, int32_t end, float lse,

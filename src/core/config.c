@@ -36,7 +36,8 @@ typedef struct verdict {
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-static macattn_status reject(const verdict *v, macattn_status code, const char *format, ...)
+static macattn_status
+reject(const verdict *v, macattn_status code, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
@@ -49,13 +50,14 @@ static macattn_status check_range(const verdict *v, const char *name, int64_t va
                                   int64_t high)
 {
     if (value >= low && value <= high) return MACATTN_OK;
-    return reject(v, MACATTN_E_RANGE, "%s is %lld; it must be in [%lld, %lld]", name, (long long)value,
-                  (long long)low, (long long)high);
+    return reject(v, MACATTN_E_RANGE, "%s is %lld; it must be in [%lld, %lld]", name,
+                  (long long)value, (long long)low, (long long)high);
 }
 
-static macattn_status check_real(const verdict *v, const char *name, float value, float low, float high)
+static macattn_status check_real(const verdict *v, const char *name, float value, float low,
+                                 float high)
 {
-    if (value >= low && value <= high) return MACATTN_OK;   /* false for NaN */
+    if (value >= low && value <= high) return MACATTN_OK; /* false for NaN */
     return reject(v, MACATTN_E_RANGE, "%s is %g; it must be in [%g, %g]", name, (double)value,
                   (double)low, (double)high);
 }
@@ -64,14 +66,15 @@ static macattn_status check_real(const verdict *v, const char *name, float value
  * if it leaves at zero what this library does not know. */
 static macattn_status copy_config(const verdict *v, const macattn_config *in, macattn_config *out)
 {
-    const size_t first = offsetof(macattn_config, n_kv_heads);   /* no caller is older than that */
+    const size_t first = offsetof(macattn_config, n_kv_heads); /* no caller is older than that */
     if (in->struct_size < first || in->struct_size > 65536) {
         return reject(v, MACATTN_E_ARG, "struct_size is %zu; call macattn_config_init first",
                       in->struct_size);
     }
     for (size_t i = sizeof *in; i < in->struct_size; i++) {
         if (((const unsigned char *)in)[i] != 0) {
-            return reject(v, MACATTN_E_ARG, "the configuration has a field set that version %s does not know",
+            return reject(v, MACATTN_E_ARG,
+                          "the configuration has a field set that version %s does not know",
                           MACATTN_VERSION);
         }
     }
@@ -81,16 +84,18 @@ static macattn_status copy_config(const verdict *v, const macattn_config *in, ma
     return MACATTN_OK;
 }
 
-static macattn_status check_dim(const verdict *v, const char *name, int32_t dim, macattn_dtype dtype)
+static macattn_status check_dim(const verdict *v, const char *name, int32_t dim,
+                                macattn_dtype dtype)
 {
     MAI_TRY(check_range(v, name, dim, 1, MAI_MAX_DIM));
     if (dim % 8 != 0) {
-        return reject(v, MACATTN_E_UNSUPPORTED, "%s %d is not supported; supported are the multiples of 8",
-                      name, (int)dim);
+        return reject(v, MACATTN_E_UNSUPPORTED,
+                      "%s %d is not supported; supported are the multiples of 8", name, (int)dim);
     }
     if (dtype == MACATTN_DTYPE_Q8_0 && dim % 32 != 0) {
         return reject(v, MACATTN_E_UNSUPPORTED,
-                      "%s %d is not supported with q8_0; supported are the multiples of 32", name, (int)dim);
+                      "%s %d is not supported with q8_0; supported are the multiples of 32", name,
+                      (int)dim);
     }
     return MACATTN_OK;
 }
@@ -101,7 +106,8 @@ static macattn_status check_dtypes(const verdict *v, const macattn_config *c)
     MAI_TRY(check_range(v, "k_dtype", (int64_t)c->k_dtype, MACATTN_DTYPE_F32, MACATTN_DTYPE_Q8_0));
     MAI_TRY(check_range(v, "v_dtype", (int64_t)c->v_dtype, MACATTN_DTYPE_F32, MACATTN_DTYPE_Q8_0));
     if (c->q_dtype == MACATTN_DTYPE_Q8_0) {
-        return reject(v, MACATTN_E_UNSUPPORTED, "q_dtype q8_0 is not supported; supported are f32, f16, bf16");
+        return reject(v, MACATTN_E_UNSUPPORTED,
+                      "q_dtype q8_0 is not supported; supported are f32, f16, bf16");
     }
     return MACATTN_OK;
 }
@@ -112,8 +118,8 @@ static macattn_status check_model(const verdict *v, macattn_config *c)
     MAI_TRY(check_range(v, "n_heads", c->n_heads, 1, MAI_MAX_HEADS));
     MAI_TRY(check_range(v, "n_kv_heads", c->n_kv_heads, 1, c->n_heads));
     if (c->n_heads % c->n_kv_heads != 0) {
-        return reject(v, MACATTN_E_ARG, "n_heads %d is not a multiple of n_kv_heads %d", (int)c->n_heads,
-                      (int)c->n_kv_heads);
+        return reject(v, MACATTN_E_ARG, "n_heads %d is not a multiple of n_kv_heads %d",
+                      (int)c->n_heads, (int)c->n_kv_heads);
     }
     MAI_TRY(check_dtypes(v, c));
     if (c->v_head_dim == 0) c->v_head_dim = c->head_dim;
@@ -130,7 +136,8 @@ static macattn_status check_state(const verdict *v, const macattn_config *c)
     MAI_TRY(check_range(v, "max_slots", c->max_slots, 1, 65536));
     MAI_TRY(check_range(v, "max_tokens", c->max_tokens, 1, INT32_MAX));
     if (!mai_policy_get(c->policy)) {
-        return reject(v, MACATTN_E_RANGE, "policy %d does not exist; there are EXACT (0) and PAPER (1)",
+        return reject(v, MACATTN_E_RANGE,
+                      "policy %d does not exist; there are EXACT (0) and PAPER (1)",
                       (int)c->policy);
     }
     MAI_TRY(check_range(v, "ring", c->ring, 1, 4096));
@@ -140,7 +147,8 @@ static macattn_status check_state(const verdict *v, const macattn_config *c)
     return check_real(v, "tau", c->tau, 0, 1);
 }
 
-static macattn_status check_running(const verdict *v, macattn_config *c, const mai_backend **backend)
+static macattn_status check_running(const verdict *v, macattn_config *c,
+                                    const mai_backend **backend)
 {
     if (c->n_threads == 0) c->n_threads = mai_threads_default();
     MAI_TRY(check_range(v, "n_threads", c->n_threads, 1, 1024));
@@ -150,7 +158,8 @@ static macattn_status check_running(const verdict *v, macattn_config *c, const m
     }
     *backend = mai_backend_find(c->isa);
     if (!*backend) {
-        return reject(v, MACATTN_E_ISA, "instruction set \"%s\" does not exist or is not supported here",
+        return reject(v, MACATTN_E_ISA,
+                      "instruction set \"%s\" does not exist or is not supported here",
                       c->isa ? c->isa : "(any)");
     }
     c->isa = (*backend)->name;

@@ -37,10 +37,12 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
     m->backend->match(&args, matches);
 }
 
-static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head, const mai_match *match)
+static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
+                           const mai_match *match)
 {
     const macattn *m = run->m;
-    mai_decision decision = {.entry = -1, .start = p->fresh_end};
+    /* Under a window the first tokens are nothing special. */
+    mai_decision decision = {.entry = -1, .start = m->cfg.window > 0 ? 0 : p->fresh_end};
     if (!run->reuse) return decision;
     decision.remember = match->finite && p->far_end > p->fresh_end;
     if (match->entry >= 0) {
@@ -111,7 +113,8 @@ static int list_items(const mai_run *run, int most, mai_item *items)
 {
     int n = 0;
     for (int r = 0; r < run->plan->n_rows; r++) {
-        for (int c = 0; c < run->plan->rows[r].n_chunks; c++) n = add_items(run, r, c, most, items, n);
+        for (int c = 0; c < run->plan->rows[r].n_chunks; c++)
+            n = add_items(run, r, c, most, items, n);
     }
     return n;
 }
@@ -161,7 +164,7 @@ typedef struct parts {
     const float **o;
     float *lse;
     int n;
-    float *summary;   /* [dv] */
+    float *summary; /* [dv] */
 } part_list;
 
 static part_list parts_in_scratch(const mai_run *run, int worker)
@@ -181,8 +184,8 @@ static void add_part(part_list *parts, const float *o, float lse)
 
 /* Merge the parts of tokens [F, b) into the new summary, and remember it. The parts before `far_from`
  * and from `far_to` on are not the summary's. */
-static void remember(const mai_run *run, const mai_row_plan *p, int head, part_list *parts, int far_from,
-                     int far_to)
+static void remember(const mai_run *run, const mai_row_plan *p, int head, part_list *parts,
+                     int far_from, int far_to)
 {
     const macattn *m = run->m;
     float lse;
@@ -261,7 +264,7 @@ void mai_run_decode(mai_run *run)
 {
     macattn *m = run->m;
     mai_plan *plan = run->plan;
-    if (plan->n_chunks == 0 && !plan->single) return;   /* no row with one query */
+    if (plan->n_chunks == 0 && !plan->single) return; /* no row with one query */
     for (int r = 0; run->reuse && r < plan->n_rows; r++) {
         mai_slot_ring_for_write(m, plan->rows[r].row.slot, run->layer);
     }
@@ -273,6 +276,7 @@ void mai_run_decode(mai_run *run)
     const int64_t attended = mai_now_ns();
     mai_threads_run(m->threads, n_tasks, merge_task, run);
     if (run->layer < 0) return;
-    mai_stats_add_times(m, run->layer, matched - start, attended - matched, mai_now_ns() - attended);
+    mai_stats_add_times(m, run->layer, matched - start, attended - matched,
+                        mai_now_ns() - attended);
     for (int r = 0; r < plan->n_rows; r++) count_row(run, r);
 }

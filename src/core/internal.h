@@ -16,14 +16,15 @@
 #if defined(__GNUC__)
 __attribute__((format(printf, 3, 4)))
 #endif
-macattn_status mai_fail(macattn *m, macattn_status code, const char *format, ...);
+macattn_status
+mai_fail(macattn *m, macattn_status code, const char *format, ...);
 
-#define MAI_TRY(expr)                                     \
-    do {                                                  \
-        macattn_status mai_try_status_ = (expr);          \
-        if (mai_try_status_ != MACATTN_OK) {              \
-            return mai_try_status_;                       \
-        }                                                 \
+#define MAI_TRY(expr)                            \
+    do {                                         \
+        macattn_status mai_try_status_ = (expr); \
+        if (mai_try_status_ != MACATTN_OK) {     \
+            return mai_try_status_;              \
+        }                                        \
     } while (0)
 
 /* --------------------------------------------------------------------------------- allocation -- */
@@ -54,8 +55,8 @@ void mai_threads_destroy(const macattn_config *cfg, mai_threads *threads);
 /* Run task(arg, i, worker) for every i in [0, n_tasks); `worker` in [0, n_threads) says whose scratch
  * memory the task may use: no two tasks that run at the same time get the same one. */
 typedef void (*mai_task)(void *arg, int i, int worker);
-int mai_threads_default(void);   /* CPUs this process may use */
-int64_t mai_now_ns(void);        /* monotonic clock */
+int mai_threads_default(void); /* CPUs this process may use */
+int64_t mai_now_ns(void);      /* monotonic clock */
 void mai_threads_run(mai_threads *threads, int n_tasks, mai_task task, void *arg);
 
 /* -------------------------------------------------------------------------------------- rings -- */
@@ -65,17 +66,17 @@ void mai_threads_run(mai_threads *threads, int n_tasks, mai_task task, void *arg
  * (backend.h) says. Entries of head h sit in a circle: the newest at head[h] - 1, count[h] of them.
  * `pos` grows from the oldest to the newest. */
 typedef struct mai_ring {
-    mai_ring_view view;      /* pointers into the same allocation (backend.h) */
-    int32_t refs;            /* slots that hold it; 0: on the free list */
-    struct mai_ring *next;   /* free list */
+    mai_ring_view view;    /* pointers into the same allocation (backend.h) */
+    int32_t refs;          /* slots that hold it; 0: on the free list */
+    struct mai_ring *next; /* free list */
 } mai_ring;
 
 typedef struct mai_slot {
-    int64_t length;          /* tokens as of the newest decode or prefill */
-    uint64_t generation;     /* grows with every reset, truncate, fork, load */
-    mai_ring **rings;        /* [n_layers], NULL until first planned */
-    mai_ring **spares;       /* [n_layers] free rings reserved by plan for copy-on-write, or NULL */
-    int64_t *keep_below;     /* [n_layers] entries made at this position or later are void; they are
+    int64_t length;      /* tokens as of the newest decode or prefill */
+    uint64_t generation; /* grows with every reset, truncate, fork, load */
+    mai_ring **rings;    /* [n_layers], NULL until first planned */
+    mai_ring **spares;   /* [n_layers] free rings reserved by plan for copy-on-write, or NULL */
+    int64_t *keep_below; /* [n_layers] entries made at this position or later are void; they are
                                 dropped when the ring is next written */
 } mai_slot;
 
@@ -90,7 +91,7 @@ macattn_status mai_slot_prepare(macattn *m, int32_t slot);
 mai_ring *mai_slot_ring_for_write(macattn *m, int32_t slot, int32_t layer);
 /* An empty ring from the free list, or a new one; NULL without memory. */
 mai_ring *mai_ring_take(macattn *m);
-void mai_ring_release(macattn *m, mai_ring *ring);   /* NULL is allowed */
+void mai_ring_release(macattn *m, mai_ring *ring); /* NULL is allowed */
 /* Replace the slot's rings (NULL: none at all) and length; the slot takes the references over. */
 void mai_slot_replace(macattn *m, int32_t slot, mai_ring **rings, int64_t length);
 macattn_status mai_slot_check(macattn *m, int32_t slot);
@@ -125,25 +126,25 @@ typedef struct mai_policy {
     /* Largest distance at which an entry may be reused (exclusive); < 0: never. `n` = tokens. */
     double (*radius)(const macattn_config *cfg, int64_t n_tokens);
 } mai_policy;
-const mai_policy *mai_policy_get(macattn_policy policy);   /* NULL if unknown */
+const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
 
 /* ---------------------------------------------------------------------------------------- plan -- */
 
-typedef struct mai_plan mai_plan;   /* plan.h */
+typedef struct mai_plan mai_plan; /* plan.h */
 void mai_plan_destroy(macattn *m);
 
 /* -------------------------------------------------------------------------------------- object -- */
 
 struct macattn {
-    macattn_config cfg;          /* validated, all defaults resolved */
+    macattn_config cfg; /* validated, all defaults resolved */
     const mai_backend *backend;
-    mai_shape shape;             /* what the kernels need to know of cfg (backend.h) */
-    mai_ring_dims ring_dims;     /* how a ring's arrays lie in its allocation */
+    mai_shape shape;         /* what the kernels need to know of cfg (backend.h) */
+    mai_ring_dims ring_dims; /* how a ring's arrays lie in its allocation */
     mai_threads *threads;
-    mai_slot *slots;             /* [max_slots] */
+    mai_slot *slots; /* [max_slots] */
     mai_ring *free_rings;
-    mai_counters *counters;      /* [n_layers][n_heads] */
-    mai_times *times;            /* [n_layers] */
+    mai_counters *counters; /* [n_layers][n_heads] */
+    mai_times *times;       /* [n_layers] */
     mai_plan *plan;
     char error[320];
 };

@@ -17,7 +17,8 @@ macattn_status macattn_merge(int64_t n, int32_t v_head_dim, const float *ox, con
         lse[i] = empty ? -INFINITY : (float)(top + log(sum));
         for (int64_t j = i * v_head_dim; j < (i + 1) * v_head_dim; j++) {
             /* What an empty range's output holds does not matter, be it NaN. */
-            const double vx = wx == 0 ? 0 : wx * (double)ox[j], vy = wy == 0 ? 0 : wy * (double)oy[j];
+            const double vx = wx == 0 ? 0 : wx * (double)ox[j],
+                         vy = wy == 0 ? 0 : wy * (double)oy[j];
             out[j] = (float)(vx + vy);
         }
     }

@@ -81,7 +81,7 @@ macattn_status macattn_create(const macattn_config *config, macattn **out, char 
 void macattn_destroy(macattn *m)
 {
     if (!m) return;
-    const macattn_config cfg = m->cfg;   /* its allocator outlives the object */
+    const macattn_config cfg = m->cfg; /* its allocator outlives the object */
     mai_threads_destroy(&cfg, m->threads);
     mai_plan_destroy(m);
     mai_slots_destroy(m);

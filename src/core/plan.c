@@ -23,8 +23,9 @@ static macattn_status check_pages(macattn *m, const macattn_batch *batch, int r)
     }
     for (int64_t i = 0; i < n; i++) {
         if (row->pages[i] < 0 || row->pages[i] >= batch->n_pages) {
-            return mai_fail(m, MACATTN_E_RANGE, "row %d: pages[%lld] = %d is not in [0, n_pages = %d)",
-                            r, (long long)i, (int)row->pages[i], (int)batch->n_pages);
+            return mai_fail(m, MACATTN_E_RANGE,
+                            "row %d: pages[%lld] = %d is not in [0, n_pages = %d)", r, (long long)i,
+                            (int)row->pages[i], (int)batch->n_pages);
         }
     }
     return MACATTN_OK;
@@ -42,7 +43,8 @@ static macattn_status check_row(macattn *m, const macattn_batch *batch, int r)
                         (int)row->n_queries);
     }
     if (row->n_tokens < 0 || row->n_tokens > m->cfg.max_tokens) {
-        return mai_fail(m, MACATTN_E_RANGE, "row %d: n_tokens %lld is not in [0, max_tokens = %lld]", r,
+        return mai_fail(m, MACATTN_E_RANGE,
+                        "row %d: n_tokens %lld is not in [0, max_tokens = %lld]", r,
                         (long long)row->n_tokens, (long long)m->cfg.max_tokens);
     }
     if (row->n_tokens < row->n_queries && !(row->n_tokens == 0 && row->n_queries == 1)) {
@@ -51,11 +53,12 @@ static macattn_status check_row(macattn *m, const macattn_batch *batch, int r)
                         (long long)row->n_tokens, (int)row->n_queries);
     }
     if (row->slot >= 0 && row->n_tokens - row->n_queries < m->slots[row->slot].length) {
-        return mai_fail(m, MACATTN_E_STATE,
-                        "row %d: slot %d holds %lld tokens; %lld with %d new ones do not continue it "
-                        "(macattn_slot_truncate takes tokens back)",
-                        r, (int)row->slot, (long long)m->slots[row->slot].length,
-                        (long long)row->n_tokens, (int)row->n_queries);
+        return mai_fail(
+            m, MACATTN_E_STATE,
+            "row %d: slot %d holds %lld tokens; %lld with %d new ones do not continue it "
+            "(macattn_slot_truncate takes tokens back)",
+            r, (int)row->slot, (long long)m->slots[row->slot].length, (long long)row->n_tokens,
+            (int)row->n_queries);
     }
     return check_pages(m, batch, r);
 }
@@ -64,7 +67,8 @@ static macattn_status check_batch(macattn *m, const macattn_batch *batch)
 {
     if (!batch) return mai_fail(m, MACATTN_E_ARG, "batch is NULL");
     if (batch->struct_size != sizeof *batch) {
-        return mai_fail(m, MACATTN_E_ARG, "batch.struct_size is %zu, not sizeof(macattn_batch) = %zu",
+        return mai_fail(m, MACATTN_E_ARG,
+                        "batch.struct_size is %zu, not sizeof(macattn_batch) = %zu",
                         batch->struct_size, sizeof *batch);
     }
     if (!batch->rows) return mai_fail(m, MACATTN_E_ARG, "batch.rows is NULL");
@@ -153,19 +157,27 @@ static int cut_row(const macattn *m, const mai_row_plan *p, mai_chunk *out)
     return count + cut(p->far_end, n, n, fine_from, out ? out + count : NULL);
 }
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t min64(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
 
 /* How a row is divided, but for its place among the others. */
 static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
 {
-    mai_row_plan p = {.row = *row, .generation = row->slot >= 0 ? m->slots[row->slot].generation : 0};
+    mai_row_plan p = {.row = *row,
+                      .generation = row->slot >= 0 ? m->slots[row->slot].generation : 0};
     const int64_t n = row->n_tokens, fresh = m->cfg.fresh_tokens, band = m->cfg.band;
     p.fresh_end = min64(fresh, n);
     p.far_end = max64(p.fresh_end, n - band);
     /* The first query that has something to remember, and no more than the ring holds. */
-    const int64_t first_pos = fresh + band;   /* position + 1 - band > F */
-    const int64_t capture = max64(first_pos - (n - row->n_queries), (int64_t)row->n_queries - m->cfg.ring);
+    const int64_t first_pos = fresh + band; /* position + 1 - band > F */
+    const int64_t capture =
+        max64(first_pos - (n - row->n_queries), (int64_t)row->n_queries - m->cfg.ring);
     p.capture0 = (int32_t)min64(max64(capture, 0), row->n_queries);
     return p;
 }
@@ -188,12 +200,16 @@ static sizes measure(const macattn *m, const macattn_batch *batch)
             s.n_single++;
             if (n > s.max_row_chunks) s.max_row_chunks = n;
         }
-        if (mai_keeps_rings(&m->cfg) && p.row.slot >= 0) s.n_captures += p.row.n_queries - p.capture0;
+        if (mai_keeps_rings(&m->cfg) && p.row.slot >= 0)
+            s.n_captures += p.row.n_queries - p.capture0;
     }
     return s;
 }
 
-static size_t align_up(size_t n) { return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN; }
+static size_t align_up(size_t n)
+{
+    return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
+}
 
 /* A worker's scratch: the kernels', then merge's lists of parts and one summary. */
 static size_t worker_scratch(const macattn *m, int max_row_chunks)
@@ -213,17 +229,18 @@ static macattn_status make_room(macattn *m, const sizes *s, int n_rows)
     MAI_TRY(mai_buffer_reserve(m, &plan->q, rows * hq * d * sizeof(float), "queries"));
     MAI_TRY(mai_buffer_reserve(m, &plan->start, rows * hq * sizeof(int64_t), "start tokens"));
     MAI_TRY(mai_buffer_reserve(m, &plan->decisions, rows * hq * sizeof(mai_decision), "decisions"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->items, chunks * (size_t)m->shape.n_kv_heads * sizeof(mai_item),
-                               "work items"));
+    MAI_TRY(mai_buffer_reserve(
+        m, &plan->items, chunks * (size_t)m->shape.n_kv_heads * sizeof(mai_item), "work items"));
     MAI_TRY(mai_buffer_reserve(m, &plan->partial_out, chunks * hq * dv * sizeof(float),
                                "partial outputs"));
     MAI_TRY(mai_buffer_reserve(m, &plan->partial_lse, chunks * hq * sizeof(float), "partial lse"));
     MAI_TRY(mai_buffer_reserve(m, &plan->lse, (size_t)s->n_queries * hq * sizeof(float), "lse"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->capture_out, (size_t)s->n_captures * hq * dv * sizeof(float),
-                               "summaries"));
+    MAI_TRY(mai_buffer_reserve(m, &plan->capture_out,
+                               (size_t)s->n_captures * hq * dv * sizeof(float), "summaries"));
     MAI_TRY(mai_buffer_reserve(m, &plan->capture_lse, (size_t)s->n_captures * hq * sizeof(float),
                                "summaries' lse"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->scratch, stride * (size_t)m->cfg.n_threads, "scratch memory"));
+    MAI_TRY(
+        mai_buffer_reserve(m, &plan->scratch, stride * (size_t)m->cfg.n_threads, "scratch memory"));
     if (stride > plan->scratch_stride) plan->scratch_stride = stride;
     return MACATTN_OK;
 }
@@ -236,8 +253,9 @@ static macattn_status plan_create(macattn *m)
     plan->current = -1;
     plan->zeros = mai_alloc_zero(&m->cfg, sizeof(float) * (size_t)m->shape.dv);
     m->plan = plan;
-    return plan->zeros ? MACATTN_OK : (mai_plan_destroy(m), mai_fail(m, MACATTN_E_NOMEM,
-                                                                     "no memory for the plan"));
+    return plan->zeros
+               ? MACATTN_OK
+               : (mai_plan_destroy(m), mai_fail(m, MACATTN_E_NOMEM, "no memory for the plan"));
 }
 
 void mai_plan_destroy(macattn *m)
@@ -248,7 +266,8 @@ void mai_plan_destroy(macattn *m)
                                    &plan->start,       &plan->decisions,   &plan->items,
                                    &plan->partial_out, &plan->partial_lse, &plan->lse,
                                    &plan->capture_out, &plan->capture_lse, &plan->scratch};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++) mai_free(&m->cfg, buffers[i]->ptr);
+    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
+        mai_free(&m->cfg, buffers[i]->ptr);
     mai_free(&m->cfg, plan->zeros);
     mai_free(&m->cfg, plan);
     m->plan = NULL;

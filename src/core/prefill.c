@@ -9,7 +9,10 @@ typedef struct prefill_run {
     bool single_rows_too;
 } prefill_run;
 
-static int block_queries(const prefill_run *x) { return x->run->m->backend->prefill_queries(&x->run->m->shape); }
+static int block_queries(const prefill_run *x)
+{
+    return x->run->m->backend->prefill_queries(&x->run->m->shape);
+}
 
 static int row_blocks(const prefill_run *x, const mai_row_plan *p)
 {
@@ -52,7 +55,8 @@ static void prefill_task(void *arg, int i, int worker)
     const macattn *m = run->m;
     const mai_plan *plan = run->plan;
     const mai_row_plan *p = plan->rows;
-    while (i >= row_blocks(x, p) * m->shape.n_kv_heads) i -= row_blocks(x, p++) * m->shape.n_kv_heads;
+    while (i >= row_blocks(x, p) * m->shape.n_kv_heads)
+        i -= row_blocks(x, p++) * m->shape.n_kv_heads;
     const int block = row_blocks(x, p) - 1 - i / m->shape.n_kv_heads, most = block_queries(x);
     const int n = p->row.n_queries;
     const size_t hq = (size_t)m->shape.n_heads, capture = (size_t)p->first_capture * hq;
@@ -105,7 +109,8 @@ static void remember_task(void *arg, int i, int worker)
         const char *q = mai_run_q_match(run, p->first_query + query, head);
         const float *out = (const float *)run->plan->capture_out.ptr + at * dv;
         const float lse = ((const float *)run->plan->capture_lse.ptr)[at];
-        if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv)) continue;
+        if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv))
+            continue;
         m->backend->insert(&m->ring_dims, &ring->view, m->shape.q_dtype, head, q, (int32_t)pos,
                            (int32_t)(pos + 1 - m->cfg.band), lse, out);
     }
@@ -123,5 +128,6 @@ void mai_run_prefill(mai_run *run, bool single_rows_too)
         mai_slot_ring_for_write(m, run->plan->rows[r].row.slot, run->layer);
     }
     mai_threads_run(m->threads, n, prefill_task, &x);
-    if (run->reuse) mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);
+    if (run->reuse)
+        mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);
 }

@@ -5,8 +5,8 @@
 void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity)
 {
     const size_t heads = (size_t)shape->n_heads, K = (size_t)capacity;
-    *dims = (mai_ring_dims){.n_heads = shape->n_heads, .d = shape->d, .dv = shape->dv,
-                            .capacity = capacity};
+    *dims = (mai_ring_dims){
+        .n_heads = shape->n_heads, .d = shape->d, .dv = shape->dv, .capacity = capacity};
     dims->n_blocks = (capacity + MAI_LANES - 1) / MAI_LANES;
     dims->n_chunks = (shape->d + MAI_CHUNK - 1) / MAI_CHUNK;
     dims->q_bytes = macattn_dtype_row_bytes(shape->q_dtype, shape->d);

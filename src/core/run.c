@@ -25,20 +25,20 @@ static macattn_status check_pointer(macattn *m, const char *name, const void *pt
 }
 
 /* A token's or head's row must not overlap the next one, where there is a next one. */
-static macattn_status check_kv_strides(macattn *m, char which, int64_t row, int64_t token, int64_t head,
-                                       int64_t page)
+static macattn_status check_kv_strides(macattn *m, char which, int64_t row, int64_t token,
+                                       int64_t head, int64_t page)
 {
     if (token < row) {
-        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_token_stride is %lld; a row has %lld bytes", which,
-                        (long long)token, (long long)row);
+        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_token_stride is %lld; a row has %lld bytes",
+                        which, (long long)token, (long long)row);
     }
     if (head < 0 || (m->shape.n_kv_heads > 1 && head < row)) {
-        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_head_stride is %lld; a row has %lld bytes", which,
-                        (long long)head, (long long)row);
+        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_head_stride is %lld; a row has %lld bytes",
+                        which, (long long)head, (long long)row);
     }
     if (page < 0) {
-        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_page_stride is %lld; it must not be negative", which,
-                        (long long)page);
+        return mai_fail(m, MACATTN_E_ARG, "io.kv.%c_page_stride is %lld; it must not be negative",
+                        which, (long long)page);
     }
     return MACATTN_OK;
 }
@@ -49,8 +49,10 @@ static macattn_status check_kv(macattn *m, const macattn_kv *kv)
     MAI_TRY(check_pointer(m, "kv.v", kv->v, 1));
     const int64_t k_row = (int64_t)macattn_dtype_row_bytes(m->shape.k_dtype, m->shape.d);
     const int64_t v_row = (int64_t)macattn_dtype_row_bytes(m->shape.v_dtype, m->shape.dv);
-    MAI_TRY(check_kv_strides(m, 'k', k_row, kv->k_token_stride, kv->k_head_stride, kv->k_page_stride));
-    return check_kv_strides(m, 'v', v_row, kv->v_token_stride, kv->v_head_stride, kv->v_page_stride);
+    MAI_TRY(
+        check_kv_strides(m, 'k', k_row, kv->k_token_stride, kv->k_head_stride, kv->k_page_stride));
+    return check_kv_strides(m, 'v', v_row, kv->v_token_stride, kv->v_head_stride,
+                            kv->v_page_stride);
 }
 
 static macattn_status check_strides(macattn *m, macattn_io *io)
@@ -104,15 +106,18 @@ macattn_status mai_run_check_slots(macattn *m, int32_t layer)
     for (int r = 0; r < plan->n_rows; r++) {
         const mai_row_plan *p = &plan->rows[r];
         if (p->row.slot < 0) {
-            return mai_fail(m, MACATTN_E_STATE, "row %d has no slot: only macattn_attend takes it", r);
+            return mai_fail(m, MACATTN_E_STATE, "row %d has no slot: only macattn_attend takes it",
+                            r);
         }
         if (p->row.n_tokens == 0) {
-            return mai_fail(m, MACATTN_E_STATE, "row %d has no tokens: only macattn_attend takes it", r);
+            return mai_fail(m, MACATTN_E_STATE,
+                            "row %d has no tokens: only macattn_attend takes it", r);
         }
         if (p->generation != m->slots[p->row.slot].generation) {
-            return mai_fail(m, MACATTN_E_STATE,
-                            "slot %d was reset, truncated, forked to or loaded after the plan was made",
-                            (int)p->row.slot);
+            return mai_fail(
+                m, MACATTN_E_STATE,
+                "slot %d was reset, truncated, forked to or loaded after the plan was made",
+                (int)p->row.slot);
         }
     }
     return MACATTN_OK;

@@ -11,7 +11,7 @@ typedef struct mai_run {
     mai_plan *plan;
     macattn_io io;
     int32_t layer;
-    bool reuse;               /* match and remember */
+    bool reuse; /* match and remember */
 } mai_run;
 
 /* run.c. Check io against the configuration and the plan; fill `run`. */

@@ -9,7 +9,7 @@
 #include "internal.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the save format is written as it lies in memory, for little-endian machines"
+#    error "the save format is written as it lies in memory, for little-endian machines"
 #endif
 
 #define SAVE_VERSION 1
@@ -29,7 +29,7 @@ typedef struct save_header {
 static uint32_t crc32c(const uint8_t *data, size_t n)
 {
     uint32_t crc = 0xffffffffu, table[16];
-    for (uint32_t i = 0; i < 16; i++) {   /* four bits at a time: small, and fast enough for a file */
+    for (uint32_t i = 0; i < 16; i++) { /* four bits at a time: small, and fast enough for a file */
         uint32_t c = i;
         for (int bit = 0; bit < 4; bit++) c = c & 1 ? c >> 1 ^ 0x82f63b78u : c >> 1;
         table[i] = c;
@@ -133,7 +133,8 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
     *size = total;
     if (!buffer) return MACATTN_OK;
     if (room < total) {
-        return mai_fail(m, MACATTN_E_SPACE, "the buffer has %zu bytes; %zu are needed", room, total);
+        return mai_fail(m, MACATTN_E_SPACE, "the buffer has %zu bytes; %zu are needed", room,
+                        total);
     }
     const save_header header = make_header(m, s->length, total);
     uint8_t *at = put(buffer, &header, sizeof header);
@@ -150,7 +151,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
 typedef struct saved_entry {
     int32_t pos, end;
     float lse;
-    const uint8_t *q, *out;   /* as they lie in the file: not aligned */
+    const uint8_t *q, *out; /* as they lie in the file: not aligned */
 } saved_entry;
 
 static saved_entry get_entry(const macattn *m, const uint8_t *at)
@@ -194,7 +195,8 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
 }
 
 /* Check the header against this object, and the checksum. */
-static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t size, save_header *header)
+static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t size,
+                                     save_header *header)
 {
     const size_t least = sizeof *header + sizeof(uint32_t);
     if (size < least) {
@@ -219,9 +221,10 @@ static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t siz
     }
     const save_header own = make_header(m, header->length, size);
     if (memcmp(header, &own, sizeof own) != 0) {
-        return mai_fail(m, MACATTN_E_FORMAT,
-                        "saved under another configuration (layers, heads, dims, dtypes, scale, soft cap "
-                        "or fresh_tokens differ)");
+        return mai_fail(
+            m, MACATTN_E_FORMAT,
+            "saved under another configuration (layers, heads, dims, dtypes, scale, soft cap "
+            "or fresh_tokens differ)");
     }
     if (header->length < 0 || header->length > m->cfg.max_tokens) {
         return mai_fail(m, MACATTN_E_FORMAT, "the saved slot has %lld tokens; max_tokens is %lld",
@@ -243,21 +246,21 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
         memcpy(&count, data + at, sizeof count);
         at += sizeof count;
         if (count < 0 || (size_t)count > (stop - at) / entry) {
-            return mai_fail(m, MACATTN_E_FORMAT, "layer %d, head %d: %d entries do not fit", layer, head,
-                            (int)count);
+            return mai_fail(m, MACATTN_E_FORMAT, "layer %d, head %d: %d entries do not fit", layer,
+                            head, (int)count);
         }
         for (int k = 0; k < count; k++, at += entry) {
             const saved_entry e = get_entry(m, data + at);
             if (!rings && !entry_valid(m, &e, before, length)) {
-                return mai_fail(m, MACATTN_E_FORMAT, "layer %d, head %d: entry %d makes no sense", layer,
-                                head, k);
+                return mai_fail(m, MACATTN_E_FORMAT, "layer %d, head %d: entry %d makes no sense",
+                                layer, head, k);
             }
             before = e.pos;
             if (!rings) continue;
             float out[MAI_MAX_DIM];
             memcpy(out, e.out, sizeof(float) * (size_t)m->shape.dv);
-            m->backend->insert(&m->ring_dims, &rings[layer]->view, m->shape.q_dtype, head, e.q, e.pos,
-                               e.end, e.lse, out);
+            m->backend->insert(&m->ring_dims, &rings[layer]->view, m->shape.q_dtype, head, e.q,
+                               e.pos, e.end, e.lse, out);
         }
     }
     if (at != stop) return mai_fail(m, MACATTN_E_FORMAT, "%zu bytes are left over", stop - at);
@@ -288,8 +291,9 @@ macattn_status macattn_slot_load(macattn *m, int32_t slot, const void *data, siz
     mai_ring **rings = NULL;
     if (mai_keeps_rings(&m->cfg)) {
         rings = take_rings(m);
-        if (!rings) return mai_fail(m, MACATTN_E_NOMEM, "no memory for the rings of slot %d", (int)slot);
-        MAI_TRY(walk(m, data, size, header.length, rings));   /* was checked: does not fail */
+        if (!rings)
+            return mai_fail(m, MACATTN_E_NOMEM, "no memory for the rings of slot %d", (int)slot);
+        MAI_TRY(walk(m, data, size, header.length, rings)); /* was checked: does not fail */
     }
     mai_slot_replace(m, slot, rings, header.length);
     mai_free(&m->cfg, rings);

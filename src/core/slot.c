@@ -119,8 +119,9 @@ macattn_status mai_slot_prepare(macattn *m, int32_t slot)
         }
         if (s->rings[l] && s->rings[l]->refs > 1 && !s->spares[l]) s->spares[l] = mai_ring_take(m);
         if (!s->rings[l] || (s->rings[l]->refs > 1 && !s->spares[l])) {
-            return mai_fail(m, MACATTN_E_NOMEM, "no memory for the ring of slot %d, layer %d (%zu bytes)",
-                            (int)slot, l, m->ring_dims.bytes);
+            return mai_fail(m, MACATTN_E_NOMEM,
+                            "no memory for the ring of slot %d, layer %d (%zu bytes)", (int)slot, l,
+                            m->ring_dims.bytes);
         }
     }
     return MACATTN_OK;
@@ -212,7 +213,8 @@ macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to)
 {
     MAI_TRY(mai_slot_check(m, from));
     MAI_TRY(mai_slot_check(m, to));
-    if (from == to) return mai_fail(m, MACATTN_E_ARG, "slot %d cannot be forked to itself", (int)from);
+    if (from == to)
+        return mai_fail(m, MACATTN_E_ARG, "slot %d cannot be forked to itself", (int)from);
     mai_slot *source = &m->slots[from];
     for (int l = 0; l < m->cfg.n_layers; l++) {
         if (source->rings[l]) source->rings[l]->refs++;
@@ -220,7 +222,7 @@ macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to)
     mai_slot_replace(m, to, source->rings, source->length);
     memcpy(m->slots[to].keep_below, source->keep_below,
            sizeof *source->keep_below * (size_t)m->cfg.n_layers);
-    source->generation++;   /* a plan made before has reserved no copy for rings now shared */
+    source->generation++; /* a plan made before has reserved no copy for rings now shared */
     return MACATTN_OK;
 }
 

@@ -5,7 +5,10 @@
 
 #include "internal.h"
 
-static size_t n_counters(const macattn *m) { return (size_t)m->cfg.n_layers * (size_t)m->cfg.n_heads; }
+static size_t n_counters(const macattn *m)
+{
+    return (size_t)m->cfg.n_layers * (size_t)m->cfg.n_heads;
+}
 
 macattn_status mai_stats_create(macattn *m)
 {
@@ -62,7 +65,8 @@ macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macatt
     if (!m) return MACATTN_E_ARG;
     if (!stats) return mai_fail(m, MACATTN_E_ARG, "stats is NULL");
     if (stats->struct_size != sizeof *stats) {
-        return mai_fail(m, MACATTN_E_ARG, "stats.struct_size is %zu, not sizeof(macattn_stats) = %zu",
+        return mai_fail(m, MACATTN_E_ARG,
+                        "stats.struct_size is %zu, not sizeof(macattn_stats) = %zu",
                         stats->struct_size, sizeof *stats);
     }
     if (layer < -1 || layer >= m->cfg.n_layers) {

@@ -5,7 +5,10 @@
 
 #include "internal.h"
 
-const char *macattn_version(void) { return MACATTN_VERSION; }
+const char *macattn_version(void)
+{
+    return MACATTN_VERSION;
+}
 
 const char *macattn_status_string(macattn_status status)
 {
@@ -29,7 +32,10 @@ macattn_status mai_fail(macattn *m, macattn_status code, const char *format, ...
     return code;
 }
 
-const char *macattn_last_error(const macattn *m) { return m ? m->error : ""; }
+const char *macattn_last_error(const macattn *m)
+{
+    return m ? m->error : "";
+}
 
 size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n)
 {

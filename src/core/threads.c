@@ -5,7 +5,7 @@
  * woken. Tasks are drawn from one counter. The caller draws too, then waits until all workers that took
  * part have left, because the run's description may not change while any of them reads it. */
 #ifndef _GNU_SOURCE
-#define _GNU_SOURCE   /* sched_getaffinity */
+#    define _GNU_SOURCE /* sched_getaffinity */
 #endif
 #include <pthread.h>
 #include <sched.h>
@@ -23,7 +23,7 @@ typedef struct worker {
 } worker;
 
 struct mai_threads {
-    int n_threads;   /* the calling thread included */
+    int n_threads; /* the calling thread included */
     int64_t spin_ns;
     macattn_parallel_for parallel_for;
     void *parallel_user;
@@ -35,13 +35,13 @@ struct mai_threads {
     atomic_int next_task;
 
     atomic_uint run_number;
-    atomic_int running;      /* workers that have not left the current run */
-    atomic_int sleepers;     /* workers, and perhaps the caller, that wait on a condition */
+    atomic_int running;  /* workers that have not left the current run */
+    atomic_int sleepers; /* workers, and perhaps the caller, that wait on a condition */
     atomic_bool stop;
     pthread_mutex_t lock;
     pthread_cond_t wake, done;
     int n_started;
-    worker workers[];        /* [n_threads - 1] */
+    worker workers[]; /* [n_threads - 1] */
 };
 
 int64_t mai_now_ns(void)
@@ -94,7 +94,7 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     mai_threads *p = w->threads;
-    for (unsigned seen = 0;; seen++) {   /* the caller waits for each run: none is ever missed */
+    for (unsigned seen = 0;; seen++) { /* the caller waits for each run: none is ever missed */
         if (!spin_for_run(p, seen)) sleep_for_run(p, seen);
         if (atomic_load(&p->stop)) return NULL;
         draw_tasks(p, w->id);
@@ -132,7 +132,10 @@ static void wait_for_workers(mai_threads *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-static void draw_as(void *arg, int i) { draw_tasks(arg, i); }
+static void draw_as(void *arg, int i)
+{
+    draw_tasks(arg, i);
+}
 
 void mai_threads_run(mai_threads *p, int n_tasks, mai_task task, void *arg)
 {
@@ -144,7 +147,8 @@ void mai_threads_run(mai_threads *p, int n_tasks, mai_task task, void *arg)
     if (p->n_threads == 1 || n_tasks == 1) {
         draw_tasks(p, 0);
     } else if (p->parallel_for) {
-        p->parallel_for(p->parallel_user, n_tasks < p->n_threads ? n_tasks : p->n_threads, draw_as, p);
+        p->parallel_for(p->parallel_user, n_tasks < p->n_threads ? n_tasks : p->n_threads, draw_as,
+                        p);
     } else {
         announce(p);
         draw_tasks(p, 0);
@@ -183,7 +187,7 @@ macattn_status mai_threads_create(const macattn_config *cfg, mai_threads **out, 
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     pthread_cond_init(&p->done, NULL);
-    sigset_t all, before;   /* signals are the caller's threads' business */
+    sigset_t all, before; /* signals are the caller's threads' business */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     bool failed = false;
@@ -194,7 +198,8 @@ macattn_status mai_threads_create(const macattn_config *cfg, mai_threads **out, 
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) {
-        snprintf(error, error_size, "the system gave %d of %d threads", p->n_started + 1, cfg->n_threads);
+        snprintf(error, error_size, "the system gave %d of %d threads", p->n_started + 1,
+                 cfg->n_threads);
         mai_threads_destroy(cfg, p);
         return MACATTN_E_SYSTEM;
     }

@@ -3,9 +3,9 @@
 #ifndef MAI_CPU_H
 #define MAI_CPU_H
 
-int mai_cpu_has_avx2(void);         /* AVX2, FMA, F16C */
-int mai_cpu_has_avx512(void);       /* AVX-512 F, BW, DQ, VL and all of the above */
-int mai_cpu_has_avx512vnni(void);   /* and VNNI */
+int mai_cpu_has_avx2(void);       /* AVX2, FMA, F16C */
+int mai_cpu_has_avx512(void);     /* AVX-512 F, BW, DQ, VL and all of the above */
+int mai_cpu_has_avx512vnni(void); /* and VNNI */
 int mai_cpu_has_neon(void);
 
 #endif

@@ -8,11 +8,11 @@
 /* The one list of instruction sets, best first. Adding one: a vocabulary isa/vec_NAME.h, a file
  * isa/NAME.c, a feature test below, its flags in cmake/Isa.cmake, and a line here. */
 #if defined(__x86_64__)
-#define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avx2) XX(scalar)
+#    define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avx2) XX(scalar)
 #elif defined(__aarch64__)
-#define MAI_ISA_LIST(XX) XX(neon) XX(scalar)
+#    define MAI_ISA_LIST(XX) XX(neon) XX(scalar)
 #else
-#define MAI_ISA_LIST(XX) XX(scalar)
+#    define MAI_ISA_LIST(XX) XX(scalar)
 #endif
 
 #define MAI_ISA_DECLARE(isa) extern const mai_backend mai_backend_##isa;
@@ -70,5 +70,8 @@ int mai_cpu_has_avx512vnni(void)
     return mai_cpu_has_avx512() && __builtin_cpu_supports("avx512vnni");
 }
 #elif defined(__aarch64__)
-int mai_cpu_has_neon(void) { return 1; }
+int mai_cpu_has_neon(void)
+{
+    return 1;
+}
 #endif

@@ -15,7 +15,8 @@ double ref_value(macattn_dtype dtype, const void *row, int64_t i);
 /* Attention of query `q` [head_dim] (doubles) of head `head` over tokens [t0, t1) of a row:
  * `out` [v_head_dim], returns the lse. An empty range gives 0 and -inf. */
 double ref_range(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
-                 const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1, double *out);
+                 const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
+                 double *out);
 
 /* (o, l) := merge of (o, l) and (ox, lx), n values each. */
 void ref_merge(int n, double *o, double *l, const double *ox, double lx);
@@ -28,17 +29,17 @@ void ref_attend(const macattn_config *cfg, const macattn_batch *batch, const mac
 /* What one head of one row came to in a decode step. */
 typedef struct ref_decision {
     bool hit;
-    int64_t matched_pos;    /* position of the query that was matched */
-    int64_t end;            /* tokens its summary covers; on a miss, F */
-    double distance2;       /* to the nearest entry, INFINITY if there is none */
-    double radius;          /* a hit is nearer than this; negative: never */
+    int64_t matched_pos; /* position of the query that was matched */
+    int64_t end;         /* tokens its summary covers; on a miss, F */
+    double distance2;    /* to the nearest entry, INFINITY if there is none */
+    double radius;       /* a hit is nearer than this; negative: never */
 } ref_decision;
 
 /* One remembered query; the arrays are valid until the ring changes. */
 typedef struct ref_entry {
     int64_t pos, end;
     double lse;
-    const double *q, *out;  /* [head_dim], [v_head_dim] */
+    const double *q, *out; /* [head_dim], [v_head_dim] */
 } ref_entry;
 
 /* Match-Amend-Complete with whole rings in doubles. NULL without memory. */
@@ -46,14 +47,14 @@ typedef struct ref_mac ref_mac;
 ref_mac *ref_mac_create(const macattn_config *cfg);
 void ref_mac_destroy(ref_mac *r);
 /* As macattn_decode and macattn_prefill: out and lse packed; decisions [row][head] or NULL. */
-void ref_mac_decode(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io, double *out,
-                    double *lse, ref_decision *decisions);
+void ref_mac_decode(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io,
+                    double *out, double *lse, ref_decision *decisions);
 void ref_mac_prefill(ref_mac *r, const macattn_batch *batch, int layer, const macattn_io *io,
                      double *out, double *lse);
 void ref_mac_reset(ref_mac *r, int slot);
 void ref_mac_truncate(ref_mac *r, int slot, int64_t n_tokens);
 void ref_mac_fork(ref_mac *r, int from, int to);
-int ref_mac_count(const ref_mac *r, int slot, int layer, int head);   /* entries held */
-ref_entry ref_mac_entry(const ref_mac *r, int slot, int layer, int head, int i);   /* 0: oldest */
+int ref_mac_count(const ref_mac *r, int slot, int layer, int head);              /* entries held */
+ref_entry ref_mac_entry(const ref_mac *r, int slot, int layer, int head, int i); /* 0: oldest */
 
 #endif /* MACATTN_REF_H */

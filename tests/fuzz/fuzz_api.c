@@ -21,7 +21,10 @@ typedef struct program {
     size_t saved_size;
 } program;
 
-static int byte(program *p) { return p->at < p->size ? p->data[p->at++] : 0; }
+static int byte(program *p)
+{
+    return p->at < p->size ? p->data[p->at++] : 0;
+}
 /* Mostly a sensible number, sometimes any. */
 static int number(program *p, int low, int high)
 {
@@ -66,14 +69,15 @@ static macattn *create(program *p)
 static macattn_status plan(program *p)
 {
     macattn_row rows[2] = {{0}};
-    macattn_batch batch = {.struct_size = sizeof batch, .n_rows = number(p, 1, 2), .rows = rows,
-                           .n_pages = PAGES};
+    macattn_batch batch = {
+        .struct_size = sizeof batch, .n_rows = number(p, 1, 2), .rows = rows, .n_pages = PAGES};
     if (batch.n_rows > 2) batch.n_rows = 2;
     batch.page_size = byte(p) % 2 ? PAGE : 0;
     for (int i = 0; i < 2; i++) {
         int64_t length = 0;
         rows[i].slot = number(p, 0, SLOTS - 1);
-        if (rows[i].slot >= 0 && rows[i].slot < SLOTS) macattn_slot_length(p->m, rows[i].slot, &length);
+        if (rows[i].slot >= 0 && rows[i].slot < SLOTS)
+            macattn_slot_length(p->m, rows[i].slot, &length);
         rows[i].n_queries = number(p, 1, 4);
         rows[i].n_tokens = length + number(p, 1, 6);
         if (rows[i].n_queries > 4) rows[i].n_queries = 4;

@@ -38,7 +38,8 @@ static macattn *with_tokens(void)
     for (int n = 1; n <= TOKENS; n++) {
         for (int i = 0; i < HEADS * DIM; i++) q[i] = (float)((i + n) % 5);
         macattn_row row = {.n_queries = 1, .n_tokens = n};
-        macattn_batch batch = {.struct_size = sizeof batch, .n_rows = 1, .rows = &row, .n_pages = 1};
+        macattn_batch batch = {
+            .struct_size = sizeof batch, .n_rows = 1, .rows = &row, .n_pages = 1};
         macattn_io io = {.struct_size = sizeof io, .q = q, .q_match = q, .out = out};
         io.kv = (macattn_kv){k, k, 0, DIM * 4, DIM * 4, 0, DIM * 4, DIM * 4};
         check(macattn_plan(m, &batch) == MACATTN_OK);

@@ -29,49 +29,51 @@ typedef struct tile_rows {
  * (rounded down, at least one: neighbouring steps overlap otherwise). */
 #define VEC_BYTES(type) \
     ((type) == MACATTN_DTYPE_F32 ? VL * 4 : (type) == MACATTN_DTYPE_Q8_0 ? VL * 34 / 32 : VL * 2)
-#define VEC_LINES(type, count) \
-    ((count) * VEC_BYTES(type) >= 64 ? (count) * VEC_BYTES(type) / 64 : 1)
+#define VEC_LINES(type, count) ((count)*VEC_BYTES(type) >= 64 ? (count)*VEC_BYTES(type) / 64 : 1)
 
 /* scores[h * TILE + t] for HB heads and TB = DOT_ACC / HB tokens from `rows` on, TS rows at a time:
  * rows often lie a multiple of 4 KiB apart, where the first-level cache holds only about eight of them. */
-#define DEFINE_DOT(name, HB, TS)                                                                 \
-    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,            \
-                         const float *const *q, int d, float *scores, const char *next)          \
-    {                                                                                            \
-        enum { TB = DOT_ACC / (HB) };                                                            \
-        V acc[DOT_ACC];                                                                          \
-        const int n_vec = d / VL, rest = d % VL;                                                 \
-        MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                          \
-        MAI_UNROLL for (int u = 0; u < TB; u += (TS)) {                                          \
-            const char *row[TS];                                                                 \
-            MAI_UNROLL for (int t = 0; t < (TS); t++) row[t] = rows[u + t] + offset;             \
-            for (int j = 0; j < n_vec; j++) {                                                    \
-                V k[TS];                                                                         \
-                if (next) {                                                                      \
-                    for (int i = 0; i < VEC_LINES(type, TS); i++)                                \
-                        v_prefetch(next + ((size_t)u * n_vec + (size_t)j * (TS)) * VEC_BYTES(type) + \
-                                   i * 64);                                                      \
-                }                                                                                \
-                MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);       \
-                MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
-                    V x = v_load(q[h] + (size_t)j * VL);                                         \
-                    MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
-                        acc[h * TB + u + t] = v_fma(x, k[t], acc[h * TB + u + t]);               \
-                }                                                                                \
-            }                                                                                    \
-            if (rest) {                                                                          \
-                MAI_UNROLL for (int h = 0; h < (HB); h++) {                                      \
-                    V x = v_load_n(q[h] + (size_t)n_vec * VL, rest);                             \
-                    MAI_UNROLL for (int t = 0; t < (TS); t++)                                    \
-                        acc[h * TB + u + t] =                                                    \
-                            v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);  \
-                }                                                                                \
-            }                                                                                    \
-        }                                                                                        \
-        float sum[DOT_ACC];                                                                      \
-        v_hsum(acc, sum);                                                                        \
-        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
-            memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);                 \
+#define DEFINE_DOT(name, HB, TS)                                                              \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,         \
+                         const float *const *q, int d, float *scores, const char *next)       \
+    {                                                                                         \
+        enum { TB = DOT_ACC / (HB) };                                                         \
+        V acc[DOT_ACC];                                                                       \
+        const int n_vec = d / VL, rest = d % VL;                                              \
+        MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                       \
+        MAI_UNROLL for (int u = 0; u < TB; u += (TS))                                         \
+        {                                                                                     \
+            const char *row[TS];                                                              \
+            MAI_UNROLL for (int t = 0; t < (TS); t++) row[t] = rows[u + t] + offset;          \
+            for (int j = 0; j < n_vec; j++) {                                                 \
+                V k[TS];                                                                      \
+                if (next) {                                                                   \
+                    for (int i = 0; i < VEC_LINES(type, TS); i++)                             \
+                        v_prefetch(next +                                                     \
+                                   ((size_t)u * n_vec + (size_t)j * (TS)) * VEC_BYTES(type) + \
+                                   i * 64);                                                   \
+                }                                                                             \
+                MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);    \
+                MAI_UNROLL for (int h = 0; h < (HB); h++)                                     \
+                {                                                                             \
+                    V x = v_load(q[h] + (size_t)j * VL);                                      \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =           \
+                        v_fma(x, k[t], acc[h * TB + u + t]);                                  \
+                }                                                                             \
+            }                                                                                 \
+            if (rest) {                                                                       \
+                MAI_UNROLL for (int h = 0; h < (HB); h++)                                     \
+                {                                                                             \
+                    V x = v_load_n(q[h] + (size_t)n_vec * VL, rest);                          \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =           \
+                        v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);   \
+                }                                                                             \
+            }                                                                                 \
+        }                                                                                     \
+        float sum[DOT_ACC];                                                                   \
+        v_hsum(acc, sum);                                                                     \
+        MAI_UNROLL for (int h = 0; h < (HB); h++)                                             \
+            memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);              \
     }
 
 DEFINE_DOT(dot_heads4, 4, DOT_ACC / 4)
@@ -79,31 +81,30 @@ DEFINE_DOT(dot_heads2, 2, DOT_ACC / 2)
 DEFINE_DOT(dot_heads1, 1, 8)
 
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for HB heads, NV vectors from j */
-#define DEFINE_PV(name, HB, NV)                                                                  \
-    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0,    \
-                         int t1, const float *p, float *const *o, int j, const char *next)       \
-    {                                                                                            \
-        V acc[(HB) * (NV)];                                                                      \
-        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
-            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
-                acc[h * (NV) + i] = v_load(o[h] + (size_t)(j + i) * VL);                         \
-        for (int t = t0; t < t1; t++) {                                                          \
-            V v[NV];                                                                             \
-            if (next) {                                                                          \
-                for (int i = 0; i < VEC_LINES(type, NV); i++)                                    \
-                    v_prefetch(next + (size_t)t * (NV) * VEC_BYTES(type) + i * 64);              \
-            }                                                                                    \
-            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
-                v[i] = row_vec(type, rows[t] + offset, j + i);                                   \
-            MAI_UNROLL for (int h = 0; h < (HB); h++) {                                          \
-                V w = v_set1(p[h * TILE + t]);                                                   \
-                MAI_UNROLL for (int i = 0; i < (NV); i++)                                        \
-                    acc[h * (NV) + i] = v_fma(w, v[i], acc[h * (NV) + i]);                       \
-            }                                                                                    \
-        }                                                                                        \
-        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                \
-            MAI_UNROLL for (int i = 0; i < (NV); i++)                                            \
-                v_store(o[h] + (size_t)(j + i) * VL, acc[h * (NV) + i]);                         \
+#define DEFINE_PV(name, HB, NV)                                                               \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0, \
+                         int t1, const float *p, float *const *o, int j, const char *next)    \
+    {                                                                                         \
+        V acc[(HB) * (NV)];                                                                   \
+        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)   \
+            acc[h * (NV) + i] = v_load(o[h] + (size_t)(j + i) * VL);                          \
+        for (int t = t0; t < t1; t++) {                                                       \
+            V v[NV];                                                                          \
+            if (next) {                                                                       \
+                for (int i = 0; i < VEC_LINES(type, NV); i++)                                 \
+                    v_prefetch(next + (size_t)t * (NV)*VEC_BYTES(type) + i * 64);             \
+            }                                                                                 \
+            MAI_UNROLL for (int i = 0; i < (NV); i++) v[i] =                                  \
+                row_vec(type, rows[t] + offset, j + i);                                       \
+            MAI_UNROLL for (int h = 0; h < (HB); h++)                                         \
+            {                                                                                 \
+                V w = v_set1(p[h * TILE + t]);                                                \
+                MAI_UNROLL for (int i = 0; i < (NV); i++) acc[h * (NV) + i] =                 \
+                    v_fma(w, v[i], acc[h * (NV) + i]);                                        \
+            }                                                                                 \
+        }                                                                                     \
+        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)   \
+            v_store(o[h] + (size_t)(j + i) * VL, acc[h * (NV) + i]);                          \
     }
 
 enum { PV_NV = PV_ACC / 4 };
@@ -126,10 +127,10 @@ MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t off
 
 /* The next tile's K or V rows as one stream of bytes, of which every kv head fetches its share. */
 typedef struct ahead {
-    const char *const *rows;   /* NULL: nothing to fetch */
-    int64_t base;              /* byte offset into a row at which the stream starts */
-    int64_t span;              /* bytes of a row that belong to it */
-    int64_t done;              /* bytes of the stream that earlier kv heads fetch */
+    const char *const *rows; /* NULL: nothing to fetch */
+    int64_t base;            /* byte offset into a row at which the stream starts */
+    int64_t span;            /* bytes of a row that belong to it */
+    int64_t done;            /* bytes of the stream that earlier kv heads fetch */
 } ahead;
 
 /* Where to fetch from when a kv head is `bytes` into its share. Beyond the end of that row the caller
@@ -207,7 +208,8 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, float softcap, float *m, 
 {
     const V none = v_set1(-INFINITY);
     V x[TILE / VL], top = none, sum = v_zero();
-    MAI_UNROLL for (int i = 0; i < TILE / VL; i++) {
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
+    {
         const int t = i * VL;
         x[i] = v_load(s + t);
         if (softcap > 0) x[i] = v_softcap(x[i], softcap);
@@ -223,7 +225,8 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, float softcap, float *m, 
         *m = tile_max;
     }
     const V base = v_set1(*m == -INFINITY ? 0.0f : *m);
-    MAI_UNROLL for (int i = 0; i < TILE / VL; i++) {
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
+    {
         x[i] = v_exp2(v_sub(x[i], base));
         v_store(s + i * VL, x[i]);
         sum = v_add(sum, x[i]);
@@ -270,13 +273,13 @@ MAI_INLINE ahead share_of_next(const char *const *rows, bool any, const mai_atte
 
 /* score_tile and value_tile for the configured types; with the two most common head dims as constants
  * their loops unroll, which is worth a few percent. */
-#define FOR_DIM(dim, call)                                                                       \
-    do {                                                                                         \
-        switch (dim) {                                                                           \
-        case 64: call(64); break;                                                                \
-        case 128: call(128); break;                                                              \
-        default: call(dim); break;                                                               \
-        }                                                                                        \
+#define FOR_DIM(dim, call)          \
+    do {                            \
+        switch (dim) {              \
+        case 64: call(64); break;   \
+        case 128: call(128); break; \
+        default: call(dim); break;  \
+        }                           \
     } while (0)
 
 static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t offset,
@@ -315,18 +318,19 @@ static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t o
  * the front of their kv head's place in `active`, `first`, `q`, `o` and `scores`, so that they fill
  * blocks of four whichever they are. */
 typedef struct attend_state {
-    const float **q;   /* [n_heads] query */
-    float **o;         /* [n_heads] running output */
-    float *scores;     /* [n_heads][TILE] */
-    float *m, *l;      /* [n_heads] running maximum and sum, by head */
-    int *active;       /* [n_heads] head */
-    int *first;        /* [n_heads] first token of the tile in which it takes part */
-    int *n_active;     /* [n_kv_heads] */
+    const float **q; /* [n_heads] query */
+    float **o;       /* [n_heads] running output */
+    float *scores;   /* [n_heads][TILE] */
+    float *m, *l;    /* [n_heads] running maximum and sum, by head */
+    int *active;     /* [n_heads] head */
+    int *first;      /* [n_heads] first token of the tile in which it takes part */
+    int *n_active;   /* [n_kv_heads] */
 } attend_state;
 
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
-    return (size_t)shape->n_heads * (2 * sizeof(float *) + sizeof(float) * (TILE + 2) + 2 * sizeof(int)) +
+    return (size_t)shape->n_heads *
+               (2 * sizeof(float *) + sizeof(float) * (TILE + 2) + 2 * sizeof(int)) +
            (size_t)shape->n_kv_heads * sizeof(int);
 }
 
@@ -378,7 +382,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share = share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
+        const ahead share =
+            share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
         if (s->n_active[kv_head] == 0) continue;
         tile_scores(shape, rows, kv_head * kv->k_head_stride, s->q + h, s->n_active[kv_head],
                     s->scores + (size_t)h * TILE, &share);
@@ -392,7 +397,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share = share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
+        const ahead share =
+            share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
         tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_active[kv_head], t0,

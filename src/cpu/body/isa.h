@@ -27,7 +27,7 @@ static void MAI_FN(merge)(int32_t dv, int n, const float *const *o, const float 
     float top = -INFINITY;
     double sum = 0;
     for (int i = 0; i < n; i++) {
-        if (!(lse[i] <= top)) top = lse[i];
+        if (lse[i] > top || lse[i] != lse[i]) top = lse[i];
     }
     memset(out, 0, sizeof(float) * (size_t)dv);
     *lse_out = top;
@@ -40,7 +40,8 @@ static void MAI_FN(merge)(int32_t dv, int n, const float *const *o, const float 
         int j = 0;
         for (; j + VL <= dv; j += VL) v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
         if (j < dv) {
-            v_store_n(out + j, v_fma(v_load_n(o[i] + j, dv - j), w, v_load_n(out + j, dv - j)), dv - j);
+            v_store_n(out + j, v_fma(v_load_n(o[i] + j, dv - j), w, v_load_n(out + j, dv - j)),
+                      dv - j);
         }
     }
     scale_floats(out, dv, (float)(1 / sum));

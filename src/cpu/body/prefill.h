@@ -7,14 +7,14 @@
  * by query, so that nothing a query may not see ever touches its sums. */
 
 #define PREFILL_ROWS 64
-#define PREFILL_MAX_ROWS MAI_MAX_HEADS   /* one query of a group of any size */
+#define PREFILL_MAX_ROWS MAI_MAX_HEADS /* one query of a group of any size */
 
 /* Running state of the block's rows; row = (query - q0) * group + head of the group. */
 typedef struct prefill_block {
     const mai_prefill_args *a;
     int group, n_queries;
-    int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS];   /* [query] tokens it sees in this pass */
-    float *q, *o, *m, *l, *scores;                /* [row] */
+    int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
+    float *q, *o, *m, *l, *scores;              /* [row] */
     const float *q_row[PREFILL_MAX_ROWS];
     float *o_row[PREFILL_MAX_ROWS];
 } prefill_block;
@@ -44,7 +44,8 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->l = b->m + rows;
     const float factor = (float)mai_q_factor(shape);
     for (size_t i = 0; i < rows; i++) {
-        const int query = a->q0 + (int)i / b->group, head = a->kv_head * b->group + (int)i % b->group;
+        const int query = a->q0 + (int)i / b->group,
+                  head = a->kv_head * b->group + (int)i % b->group;
         load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
                b->q + i * (size_t)shape->d);
         b->q_row[i] = b->q + i * (size_t)shape->d;
@@ -66,7 +67,8 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     tile_rows rows[2];
     load_rows(&a->tokens, t, n, &rows[0]);
     load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
-    const int64_t k_offset = a->kv_head * kv->k_head_stride, v_offset = a->kv_head * kv->v_head_stride;
+    const int64_t k_offset = a->kv_head * kv->k_head_stride,
+                  v_offset = a->kv_head * kv->v_head_stride;
     const ahead k_next = {fetch_next ? rows[1].k : NULL, k_offset,
                           (int64_t)row_bytes(shape->k_dtype, shape->d), 0};
     const ahead v_next = {fetch_next ? rows[1].v : NULL, v_offset,
@@ -75,8 +77,8 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     float *scores = b->scores + row * TILE;
     tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
     for (int i = 0; i < n_rows; i++) {
-        softmax_tile(scores + (size_t)i * TILE, 0, n, shape->softcap, b->m + row + i, b->l + row + i,
-                     b->o_row[row + (size_t)i], shape->dv);
+        softmax_tile(scores + (size_t)i * TILE, 0, n, shape->softcap, b->m + row + i,
+                     b->l + row + i, b->o_row[row + (size_t)i], shape->dv);
     }
     tile_values(shape, &rows[0], v_offset, n_rows, 0, scores, b->o_row + row, &v_next);
 }
@@ -117,7 +119,8 @@ static void prefill_capture(const prefill_block *b)
             const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
             const size_t at = (size_t)(a->q0 + i - a->capture0) * (size_t)n_heads +
                               (size_t)(a->kv_head * b->group + g);
-            memcpy(a->far_out + at * (size_t)dv, b->o + row * (size_t)dv, sizeof(float) * (size_t)dv);
+            memcpy(a->far_out + at * (size_t)dv, b->o + row * (size_t)dv,
+                   sizeof(float) * (size_t)dv);
             finish_head(a->far_out + at * (size_t)dv, dv, b->m[row], b->l[row], a->far_lse + at);
         }
     }
@@ -150,20 +153,22 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
     prefill_block b;
     prefill_block_init(&b, a);
     const bool capture = a->capture0 < a->q1;
-    for (int i = 0; i < b.n_queries; i++) {   /* far: what summaries cover, or all */
+    for (int i = 0; i < b.n_queries; i++) { /* far: what summaries cover, or all */
         const int64_t n = a->pos0 + a->q0 + i + 1;
-        b.lo[i] = capture ? clamp64(a->fresh, 0, n) : a->window > 0 ? clamp64(n - a->window, 0, n) : 0;
+        b.lo[i] = capture         ? clamp64(a->fresh, 0, n)
+                  : a->window > 0 ? clamp64(n - a->window, 0, n)
+                                  : 0;
         b.hi[i] = capture ? clamp64(n - a->band, b.lo[i], n) : n;
     }
     prefill_pass(&b);
     if (capture) {
         prefill_capture(&b);
-        for (int i = 0; i < b.n_queries; i++) {   /* from the summary's end to the query itself */
+        for (int i = 0; i < b.n_queries; i++) { /* from the summary's end to the query itself */
             b.lo[i] = b.hi[i];
             b.hi[i] = a->pos0 + a->q0 + i + 1;
         }
         prefill_pass(&b);
-        for (int i = 0; i < b.n_queries; i++) {   /* the always fresh first tokens */
+        for (int i = 0; i < b.n_queries; i++) { /* the always fresh first tokens */
             b.lo[i] = 0;
             b.hi[i] = clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1);
         }

@@ -12,8 +12,8 @@
 
 typedef struct ring_query {
     float scale, residual;
-    float norm2[MAI_MAX_CHUNKS];          /* squared norm of scale * int8, by chunk */
-    int32_t sum128[MAI_MAX_CHUNKS];       /* 128 * sum of the int8 */
+    float norm2[MAI_MAX_CHUNKS];    /* squared norm of scale * int8, by chunk */
+    int32_t sum128[MAI_MAX_CHUNKS]; /* 128 * sum of the int8 */
     int8_t i8[MAI_MAX_CHUNKS * MAI_CHUNK];
 } ring_query;
 
@@ -24,7 +24,7 @@ static bool ring_encode(const float *x, int n_chunks, ring_query *out)
     for (int i = 0; i < n_chunks * MAI_CHUNK; i += VL) {
         const V v = v_load(x + i);
         top = v_max(top, v_max(v, v_sub(v_zero(), v)));
-        poison = v_fma(v, v_zero(), poison);   /* NaN if v is not finite */
+        poison = v_fma(v, v_zero(), poison); /* NaN if v is not finite */
     }
     if (v_reduce_add(poison) != 0) return false;
     const float largest = v_reduce_max(top);
@@ -35,9 +35,9 @@ static bool ring_encode(const float *x, int n_chunks, ring_query *out)
         float rounded[MAI_CHUNK];
         int32_t sum = 0, sum2 = 0;
         for (int i = 0; i < MAI_CHUNK; i += VL) {
-            const V v = v_load(x + c * MAI_CHUNK + i), r = v_round(v_mul(v, inverse));
-            const V e = v_sub(v, v_mul(r, v_set1(out->scale)));
-            residual2 = v_fma(e, e, residual2);
+            const V y = v_mul(v_load(x + c * MAI_CHUNK + i), inverse), r = v_round(y),
+                    e = v_sub(y, r);
+            residual2 = v_fma(e, e, residual2); /* in units of scale: does not underflow */
             v_store(rounded + i, r);
         }
         for (int i = 0; i < MAI_CHUNK; i++) {
@@ -49,8 +49,11 @@ static bool ring_encode(const float *x, int n_chunks, ring_query *out)
         out->sum128[c] = 128 * sum;
         out->norm2[c] = out->scale * out->scale * (float)sum2;
     }
-    /* Rounded up: covers the rounding of e itself, half an ulp of x in each dim. */
-    out->residual = sqrtf(v_reduce_add(residual2)) * 1.0001f + largest * 1e-6f;
+    /* Rounded up: covers the rounding of y, half an ulp in each dim. Queries too small to scale are all
+     * residual. */
+    const float units = out->scale > FLT_MIN ? sqrtf(v_reduce_add(residual2)) * 1.0001f + 1e-3f
+                                             : 128.0f * sqrtf((float)(n_chunks * MAI_CHUNK));
+    out->residual = fmaxf(out->scale, 1e-44f) * units;
     return true;
 }
 
@@ -72,8 +75,8 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
                                         (MAI_CHUNK * MAI_LANES);
         ring->norm2[chunk * rows + (size_t)at] = e.norm2[c];
         for (int i = 0; i < MAI_CHUNK; i++) {
-            block[(size_t)(i / 4) * (4 * MAI_LANES) + (size_t)(at % MAI_LANES) * 4 + (size_t)(i % 4)] =
-                (uint8_t)(e.i8[c * MAI_CHUNK + i] + 128);
+            block[(size_t)(i / 4) * (4 * MAI_LANES) + (size_t)(at % MAI_LANES) * 4 +
+                  (size_t)(i % 4)] = (uint8_t)(e.i8[c * MAI_CHUNK + i] + 128);
         }
     }
     const size_t slot = (size_t)head * K + (size_t)at;
@@ -87,14 +90,15 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
 }
 
 /* Add one chunk's share of the squared int8 distance of every row of the head. */
-static void ring_scan_chunk(const mai_match_args *a, int head, const ring_query *q, int c, int n_blocks,
-                            float *distance2)
+static void ring_scan_chunk(const mai_match_args *a, int head, const ring_query *q, int c,
+                            int n_blocks, float *distance2)
 {
     const mai_ring_dims *dims = a->dims;
     const size_t rows = (size_t)dims->n_blocks * MAI_LANES;
     const size_t chunk = (size_t)head * (size_t)dims->n_chunks + (size_t)c;
     const uint8_t *q8 = a->ring->q8 + chunk * rows * MAI_CHUNK;
-    const float *norm2 = a->ring->norm2 + chunk * rows, *scale = a->ring->scale + (size_t)head * rows;
+    const float *norm2 = a->ring->norm2 + chunk * rows,
+                *scale = a->ring->scale + (size_t)head * rows;
     const V own = v_set1(q->norm2[c]), factor = v_set1(-2.0f * q->scale);
     for (int b = 0; b < n_blocks; b++) {
         int32_t dot[MAI_LANES];
@@ -112,10 +116,11 @@ static void ring_scan_chunk(const mai_match_args *a, int head, const ring_query 
  * are off by the two residuals, and the float32 sums by their rounding. The latter is bounded by `own2`,
  * the query's squared norm: a row within reach is no longer than |q| + reach. NaN (overflow) counts as
  * may. */
-MAI_INLINE uint32_t ring_may_reach(V distance2, V residual, const ring_query *q, float own2, float radius)
+MAI_INLINE uint32_t ring_may_reach(V distance2, V residual, const ring_query *q, float own2,
+                                   float radius)
 {
     const V reach = v_add(residual, v_set1(radius + q->residual)), reach2 = v_mul(reach, reach);
-    const V limit = v_fma(reach2, v_set1(1.0f + 9e-6f), v_set1(12e-6f * own2));
+    const V limit = v_fma(reach2, v_set1(1.0f + 9e-6f), v_set1(12e-6f * own2 + FLT_MIN));
     return v_not_above(distance2, limit);
 }
 
@@ -128,9 +133,9 @@ static bool ring_holds(const mai_match_args *a, int head, int at)
 
 /* Rows that hold an entry, may lie within the radius and end early enough; gives up and returns
  * limit + 1 when there are more than `limit`. */
-static int ring_survivors(const mai_match_args *a, int head, const ring_query *q, const float *distance2,
-                          float own2, float radius, int n_blocks, int32_t *index,
-                          int limit)
+static int ring_survivors(const mai_match_args *a, int head, const ring_query *q,
+                          const float *distance2, float own2, float radius, int n_blocks,
+                          int32_t *index, int limit)
 {
     const mai_ring_dims *dims = a->dims;
     const float *residual = a->ring->residual + (size_t)head * (size_t)dims->n_blocks * MAI_LANES;
@@ -151,8 +156,7 @@ static int ring_survivors(const mai_match_args *a, int head, const ring_query *q
 
 static const char *ring_row(const mai_match_args *a, int head, int at)
 {
-    return a->ring->q +
-           ((size_t)head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes;
+    return a->ring->q + ((size_t)head * (size_t)a->dims->capacity + (size_t)at) * a->dims->q_bytes;
 }
 
 /* Squared distance as the queries came, in double; gives up (returns infinity) when a float32 sum says
@@ -168,7 +172,7 @@ static double ring_distance2(const mai_match_args *a, int head, const float *x, 
         const V e = v_sub(v_load(x + i), v_load(y + i));
         sum = v_fma(e, e, sum);
     }
-    if ((double)v_reduce_add(sum) * (1 - 1e-4) > give_up) return HUGE_VAL;
+    if ((double)v_reduce_add(sum) * (1 - 1e-4) - (double)FLT_MIN > give_up) return HUGE_VAL;
     double d2 = 0;
     for (int i = 0; i < a->dims->d; i++) {
         const double e = (double)x[i] - (double)y[i];
@@ -197,7 +201,8 @@ static void ring_consider(const mai_match_args *a, int head, const float *x, int
 static int ring_promising(const mai_match_args *a, const float *distance2, int n_blocks)
 {
     V least = v_load(distance2);
-    for (int row = VL; row < n_blocks * MAI_LANES; row += VL) least = v_min(v_load(distance2 + row), least);
+    for (int row = VL; row < n_blocks * MAI_LANES; row += VL)
+        least = v_min(v_load(distance2 + row), least);
     float lanes[VL], smallest = INFINITY;
     v_store(lanes, least);
     for (int i = 0; i < VL; i++) smallest = lanes[i] < smallest ? lanes[i] : smallest;
@@ -211,13 +216,13 @@ static int ring_promising(const mai_match_args *a, const float *distance2, int n
 
 /* The search of one head. */
 typedef struct ring_search {
-    float x[MAI_MAX_CHUNKS * MAI_CHUNK];   /* the query */
+    float x[MAI_MAX_CHUNKS * MAI_CHUNK]; /* the query */
     ring_query q;
-    float own2;                            /* its squared norm, as int8 */
-    int n_blocks;                          /* blocks of rows to scan; 0: there is nothing to find */
-    int promising;                         /* row, or -1 */
-    float *distance2;                      /* [n_blocks * MAI_LANES] over the chunks scanned so far */
-    int32_t *index;                        /* [the same] */
+    float own2;       /* its squared norm, as int8 */
+    int n_blocks;     /* blocks of rows to scan; 0: there is nothing to find */
+    int promising;    /* row, or -1 */
+    float *distance2; /* [n_blocks * MAI_LANES] over the chunks scanned so far */
+    int32_t *index;   /* [the same] */
 } ring_search;
 
 static size_t match_scratch_bytes(const mai_ring_dims *dims)
@@ -255,16 +260,18 @@ static void ring_search_begin(const mai_match_args *a, int head, const char *que
     if (at < 0 || !ring_holds(a, head, at) || end[at] > a->max_end) return;
     s->promising = at;
     prefetch_bytes(ring_row(a, head, at), dims->q_bytes);
-    prefetch_bytes(a->ring->out + ((size_t)head * (size_t)dims->capacity + (size_t)at) * (size_t)dims->dv,
+    prefetch_bytes(a->ring->out +
+                       ((size_t)head * (size_t)dims->capacity + (size_t)at) * (size_t)dims->dv,
                    sizeof(float) * (size_t)dims->dv);
 }
 
 /* Scan on until few rows are left, and look at those. */
-static void ring_search_end(const mai_match_args *a, int head, const ring_search *s, mai_match *result)
+static void ring_search_end(const mai_match_args *a, int head, const ring_search *s,
+                            mai_match *result)
 {
     const mai_ring_dims *dims = a->dims;
     const float *residual = a->ring->residual + (size_t)head * (size_t)dims->n_blocks * MAI_LANES;
-    const int few = 2;   /* cheaper to look at than another chunk of every row */
+    const int few = 2; /* cheaper to look at than another chunk of every row */
     double best = a->radius * a->radius;
     if (s->n_blocks == 0) return;
     if (s->promising >= 0) ring_consider(a, head, s->x, s->promising, &best, result);
@@ -272,15 +279,16 @@ static void ring_search_end(const mai_match_args *a, int head, const ring_search
     for (int c = 0; c < dims->n_chunks; c++) {
         if (c > 0) ring_scan_chunk(a, head, &s->q, c, s->n_blocks, s->distance2);
         const bool last = c + 1 == dims->n_chunks;
-        n = ring_survivors(a, head, &s->q, s->distance2, s->own2, (float)sqrt(best), s->n_blocks, s->index,
-                           last ? dims->capacity : few);
+        n = ring_survivors(a, head, &s->q, s->distance2, s->own2, (float)sqrt(best), s->n_blocks,
+                           s->index, last ? dims->capacity : few);
         if (n <= few) break;
     }
     for (int i = 0; i < n; i++) prefetch_bytes(ring_row(a, head, s->index[i]), dims->q_bytes);
     for (int i = 0; i < n; i++) {
         const int at = s->index[i];
         if (ring_may_reach(v_set1(s->distance2[at]), v_set1(residual[at]), &s->q, s->own2,
-                           (float)sqrt(best)) & 1) {
+                           (float)sqrt(best)) &
+            1) {
             ring_consider(a, head, s->x, at, &best, result);
         }
     }

@@ -10,9 +10,9 @@
 #define MAI_LN2 0.69314718055994530942
 
 #if defined(__clang__)
-#define MAI_UNROLL _Pragma("clang loop unroll(full)")
+#    define MAI_UNROLL _Pragma("clang loop unroll(full)")
 #else
-#define MAI_UNROLL _Pragma("GCC unroll 64")
+#    define MAI_UNROLL _Pragma("GCC unroll 64")
 #endif
 #define MAI_INLINE static inline __attribute__((always_inline))
 
@@ -38,7 +38,7 @@ MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
     case MACATTN_DTYPE_F32:
     default: {
         float f[VL];
-        memcpy(f, row + (size_t)j * VL * 4, sizeof f);   /* rows need not be aligned to 4 */
+        memcpy(f, row + (size_t)j * VL * 4, sizeof f); /* rows need not be aligned to 4 */
         return v_load(f);
     }
     }
@@ -63,7 +63,7 @@ MAI_INLINE V row_tail(macattn_dtype type, const char *row, int j, int n)
 /* 2^x; relative error below 2e-7. 0 below -126, +inf above 128, NaN for NaN. */
 MAI_INLINE V v_exp2(V x)
 {
-    x = v_max(v_set1(-150.0f), x);   /* the second operand is what a NaN comes back from */
+    x = v_max(v_set1(-150.0f), x); /* the second operand is what a NaN comes back from */
     x = v_min(v_set1(130.0f), x);
     V n = v_round(x);
     V f = v_sub(x, n);

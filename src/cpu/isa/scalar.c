@@ -4,7 +4,10 @@
 #define MAI_ISA_BACKEND mai_backend_scalar
 #define MAI_ISA_SUPPORTED mai_always_supported
 
-static int mai_always_supported(void) { return 1; }
+static int mai_always_supported(void)
+{
+    return 1;
+}
 
 #include "vec_scalar.h"
 

@@ -10,7 +10,7 @@
 #include "core/backend.h"
 
 #define VL 8
-#define DOT_ACC 8   /* of 16 registers */
+#define DOT_ACC 8 /* of 16 registers */
 #define PV_ACC 8
 
 typedef __m256 V;
@@ -20,20 +20,62 @@ static inline __m256i v_mask(int n)
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), lane);
 }
-static inline V v_zero(void) { return _mm256_setzero_ps(); }
-static inline V v_set1(float x) { return _mm256_set1_ps(x); }
-static inline V v_load(const float *p) { return _mm256_loadu_ps(p); }
-static inline void v_store(float *p, V a) { _mm256_storeu_ps(p, a); }
-static inline V v_load_n(const float *p, int n) { return _mm256_maskload_ps(p, v_mask(n)); }
-static inline void v_store_n(float *p, V a, int n) { _mm256_maskstore_ps(p, v_mask(n), a); }
-static inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
-static inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
-static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
-static inline V v_div(V a, V b) { return _mm256_div_ps(a, b); }
-static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
-static inline V v_min(V a, V b) { return _mm256_min_ps(a, b); }
-static inline V v_round(V a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline V v_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+static inline V v_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+static inline V v_load(const float *p)
+{
+    return _mm256_loadu_ps(p);
+}
+static inline void v_store(float *p, V a)
+{
+    _mm256_storeu_ps(p, a);
+}
+static inline V v_load_n(const float *p, int n)
+{
+    return _mm256_maskload_ps(p, v_mask(n));
+}
+static inline void v_store_n(float *p, V a, int n)
+{
+    _mm256_maskstore_ps(p, v_mask(n), a);
+}
+static inline V v_add(V a, V b)
+{
+    return _mm256_add_ps(a, b);
+}
+static inline V v_sub(V a, V b)
+{
+    return _mm256_sub_ps(a, b);
+}
+static inline V v_mul(V a, V b)
+{
+    return _mm256_mul_ps(a, b);
+}
+static inline V v_div(V a, V b)
+{
+    return _mm256_div_ps(a, b);
+}
+static inline V v_fma(V a, V b, V c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+static inline V v_max(V a, V b)
+{
+    return _mm256_max_ps(a, b);
+}
+static inline V v_min(V a, V b)
+{
+    return _mm256_min_ps(a, b);
+}
+static inline V v_round(V a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline V v_first_n(V a, V b, int n)
 {
     return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(v_mask(n)));
@@ -82,9 +124,18 @@ static inline V v_load_i8(const void *p)
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 /* Never needed: head_dim is a multiple of 8. */
-static inline V v_load_f16_n(const void *p, int n) { return v_first_n(v_load_f16(p), v_zero(), n); }
-static inline V v_load_bf16_n(const void *p, int n) { return v_first_n(v_load_bf16(p), v_zero(), n); }
-static inline float v_f16_scalar(uint16_t h) { return _cvtsh_ss(h); }
+static inline V v_load_f16_n(const void *p, int n)
+{
+    return v_first_n(v_load_f16(p), v_zero(), n);
+}
+static inline V v_load_bf16_n(const void *p, int n)
+{
+    return v_first_n(v_load_bf16(p), v_zero(), n);
+}
+static inline float v_f16_scalar(uint16_t h)
+{
+    return _cvtsh_ss(h);
+}
 
 /* out[i] = sum of the lanes of acc[i]: three rounds of pairwise adds for all eight at once. */
 static inline void v_hsum(const V *acc, float *out)
@@ -98,7 +149,8 @@ static inline void v_hsum(const V *acc, float *out)
         u[i] = _mm256_add_ps(_mm256_shuffle_ps(s[i], s[i + 2], 0x44),
                              _mm256_shuffle_ps(s[i], s[i + 2], 0xEE));
     }
-    const V r = _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xDD));
+    const V r =
+        _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xDD));
     /* Each half holds the sums 0, 2, 1, 3. */
     _mm256_storeu_ps(out, _mm256_shuffle_ps(r, r, 0xD8));
 }
@@ -113,8 +165,10 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
             const __m256i x =
                 _mm256_loadu_si256((const __m256i *)(block + quad * 4 * MAI_LANES + half * 32));
             const int8_t *y = q + quad * 4;
-            const __m256i even = _mm256_set1_epi32((int)((uint32_t)(uint16_t)y[0] | (uint32_t)y[2] << 16));
-            const __m256i odd = _mm256_set1_epi32((int)((uint32_t)(uint16_t)y[1] | (uint32_t)y[3] << 16));
+            const __m256i even =
+                _mm256_set1_epi32((int)((uint32_t)(uint16_t)y[0] | (uint32_t)y[2] << 16));
+            const __m256i odd =
+                _mm256_set1_epi32((int)((uint32_t)(uint16_t)y[1] | (uint32_t)y[3] << 16));
             acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_and_si256(x, low), even));
             acc = _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_srli_epi16(x, 8), odd));
         }

@@ -10,15 +10,27 @@
 #include "core/backend.h"
 
 #define VL 16
-#define DOT_ACC 16  /* accumulators of a score block: 16 of 32 registers */
+#define DOT_ACC 16 /* accumulators of a score block: 16 of 32 registers */
 #define PV_ACC 16
 
 typedef __m512 V;
 
-static inline V v_zero(void) { return _mm512_setzero_ps(); }
-static inline V v_set1(float x) { return _mm512_set1_ps(x); }
-static inline V v_load(const float *p) { return _mm512_loadu_ps(p); }
-static inline void v_store(float *p, V a) { _mm512_storeu_ps(p, a); }
+static inline V v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+static inline V v_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline V v_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline void v_store(float *p, V a)
+{
+    _mm512_storeu_ps(p, a);
+}
 static inline V v_load_n(const float *p, int n)
 {
     return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
@@ -27,17 +39,50 @@ static inline void v_store_n(float *p, V a, int n)
 {
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a);
 }
-static inline V v_add(V a, V b) { return _mm512_add_ps(a, b); }
-static inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
-static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
-static inline V v_div(V a, V b) { return _mm512_div_ps(a, b); }
-static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
-static inline V v_min(V a, V b) { return _mm512_min_ps(a, b); }
-static inline float v_reduce_add(V a) { return _mm512_reduce_add_ps(a); }
-static inline float v_reduce_max(V a) { return _mm512_reduce_max_ps(a); }
-static inline V v_round(V a) { return _mm512_roundscale_ps(a, 8); }
-static inline V v_scale2(V a, V n) { return _mm512_scalef_ps(a, n); }
+static inline V v_add(V a, V b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline V v_sub(V a, V b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline V v_mul(V a, V b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline V v_div(V a, V b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline V v_fma(V a, V b, V c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+static inline V v_max(V a, V b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline V v_min(V a, V b)
+{
+    return _mm512_min_ps(a, b);
+}
+static inline float v_reduce_add(V a)
+{
+    return _mm512_reduce_add_ps(a);
+}
+static inline float v_reduce_max(V a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+static inline V v_round(V a)
+{
+    return _mm512_roundscale_ps(a, 8);
+}
+static inline V v_scale2(V a, V n)
+{
+    return _mm512_scalef_ps(a, n);
+}
 /* lanes i < n keep a, the others get b */
 static inline V v_first_n(V a, V b, int n)
 {
@@ -66,10 +111,15 @@ static inline V v_load_bf16_n(const void *p, int n)
     __m256i h = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
-static inline float v_f16_scalar(uint16_t h) { return _cvtsh_ss(h); }
+static inline float v_f16_scalar(uint16_t h)
+{
+    return _cvtsh_ss(h);
+}
 
-
-static inline uint32_t v_not_above(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
+static inline uint32_t v_not_above(V a, V b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ);
+}
 static inline V v_from_i32(const int32_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));
@@ -91,8 +141,8 @@ static inline void v_hsum(const V *acc, float *out)
         w[i] = _mm512_add_ps(_mm512_shuffle_ps(u[i], u[i + 2], 0x44),
                              _mm512_shuffle_ps(u[i], u[i + 2], 0xEE));
     }
-    __m512 r = _mm512_add_ps(_mm512_shuffle_ps(w[0], w[1], 0x88),
-                             _mm512_shuffle_ps(w[0], w[1], 0xDD));
+    __m512 r =
+        _mm512_add_ps(_mm512_shuffle_ps(w[0], w[1], 0x88), _mm512_shuffle_ps(w[0], w[1], 0xDD));
     /* Lane 4a + b of r holds the sum of acc[8 (a & 1) + 4 (a >> 1) + 2 (b & 1) + (b >> 1)]. */
     const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 8, 10, 9, 11, 4, 6, 5, 7, 12, 14, 13, 15);
     _mm512_storeu_ps(out, _mm512_permutexvar_ps(order, r));
@@ -110,8 +160,10 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
 #else
         /* 16-bit products of even and odd bytes apart: 8-bit ones would saturate. */
         const int8_t *y = q + quad * 4;
-        const __m512i even = _mm512_set1_epi32((int)((uint32_t)(uint16_t)y[0] | (uint32_t)y[2] << 16));
-        const __m512i odd = _mm512_set1_epi32((int)((uint32_t)(uint16_t)y[1] | (uint32_t)y[3] << 16));
+        const __m512i even =
+            _mm512_set1_epi32((int)((uint32_t)(uint16_t)y[0] | (uint32_t)y[2] << 16));
+        const __m512i odd =
+            _mm512_set1_epi32((int)((uint32_t)(uint16_t)y[1] | (uint32_t)y[3] << 16));
         acc = _mm512_add_epi32(
             acc, _mm512_madd_epi16(_mm512_and_si512(x, _mm512_set1_epi16(0xff)), even));
         acc = _mm512_add_epi32(acc, _mm512_madd_epi16(_mm512_srli_epi16(x, 8), odd));

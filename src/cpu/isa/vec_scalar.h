@@ -22,29 +22,86 @@
 
 typedef float V;
 
-static inline V v_zero(void) { return 0; }
-static inline V v_set1(float x) { return x; }
-static inline V v_load(const float *p) { return *p; }
-static inline void v_store(float *p, V a) { *p = a; }
-static inline V v_load_n(const float *p, int n) { return n > 0 ? *p : 0; }
+static inline V v_zero(void)
+{
+    return 0;
+}
+static inline V v_set1(float x)
+{
+    return x;
+}
+static inline V v_load(const float *p)
+{
+    return *p;
+}
+static inline void v_store(float *p, V a)
+{
+    *p = a;
+}
+static inline V v_load_n(const float *p, int n)
+{
+    return n > 0 ? *p : 0;
+}
 static inline void v_store_n(float *p, V a, int n)
 {
     if (n > 0) *p = a;
 }
-static inline V v_add(V a, V b) { return a + b; }
-static inline V v_sub(V a, V b) { return a - b; }
-static inline V v_mul(V a, V b) { return a * b; }
-static inline V v_div(V a, V b) { return a / b; }
-static inline V v_fma(V a, V b, V c) { return a * b + c; }
-static inline V v_max(V a, V b) { return a > b ? a : b; }
-static inline V v_min(V a, V b) { return a < b ? a : b; }
-static inline float v_reduce_add(V a) { return a; }
-static inline float v_reduce_max(V a) { return a; }
-static inline V v_round(V a) { return rintf(a); }
-static inline V v_scale2(V a, V n) { return n < -140.0f ? a * 0.0f : ldexpf(a, isnan(n) ? 0 : (int)n); }
-static inline V v_first_n(V a, V b, int n) { return n > 0 ? a : b; }
-static inline uint32_t v_not_above(V a, V b) { return !(a > b); }
-static inline V v_from_i32(const int32_t *p) { return (float)*p; }
+static inline V v_add(V a, V b)
+{
+    return a + b;
+}
+static inline V v_sub(V a, V b)
+{
+    return a - b;
+}
+static inline V v_mul(V a, V b)
+{
+    return a * b;
+}
+static inline V v_div(V a, V b)
+{
+    return a / b;
+}
+static inline V v_fma(V a, V b, V c)
+{
+    return a * b + c;
+}
+static inline V v_max(V a, V b)
+{
+    return a > b ? a : b;
+}
+static inline V v_min(V a, V b)
+{
+    return a < b ? a : b;
+}
+static inline float v_reduce_add(V a)
+{
+    return a;
+}
+static inline float v_reduce_max(V a)
+{
+    return a;
+}
+static inline V v_round(V a)
+{
+    return rintf(a);
+}
+static inline V v_scale2(V a, V n)
+{
+    return n < -140.0f ? a * 0.0f : ldexpf(a, isnan(n) ? 0 : (int)n);
+}
+static inline V v_first_n(V a, V b, int n)
+{
+    return n > 0 ? a : b;
+}
+static inline uint32_t v_not_above(V a, V b)
+{
+    return !(a > b);
+}
+static inline V v_from_i32(const int32_t *p)
+{
+    return (float)*p;
+}
 
 static inline float v_f16_scalar(uint16_t h)
 {
@@ -52,7 +109,7 @@ static inline float v_f16_scalar(uint16_t h)
     const uint32_t exponent = (h >> 10) & 31u, mantissa = h & 1023u;
     uint32_t bits;
     float f;
-    if (exponent == 0) {   /* zero and denormals: mantissa * 2^-24 */
+    if (exponent == 0) { /* zero and denormals: mantissa * 2^-24 */
         f = (float)mantissa * 5.9604644775390625e-8f;
         memcpy(&bits, &f, 4);
         bits |= sign;
@@ -79,11 +136,23 @@ static inline V v_load_bf16(const void *p)
     memcpy(&f, &bits, 4);
     return f;
 }
-static inline V v_load_i8(const void *p) { return (float)*(const int8_t *)p; }
-static inline V v_load_f16_n(const void *p, int n) { return n > 0 ? v_load_f16(p) : 0; }
-static inline V v_load_bf16_n(const void *p, int n) { return n > 0 ? v_load_bf16(p) : 0; }
+static inline V v_load_i8(const void *p)
+{
+    return (float)*(const int8_t *)p;
+}
+static inline V v_load_f16_n(const void *p, int n)
+{
+    return n > 0 ? v_load_f16(p) : 0;
+}
+static inline V v_load_bf16_n(const void *p, int n)
+{
+    return n > 0 ? v_load_bf16(p) : 0;
+}
 
-static inline void v_hsum(const V *acc, float *out) { memcpy(out, acc, sizeof(float) * DOT_ACC); }
+static inline void v_hsum(const V *acc, float *out)
+{
+    memcpy(out, acc, sizeof(float) * DOT_ACC);
+}
 
 static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *dot)
 {
