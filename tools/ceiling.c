@@ -88,8 +88,13 @@ __attribute__((target("avx512f"))) static uint64_t read_avx512(const char *base,
             d = _mm512_add_epi64(d, _mm512_loadu_si512(p + 192));
         }
     }
-    return (uint64_t)_mm512_reduce_add_epi64(
-        _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+    /* Not _mm512_reduce_add_epi64: GCC's adds the lanes as signed numbers, which may overflow. */
+    uint64_t words[8], sum = 0;
+    _mm512_storeu_si512(words, _mm512_add_epi64(_mm512_add_epi64(a, b), _mm512_add_epi64(c, d)));
+    for (int i = 0; i < 8; i++) {
+        sum += words[i];
+    }
+    return sum;
 }
 
 __attribute__((target("avx2"))) static uint64_t read_avx2(const char *base, size_t bytes,
