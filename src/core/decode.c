@@ -6,7 +6,7 @@
  * the merge of the summary and all partial results in order; the new summary is the merge of the
  * summary and those before b. Nothing is ever subtracted, and a head that misses gets exactly the
  * partial results, in the order, that it would get without reuse. */
-#include <string.h>
+#include <math.h>
 
 #include "run.h"
 
@@ -95,16 +95,39 @@ static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai
     return false;
 }
 
-/* Runs of kv heads that take part in a chunk, each cut into pieces of at most `most` kv heads. */
+/* kv heads of [kv, kv + most) that one item computes, kv taking part. Rows of all kv heads are read
+ * fastest as a whole: when more than half of a chunk's kv heads take part, those between two of them
+ * are read along; otherwise an item is a run of kv heads that do. */
+static int item_end(const mai_run *run, int r, const mai_chunk *chunk, int kv, int most,
+                    bool bridge)
+{
+    const int n_kv_heads = run->m->shape.n_kv_heads;
+    int end = kv + 1;
+    for (int i = end; i < n_kv_heads && i - kv < most; i++) {
+        if (kv_head_takes_part(run, r, i, chunk)) {
+            end = i + 1;
+        } else if (!bridge) {
+            break;
+        }
+    }
+    return end;
+}
+
+/* The kv heads that take part in a chunk, in pieces of at most `most`. */
 static int add_items(const mai_run *run, int r, int c, int most, mai_item *items, int n)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads;
     const mai_chunk *chunk = &run->plan->chunks[run->plan->rows[r].first_chunk + c];
+    int n_parts = 0;
+    for (int kv = 0; kv < n_kv_heads; kv++) n_parts += kv_head_takes_part(run, r, kv, chunk);
     for (int kv = 0; kv < n_kv_heads;) {
-        int end = kv;
-        while (end < n_kv_heads && end - kv < most && kv_head_takes_part(run, r, end, chunk)) end++;
-        if (end > kv) items[n++] = (mai_item){r, c, kv, end};
-        kv = end > kv ? end : kv + 1;
+        if (!kv_head_takes_part(run, r, kv, chunk)) {
+            kv++;
+            continue;
+        }
+        const int end = item_end(run, r, chunk, kv, most, 2 * n_parts > n_kv_heads);
+        items[n++] = (mai_item){r, c, kv, end};
+        kv = end;
     }
     return n;
 }
@@ -182,19 +205,43 @@ static void add_part(part_list *parts, const float *o, float lse)
     parts->lse[parts->n++] = lse;
 }
 
-/* Merge the parts of tokens [F, b) into the new summary, and remember it. The parts before `far_from`
- * and from `far_to` on are not the summary's. */
-static void remember(const mai_run *run, const mai_row_plan *p, int head, part_list *parts,
-                     int far_from, int far_to)
+/* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is built
+ * on it whether it is kept or not, so that reuse costs no second merge and changes no bit. */
+static void merge_summary(const mai_run *run, part_list *parts, int first)
+{
+    float lse;
+    if (parts->n == first) return;
+    run->m->backend->merge(run->m->shape.dv, parts->n - first, parts->o + first, parts->lse + first,
+                           parts->summary, &lse);
+    parts->n = first;
+    add_part(parts, parts->summary, lse);
+}
+
+static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
+                     float lse)
 {
     const macattn *m = run->m;
-    float lse;
-    m->backend->merge(m->shape.dv, far_to - far_from, parts->o + far_from, parts->lse + far_from,
-                      parts->summary, &lse);
-    if (!mai_all_finite(&lse, 1) || !mai_all_finite(parts->summary, m->shape.dv)) return;
+    if (!mai_all_finite(&lse, 1) || !mai_all_finite(summary, m->shape.dv)) return;
     m->backend->insert(&m->ring_dims, &run_ring(run, p)->view, m->shape.q_dtype, head,
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
-                       (int32_t)p->far_end, lse, parts->summary);
+                       (int32_t)p->far_end, lse, summary);
+}
+
+/* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
+ * in. Returns the chunk after them. */
+static int add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
+                      part_list *parts)
+{
+    const mai_plan *plan = run->plan;
+    const mai_row_plan *p = &plan->rows[r];
+    const size_t hq = (size_t)run->m->shape.n_heads, dv = (size_t)run->m->shape.dv;
+    for (; c < p->n_chunks && plan->chunks[p->first_chunk + c].t1 <= end; c++) {
+        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
+        if (start >= plan->chunks[p->first_chunk + c].t1) continue;
+        add_part(parts, (const float *)plan->partial_out.ptr + at * dv,
+                 ((const float *)plan->partial_lse.ptr)[at]);
+    }
+    return c;
 }
 
 static void merge_head(const mai_run *run, int r, int head, part_list *parts)
@@ -205,36 +252,24 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
     const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
     const mai_decision *decision =
         (const mai_decision *)plan->decisions.ptr + (size_t)r * hq + (size_t)head;
-    int far_from = 0, far_to = 0, c = 0;
     parts->n = 0;
-    for (; c < p->n_chunks && plan->chunks[p->first_chunk + c].t1 <= p->fresh_end; c++) {
-        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
-        add_part(parts, (const float *)plan->partial_out.ptr + at * dv,
-                 ((const float *)plan->partial_lse.ptr)[at]);
-    }
-    far_from = far_to = parts->n;
+    int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
+    const int far = parts->n;
     if (decision->hit) {
         const mai_ring_view *ring = &run_ring(run, p)->view;
         const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)decision->entry;
         add_part(parts, ring->out + at * dv, ring->lse[at]);
-        far_to = parts->n;
     }
-    for (; c < p->n_chunks; c++) {
-        const mai_chunk *chunk = &plan->chunks[p->first_chunk + c];
-        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
-        if (decision->start >= chunk->t1) continue;
-        add_part(parts, (const float *)plan->partial_out.ptr + at * dv,
-                 ((const float *)plan->partial_lse.ptr)[at]);
-        if (chunk->t1 <= p->far_end) far_to = parts->n;
-    }
-    const int n_tokens = parts->n;
+    c = add_chunks(run, r, head, c, p->far_end, decision->start, parts);
+    merge_summary(run, parts, far);
+    const float summary_lse = parts->n > far ? parts->lse[far] : -INFINITY;
+    add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) add_part(parts, plan->zeros, run->io.sinks[head]);
     float lse;
     m->backend->merge((int32_t)dv, parts->n, parts->o, parts->lse,
                       mai_run_out(run, p->first_query, head), &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
-    parts->n = n_tokens;
-    if (decision->remember) remember(run, p, head, parts, far_from, far_to);
+    if (decision->remember) remember(run, p, head, parts->summary, summary_lse);
 }
 
 static void merge_task(void *arg, int i, int worker)

@@ -143,6 +143,13 @@ MAI_INLINE const char *ahead_at(const ahead *next, int64_t bytes)
     return next->rows[row < TILE ? row : TILE - 1] + next->base + at % span;
 }
 
+/* Fetch the share of a kv head of which no head takes part: its place in the stream is not its own rows,
+ * but those that others need as well. */
+static void fetch_share(const ahead *next, int64_t bytes)
+{
+    for (int64_t at = 0; next->rows && at < bytes * TILE; at += 64) v_prefetch(ahead_at(next, at));
+}
+
 /* Scores of n_heads heads over the tile: q[h] are their queries, scores is [n_heads][TILE]. */
 MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t offset,
                            const float *const *q, int d, int n_heads, float *scores,
@@ -325,13 +332,15 @@ typedef struct attend_state {
     int *active;     /* [n_heads] head */
     int *first;      /* [n_heads] first token of the tile in which it takes part */
     int *n_active;   /* [n_kv_heads] */
+    int *n_computed; /* [n_kv_heads] n_active, or one more: see fill_block */
+    float *unused;   /* [dv] output of the head that only fills a block */
 } attend_state;
 
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
     return (size_t)shape->n_heads *
                (2 * sizeof(float *) + sizeof(float) * (TILE + 2) + 2 * sizeof(int)) +
-           (size_t)shape->n_kv_heads * sizeof(int);
+           (size_t)shape->n_kv_heads * 2 * sizeof(int) + (size_t)shape->dv * sizeof(float);
 }
 
 static attend_state attend_state_in(void *scratch, const mai_shape *shape)
@@ -345,7 +354,19 @@ static attend_state attend_state_in(void *scratch, const mai_shape *shape)
     s.active = (int *)(s.l + hq);
     s.first = s.active + hq;
     s.n_active = s.first + hq;
+    s.n_computed = s.n_active + shape->n_heads / shape->group;
+    s.unused = (float *)(s.n_computed + shape->n_heads / shape->group);
     return s;
+}
+
+/* Three heads cost more as two and one than as four, since every block converts the rows anew: where
+ * the fourth has its place in the arrays, repeat the last one, to no effect. */
+static int fill_block(const mai_shape *shape, const attend_state *s, int h, int n)
+{
+    if (n % 4 != 3 || n == shape->group) return n;
+    s->q[h + n] = s->q[h + n - 1];
+    s->o[h + n] = s->unused;
+    return n + 1;
 }
 
 /* Pack the heads that take part in the tile of n tokens at t. Returns whether all heads do from its
@@ -365,7 +386,9 @@ static bool pack_active(const mai_attend_args *a, const attend_state *s, int64_t
             s->q[at] = a->q + (size_t)h * shape->d;
             s->o[at++] = a->out + (size_t)h * shape->dv;
         }
-        s->n_active[kv_head] = at - kv_head * shape->group;
+        const int n_active = at - kv_head * shape->group;
+        s->n_active[kv_head] = n_active;
+        s->n_computed[kv_head] = fill_block(shape, s, kv_head * shape->group, n_active);
     }
     return all;
 }
@@ -384,8 +407,11 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         const int h = kv_head * group;
         const ahead share =
             share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
-        if (s->n_active[kv_head] == 0) continue;
-        tile_scores(shape, rows, kv_head * kv->k_head_stride, s->q + h, s->n_active[kv_head],
+        if (s->n_active[kv_head] == 0) {
+            fetch_share(&share, k_bytes);
+            continue;
+        }
+        tile_scores(shape, rows, kv_head * kv->k_head_stride, s->q + h, s->n_computed[kv_head],
                     s->scores + (size_t)h * TILE, &share);
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
@@ -399,9 +425,13 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         const int h = kv_head * group;
         const ahead share =
             share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
+        if (s->n_active[kv_head] == 0) {
+            fetch_share(&share, v_bytes);
+            continue;
+        }
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
-        tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_active[kv_head], t0,
+        tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_computed[kv_head], t0,
                     s->scores + (size_t)h * TILE, s->o + h, &share);
     }
 }
@@ -416,6 +446,7 @@ static void MAI_FN(attend)(const mai_attend_args *a)
         s.l[h] = 0;
         memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
     }
+    memset(s.unused, 0, sizeof(float) * (size_t)shape->dv);
     tile_rows rows[2];
     int now = 0;
     bool settled = false;
