@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A ggml backend with one accelerator device that takes FLASH_ATTN_EXT nodes on host memory. Its buffers
+ * are the CPU's, so the scheduler hands it the nodes where they are, without copies. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention.h"
+#include "host.h"
+#include "options.h"
+#include "pool.h"
+#include "report.h"
+
+#define DEVICE_NAME "MACATTN"
+
+static plugin_options options;
+static struct ggml_backend_device device;
+static struct ggml_backend_reg registry;
+
+/* `-fa auto` computes nothing, but builds a graph to see whether attention would run on its layer's
+ * device, and turns flash attention off if not. This is the first graph after a context was made, and
+ * the device must not be seen in it. Graphs of other lengths follow. */
+static struct {
+    bool waiting;
+    int64_t n_tokens; /* of that first graph; -1 = not seen yet */
+} probe_graph;
+
+static bool is_probe(const struct ggml_tensor *node)
+{
+    const struct ggml_tensor *k = node->src[1];
+    if (!probe_graph.waiting || !k->view_src || strncmp(k->view_src->name, "cache_", 6) != 0) {
+        return false;
+    }
+    const int64_t n_tokens = node->src[0]->ne[1];
+    if (probe_graph.n_tokens < 0) probe_graph.n_tokens = n_tokens;
+    probe_graph.waiting = probe_graph.n_tokens == n_tokens;
+    return probe_graph.waiting;
+}
+
+/* --------------------------------------------------------------------------------------- backend -- */
+
+static const char *backend_name(ggml_backend_t backend)
+{
+    (void)backend;
+    return DEVICE_NAME;
+}
+
+static void backend_free(ggml_backend_t backend)
+{
+    attention_free(backend->context);
+    free(backend);
+}
+
+static enum ggml_status backend_compute(ggml_backend_t backend, struct ggml_cgraph *graph)
+{
+    const int n = host.ggml_graph_n_nodes(graph);
+    for (int i = 0; i < n; i++) {
+        struct ggml_tensor *node = host.ggml_graph_node(graph, i);
+        if (node->op != GGML_OP_FLASH_ATTN_EXT || !(node->flags & GGML_TENSOR_FLAG_COMPUTE)) continue;
+        const enum ggml_status status = attention_compute(backend->context, node);
+        if (status != GGML_STATUS_SUCCESS) return status;
+    }
+    return GGML_STATUS_SUCCESS;
+}
+
+static void backend_optimize(ggml_backend_t backend, struct ggml_cgraph *graph,
+                             struct ggml_backend_graph_optimize_params *params)
+{
+    const int n = host.ggml_graph_n_nodes(graph);
+    for (int i = 0; i < n; i++) {
+        struct ggml_tensor *node = host.ggml_graph_node(graph, i);
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) attention_trace(backend->context, node, params);
+    }
+}
+
+static void set_n_threads(ggml_backend_t backend, int n_threads)
+{
+    attention_set_threads(backend->context, n_threads);
+}
+
+/* ---------------------------------------------------------------------------------------- device -- */
+
+static const char *device_name(ggml_backend_dev_t dev)
+{
+    (void)dev;
+    return DEVICE_NAME;
+}
+
+static const char *device_description(ggml_backend_dev_t dev)
+{
+    (void)dev;
+    return "macattn " MACATTN_VERSION;
+}
+
+static void device_memory(ggml_backend_dev_t dev, size_t *free_bytes, size_t *total_bytes)
+{
+    (void)dev;
+    *free_bytes = *total_bytes = 0;
+}
+
+static enum ggml_backend_dev_type device_type(ggml_backend_dev_t dev)
+{
+    (void)dev;
+    return GGML_BACKEND_DEVICE_TYPE_ACCEL;
+}
+
+static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *props)
+{
+    memset(props, 0, sizeof *props);
+    props->name = device_name(dev);
+    props->description = device_description(dev);
+    props->type = device_type(dev);
+    props->caps.buffer_from_host_ptr = true;
+}
+
+static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
+{
+    static struct ggml_guid_bytes {
+        uint8_t bytes[16];
+    } guid = {"macattn-ggml-001"};
+    (void)params;
+    struct ggml_backend *backend = calloc(1, sizeof *backend);
+    attention *a = attention_create(&options);
+    if (!backend || !a) {
+        free(backend);
+        attention_free(a);
+        return NULL;
+    }
+    backend->guid = (ggml_guid_t)(void *)&guid;
+    backend->iface.get_name = backend_name;
+    backend->iface.free = backend_free;
+    backend->iface.graph_compute = backend_compute;
+    backend->iface.graph_optimize = backend_optimize;
+    backend->device = dev;
+    backend->context = a;
+    probe_graph.waiting = true;
+    probe_graph.n_tokens = -1;
+    return backend;
+}
+
+static ggml_backend_buffer_type_t device_buffer_type(ggml_backend_dev_t dev)
+{
+    (void)dev;
+    return host.ggml_backend_cpu_buffer_type();
+}
+
+static ggml_backend_buffer_t device_buffer_from_ptr(ggml_backend_dev_t dev, void *ptr, size_t size,
+                                                    size_t max_tensor_size)
+{
+    (void)dev;
+    (void)max_tensor_size;
+    return host.ggml_backend_cpu_buffer_from_ptr(ptr, size);
+}
+
+static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor *node)
+{
+    (void)dev;
+    switch (node->op) {
+    case GGML_OP_NONE:
+    case GGML_OP_RESHAPE:
+    case GGML_OP_VIEW:
+    case GGML_OP_PERMUTE:
+    case GGML_OP_TRANSPOSE: return true;
+    case GGML_OP_SET_ROWS: attention_note_write(node); return false;
+    case GGML_OP_FLASH_ATTN_EXT: return !is_probe(node) && attention_supports(node);
+    default: return false;
+    }
+}
+
+static bool device_supports_buffer_type(ggml_backend_dev_t dev, ggml_backend_buffer_type_t type)
+{
+    (void)dev;
+    return host.ggml_backend_buft_is_host(type);
+}
+
+/* -------------------------------------------------------------------------------------- registry -- */
+
+static const char *registry_name(ggml_backend_reg_t reg)
+{
+    (void)reg;
+    return DEVICE_NAME;
+}
+
+static size_t registry_device_count(ggml_backend_reg_t reg)
+{
+    (void)reg;
+    return 1;
+}
+
+static ggml_backend_dev_t registry_device(ggml_backend_reg_t reg, size_t index)
+{
+    (void)reg;
+    return index == 0 ? &device : NULL;
+}
+
+static void *registry_function(ggml_backend_reg_t reg, const char *name)
+{
+    (void)reg;
+    void *function = NULL;
+    ggml_backend_set_n_threads_t set = set_n_threads;
+    if (strcmp(name, "ggml_backend_set_n_threads") == 0) memcpy(&function, &set, sizeof function);
+    return function;
+}
+
+static void at_exit(void)
+{
+    report_write(&options);
+}
+
+static void announce(void)
+{
+    const char *isa = "";
+    for (int i = 0; macattn_isa_name(i); i++) {
+        if (macattn_isa_supported(macattn_isa_name(i))) {
+            isa = macattn_isa_name(i);
+            break;
+        }
+    }
+    char policy[96] = "exact";
+    if (options.policy != MACATTN_POLICY_EXACT) {
+        snprintf(policy, sizeof policy, "%s, tau %g, ring %d, band %d",
+                 options_policy_name(options.policy), (double)options.tau, (int)options.ring,
+                 (int)options.band);
+    }
+    host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION, isa,
+             pool_parallel_for() ? "OpenMP's" : "own", policy);
+}
+
+static void fill_interfaces(void)
+{
+    device.iface.get_name = device_name;
+    device.iface.get_description = device_description;
+    device.iface.get_memory = device_memory;
+    device.iface.get_type = device_type;
+    device.iface.get_props = device_props;
+    device.iface.init_backend = device_init;
+    device.iface.get_buffer_type = device_buffer_type;
+    device.iface.buffer_from_host_ptr = device_buffer_from_ptr;
+    device.iface.supports_op = device_supports_op;
+    device.iface.supports_buft = device_supports_buffer_type;
+    device.reg = &registry;
+    registry.api_version = GGML_BACKEND_API_VERSION;
+    registry.iface.get_name = registry_name;
+    registry.iface.get_device_count = registry_device_count;
+    registry.iface.get_device = registry_device;
+    registry.iface.get_proc_address = registry_function;
+}
+
+__attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init(void);
+__attribute__((visibility("default"))) int ggml_backend_score(void);
+
+ggml_backend_reg_t ggml_backend_init(void)
+{
+    static bool loaded;
+    if (loaded) return &registry;
+    if (!host_find(__builtin_return_address(0)) || !options_read(&options)) return NULL;
+    fill_interfaces();
+    atexit(at_exit);
+    announce();
+    loaded = true;
+    return &registry;
+}
+
+int ggml_backend_score(void)
+{
+    return 1;
+}

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "report.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "host.h"
+
+enum { MAX_LAYERS = 1024 };
+
+typedef struct layer_record {
+    int group, layer;
+    macattn_stats stats;
+    report_audit audit;
+} layer_record;
+
+/* Contexts may end on different threads. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static layer_record layers[MAX_LAYERS];
+static int n_layers;
+static report_totals all;
+
+static layer_record *find(int group, int layer)
+{
+    for (int i = 0; i < n_layers; i++) {
+        if (layers[i].group == group && layers[i].layer == layer) return &layers[i];
+    }
+    if (n_layers == MAX_LAYERS) return NULL;
+    layers[n_layers] = (layer_record){.group = group, .layer = layer};
+    return &layers[n_layers++];
+}
+
+void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit)
+{
+    pthread_mutex_lock(&lock);
+    layer_record *r = find(group, layer);
+    if (r) {
+        r->stats.steps += stats->steps;
+        r->stats.hits += stats->hits;
+        r->stats.tokens_total += stats->tokens_total;
+        r->stats.tokens_skipped += stats->tokens_skipped;
+        r->audit.n += audit->n;
+        r->audit.sum += audit->sum;
+        if (audit->max > r->audit.max) r->audit.max = audit->max;
+    }
+    pthread_mutex_unlock(&lock);
+}
+
+static void add_calls(report_calls *to, const report_calls *from)
+{
+    to->calls += from->calls;
+    to->ns += from->ns;
+}
+
+void report_add(const report_totals *totals)
+{
+    pthread_mutex_lock(&lock);
+    add_calls(&all.decode, &totals->decode);
+    add_calls(&all.prefill, &totals->prefill);
+    add_calls(&all.ggml, &totals->ggml);
+    all.tracked.prompts += totals->tracked.prompts;
+    all.tracked.changes += totals->tracked.changes;
+    all.tracked.mismatches += totals->tracked.mismatches;
+    all.tracked.rollbacks += totals->tracked.rollbacks;
+    all.tracked.forks += totals->tracked.forks;
+    pthread_mutex_unlock(&lock);
+}
+
+static void write_calls(FILE *f, const char *name, const report_calls *calls)
+{
+    fprintf(f, "  \"%s\": {\"calls\": %" PRIu64 ", \"ms\": %.3f},\n", name, calls->calls,
+            (double)calls->ns * 1e-6);
+}
+
+static void write_layer(FILE *f, const layer_record *r, const char *end)
+{
+    const report_audit *a = &r->audit;
+    fprintf(f,
+            "    {\"group\": %d, \"layer\": %d, \"steps\": %" PRIu64 ", \"hits\": %" PRIu64
+            ", \"tokens_total\": %" PRIu64 ", \"tokens_skipped\": %" PRIu64
+            ", \"audited\": %" PRIu64 ", \"error_mean\": %.6g, \"error_max\": %.6g}%s\n",
+            r->group, r->layer, r->stats.steps, r->stats.hits, r->stats.tokens_total,
+            r->stats.tokens_skipped, a->n, a->n > 0 ? a->sum / (double)a->n : 0.0, a->max, end);
+}
+
+static void write_all(FILE *f, const plugin_options *options)
+{
+    uint64_t steps = 0, hits = 0, total = 0, skipped = 0;
+    for (int i = 0; i < n_layers; i++) {
+        steps += layers[i].stats.steps;
+        hits += layers[i].stats.hits;
+        total += layers[i].stats.tokens_total;
+        skipped += layers[i].stats.tokens_skipped;
+    }
+    fprintf(f, "{\n  \"version\": \"%s\",\n  \"ggml\": \"%s\",\n  \"policy\": \"%s\",\n",
+            macattn_version(), MACATTN_GGML_VERSION, options_policy_name(options->policy));
+    write_calls(f, "decode", &all.decode);
+    write_calls(f, "prefill", &all.prefill);
+    write_calls(f, "left_to_ggml", &all.ggml);
+    fprintf(f,
+            "  \"sequences\": {\"prompts\": %" PRIu64 ", \"changes\": %" PRIu64
+            ", \"mismatches\": %" PRIu64 ", \"rollbacks\": %" PRIu64 ", \"forks\": %" PRIu64 "},\n",
+            all.tracked.prompts, all.tracked.changes, all.tracked.mismatches, all.tracked.rollbacks,
+            all.tracked.forks);
+    fprintf(f,
+            "  \"steps\": %" PRIu64 ",\n  \"hits\": %" PRIu64 ",\n  \"hit_ratio\": %.6f,\n"
+            "  \"tokens_skipped_share\": %.6f,\n  \"layers\": [\n",
+            steps, hits, steps > 0 ? (double)hits / (double)steps : 0.0,
+            total > 0 ? (double)skipped / (double)total : 0.0);
+    for (int i = 0; i < n_layers; i++) write_layer(f, &layers[i], i + 1 < n_layers ? "," : "");
+    fprintf(f, "  ]\n}\n");
+}
+
+void report_write(const plugin_options *options)
+{
+    if (!options->stats) return;
+    pthread_mutex_lock(&lock);
+    if (strcmp(options->stats, "-") == 0) {
+        write_all(stderr, options);
+    } else {
+        FILE *f = fopen(options->stats, "w");
+        if (f) {
+            write_all(f, options);
+            fclose(f);
+        } else {
+            host_say("cannot write MACATTN_STATS=%s: %s", options->stats, strerror(errno));
+        }
+    }
+    pthread_mutex_unlock(&lock);
+}

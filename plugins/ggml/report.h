@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Statistics of all contexts of the process, written when it ends. */
+#ifndef MACATTN_PLUGIN_REPORT_H
+#define MACATTN_PLUGIN_REPORT_H
+
+#include "options.h"
+#include "tracker.h"
+
+/*! Calls and time of one way of computing a node. */
+typedef struct report_calls {
+    uint64_t calls;
+    uint64_t ns;
+} report_calls;
+
+/*! How far hits were from exact attention: ||o - exact|| / ||exact||, of the heads that hit. */
+typedef struct report_audit {
+    uint64_t n;
+    double sum, max;
+} report_audit;
+
+/*! Counters of one context. */
+typedef struct report_totals {
+    report_calls decode;  /*!< one query a sequence */
+    report_calls prefill; /*!< several */
+    report_calls ggml;    /*!< left to ggml's own operator */
+    tracker_counts tracked;
+} report_totals;
+
+/*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a context. */
+void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit);
+
+void report_add(const report_totals *totals);
+
+/*! report_write() : as MACATTN_STATS asks, in JSON. */
+void report_write(const plugin_options *options);
+
+#endif
