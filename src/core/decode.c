@@ -96,7 +96,7 @@ static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai
 }
 
 /* kv heads of [kv, kv + most) that one item computes, kv taking part. Rows of all kv heads are read
- * fastest as a whole: when more than half of a chunk's kv heads take part, those between two of them
+ * fastest as a whole: when half or more of a chunk's kv heads take part, those between two of them
  * are read along; otherwise an item is a run of kv heads that do. */
 static int item_end(const mai_run *run, int r, const mai_chunk *chunk, int kv, int most,
                     bool bridge)
@@ -125,7 +125,7 @@ static int add_items(const mai_run *run, int r, int c, int most, mai_item *items
             kv++;
             continue;
         }
-        const int end = item_end(run, r, chunk, kv, most, 2 * n_parts > n_kv_heads);
+        const int end = item_end(run, r, chunk, kv, most, 2 * n_parts >= n_kv_heads);
         items[n++] = (mai_item){r, c, kv, end};
         kv = end;
     }
