@@ -11,6 +11,7 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -110,7 +111,7 @@ struct attention {
     int n_traces, traces_capacity, next_trace;
     const struct ggml_tensor *masks[64]; /* of the graph being traced, in order */
     int n_masks;
-    bool computed; /* since the newest trace: the next trace belongs to a new graph */
+    unsigned division; /* that the traces belong to */
     uint64_t *sets[2]; /* what a query sees, and the query before it */
     int64_t set_words;
     float *scratch;
@@ -388,10 +389,19 @@ static bool object_create(attention *a, group *g)
 
 /* ----------------------------------------------------------------------------------------- trace -- */
 
+/* The scheduler divides a graph among backends, asking what each supports, before it has the parts
+ * optimised: graphs are told apart by that, since most of those built at the start are never computed. */
+static atomic_uint divisions;
+
+void attention_note_division(void)
+{
+    atomic_fetch_add(&divisions, 1);
+}
+
 static void begin_graph(attention *a)
 {
     a->n_traces = a->next_trace = a->n_masks = 0;
-    a->computed = false;
+    a->division = atomic_load(&divisions);
 }
 
 static int nth_mask(attention *a, const struct ggml_tensor *mask)
@@ -433,10 +443,9 @@ void attention_trace(attention *a, struct ggml_tensor *node,
                      struct ggml_backend_graph_optimize_params *params)
 {
     const struct ggml_tensor *k = node->src[1], *cache = k->view_src;
-    if (a->computed) begin_graph(a);
+    if (a->division != atomic_load(&divisions)) begin_graph(a);
     if (!is_key_cache(cache) || !node->src[3]) return;
     const int use = nth_use(a, cache);
-    if (use == 0 && a->n_traces > 0 && a->traces[0].node == node) begin_graph(a);
     group_key key = key_of(node);
     key.n_cells = cache->ne[1];
     key.n_streams = cache->ne[2];
@@ -998,7 +1007,6 @@ static enum ggml_status compute(attention *a, group *g, trace *t, struct ggml_te
 enum ggml_status attention_compute(attention *a, struct ggml_tensor *node)
 {
     const uint64_t start = now_ns();
-    a->computed = true;
     report_calls *calls = &a->totals.ggml;
     enum ggml_status status;
     trace *t = trace_of(a, node);

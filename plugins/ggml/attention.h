@@ -21,6 +21,10 @@ void attention_free(attention *a);
 
 void attention_set_threads(attention *a, int n_threads);
 
+/*! attention_note_division() : the scheduler asks about the nodes of a graph. What is traced next
+ *  belongs to a new graph. Thread-safe. */
+void attention_note_division(void);
+
 /*! attention_note_write() : a SET_ROWS node seen while a graph is being divided: where new keys go. Any
  *  context's; thread-safe. */
 void attention_note_write(const struct ggml_tensor *node);

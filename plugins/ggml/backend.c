@@ -161,7 +161,9 @@ static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor 
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE: return true;
     case GGML_OP_SET_ROWS: attention_note_write(node); return false;
-    case GGML_OP_FLASH_ATTN_EXT: return !is_probe(node) && attention_supports(node);
+    case GGML_OP_FLASH_ATTN_EXT:
+        attention_note_division();
+        return !is_probe(node) && attention_supports(node);
     default: return false;
     }
 }

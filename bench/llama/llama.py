@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running llama.cpp's own programs, with and without the plug-in. Needs nothing but Python's library."""
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
+PLUGIN = ROOT / 'build' / 'release' / 'plugins' / 'ggml' / 'libggml-macattn.so'
+
+CONFIGURATIONS = ('llama.cpp', 'macattn exact', 'macattn reuse')
+REUSE = {'MACATTN_POLICY': 'paper', 'MACATTN_TAU': '0.7'}
+
+
+class Failed(Exception):
+    pass
+
+
+def bin_dir():
+    """Where llama.cpp's programs are: LLAMA_CPP_DIR's build, or the pinned one."""
+    own = os.environ.get('LLAMA_CPP_DIR')
+    if own:
+        return pathlib.Path(own) / 'build' / 'bin'
+    script = ROOT / 'bench' / 'peers' / 'get-llama.sh'
+    out = subprocess.run([script, '--dir'], check=True, capture_output=True, text=True).stdout
+    return pathlib.Path(out.strip()) / 'build' / 'bin'
+
+
+def environment(configuration, stats=None, extra=None):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('MACATTN_', 'GGML_BACKEND_PATH'))}
+    if configuration != 'llama.cpp':
+        env['GGML_BACKEND_PATH'] = str(PLUGIN)
+        env['MACATTN_POLICY'] = 'exact'
+        if configuration == 'macattn reuse':
+            env.update(REUSE)
+        if stats:
+            env['MACATTN_STATS'] = str(stats)
+        env.update(extra or {})
+    return env
+
+
+def run(program, args, env, timeout=3600):
+    done = subprocess.run([str(bin_dir() / program), *map(str, args)], env=env, capture_output=True, text=True,
+                          errors='replace', timeout=timeout)
+    if done.returncode != 0:
+        raise Failed(f'{program} {" ".join(map(str, args))}\nended with {done.returncode}:\n{done.stderr[-2000:]}')
+    return done.stdout, done.stderr
+
+
+def timing(log, what):
+    """Milliseconds and number of what llama.cpp reports as `prompt eval time` or `eval time`."""
+    found = re.findall(r'(?<!prompt ) {2,}' + what + r' = +([0-9.]+) ms / +([0-9]+) (?:runs|tokens)', log)
+    if what == 'prompt eval time':
+        found = re.findall(r'prompt eval time = +([0-9.]+) ms / +([0-9]+) tokens', log)
+    if not found:
+        raise Failed(f'llama.cpp printed no "{what}":\n{log[-2000:]}')
+    return float(found[-1][0]), int(found[-1][1])
+
+
+def generate(configuration, model, prompt_file, n_predict, threads, context, extra=None):
+    """Greedy continuation of a prompt. Returns text, times, and the plug-in's statistics."""
+    with tempfile.TemporaryDirectory() as folder:
+        stats = pathlib.Path(folder) / 'stats.json'
+        text, log = run('llama-completion', ['-m', model, '-f', prompt_file, '-n', n_predict, '-t', threads, '-c', context,
+                                             '--temp', 0, '-no-cnv', '--no-display-prompt'],
+                        environment(configuration, stats, extra))
+        prompt_ms, prompt_tokens = timing(log, 'prompt eval time')
+        eval_ms, runs = timing(log, 'eval time')
+        return {'configuration': configuration, 'text': text, 'prompt_ms': prompt_ms, 'prompt_tokens': prompt_tokens,
+                'eval_ms': eval_ms, 'tokens': runs, 'tokens_per_second': runs / eval_ms * 1e3,
+                'prompt_tokens_per_second': prompt_tokens / prompt_ms * 1e3,
+                'stats': json.loads(stats.read_text()) if stats.exists() else None}
