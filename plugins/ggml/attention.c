@@ -302,7 +302,7 @@ static int layer_get(group *g, const struct ggml_tensor *k, int nth_use)
 
 static void object_free(group *g)
 {
-    for (int i = 0; g->m && i < g->m_layers; i++) {
+    for (int i = 0; g->m && i < g->m_layers && i < g->n_layers; i++) {
         macattn_stats stats = {.struct_size = sizeof stats};
         macattn_stats_get(g->m, i, -1, &stats);
         if (stats.steps > 0) report_layer(g->number, i, &stats, &g->layers[i].audit);
@@ -453,7 +453,8 @@ void attention_trace(attention *a, struct ggml_tensor *node,
     if (key.nth_mask < 0) return;
     group *g = group_get(a, &key);
     const int l = g ? layer_get(g, k, use) : -1;
-    if (l < 0 || !room_int(&a->traces, &a->traces_capacity, a->n_traces + 1, sizeof *a->traces)) return;
+    if (l < 0 || !room_int(&a->traces, &a->traces_capacity, a->n_traces + 1, sizeof *a->traces))
+        return;
     trace *t = &a->traces[a->n_traces++];
     *t = (trace){.node = node, .group = g, .layer = l};
     trace_query(a, t, params);
@@ -487,8 +488,8 @@ static match_source find_source(const trace *t)
     float y[1024], worst = 0, largest = 0;
     const int64_t token = t->rope->ne[2] - 1, head = t->rope->ne[1] - 1;
     const int32_t pos = ((const int32_t *)t->rope->src[1]->data)[token];
-    rope_rotate(t->rope, pos, false, 1, start + (size_t)token * x->nb[2] + (size_t)head * x->nb[1], 0,
-                (char *)y, 0);
+    rope_rotate(t->rope, pos, false, 1, start + (size_t)token * x->nb[2] + (size_t)head * x->nb[1],
+                0, (char *)y, 0);
     const char *row = (const char *)q->data + (size_t)(q->ne[1] - 1) * q->nb[1] +
                       (size_t)head * q->nb[2] + (size_t)(q->ne[3] - 1) * q->nb[3];
     for (int64_t i = 0; i < q->ne[0]; i++) {
@@ -522,14 +523,16 @@ static step_row *add_row(step *s, int64_t stream, int64_t query)
 static bool begin_untracked(step *s, step_row *row, const uint64_t *seen, int64_t n_words)
 {
     row->n_tokens = cells_count(seen, n_words);
-    if (!room(&s->cells, &s->cells_capacity, s->n_cells + (size_t)row->n_tokens, sizeof *s->cells)) {
+    if (!room(&s->cells, &s->cells_capacity, s->n_cells + (size_t)row->n_tokens,
+              sizeof *s->cells)) {
         return false;
     }
     int32_t *cells = s->cells + s->n_cells;
     cells_list(seen, n_words, cells);
     row->cells_at = s->n_cells;
     row->first_cell = row->n_tokens > 0 ? cells[0] : 0;
-    row->contiguous = row->n_tokens == 0 || cells[row->n_tokens - 1] == cells[0] + row->n_tokens - 1;
+    row->contiguous =
+        row->n_tokens == 0 || cells[row->n_tokens - 1] == cells[0] + row->n_tokens - 1;
     s->n_cells += (size_t)row->n_tokens;
     return true;
 }
@@ -611,7 +614,8 @@ static bool extend_row(const analysis *an, step_row *row, int64_t stream, int64_
     if (more < 0) return false;
     if (!row->tracked.sequence) return extend_untracked(s, row, more);
     tracker *t = &an->g->trackers[s->first_stream + stream];
-    if (more != own_cell(an, stream, query) || !tracker_append(t, &row->tracked, more)) return false;
+    if (more != own_cell(an, stream, query) || !tracker_append(t, &row->tracked, more))
+        return false;
     row->n_queries++;
     return true;
 }
@@ -831,7 +835,8 @@ static enum ggml_status compute_by_ggml(attention *a, struct ggml_tensor *node)
         host_say("there is no CPU backend to leave %s to", node->name);
         return GGML_STATUS_FAILED;
     }
-    ggml_backend_reg_t reg = host.ggml_backend_dev_backend_reg(host.ggml_backend_get_device(a->cpu));
+    ggml_backend_reg_t reg =
+        host.ggml_backend_dev_backend_reg(host.ggml_backend_get_device(a->cpu));
     void *function = host.ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
     ggml_backend_set_n_threads_t set;
     memcpy(&set, &function, sizeof set);

@@ -55,7 +55,8 @@ static enum ggml_status backend_compute(ggml_backend_t backend, struct ggml_cgra
     const int n = host.ggml_graph_n_nodes(graph);
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *node = host.ggml_graph_node(graph, i);
-        if (node->op != GGML_OP_FLASH_ATTN_EXT || !(node->flags & GGML_TENSOR_FLAG_COMPUTE)) continue;
+        if (node->op != GGML_OP_FLASH_ATTN_EXT || !(node->flags & GGML_TENSOR_FLAG_COMPUTE))
+            continue;
         const enum ggml_status status = attention_compute(backend->context, node);
         if (status != GGML_STATUS_SUCCESS) return status;
     }
@@ -223,8 +224,8 @@ static void announce(void)
                  options_policy_name(options.policy), (double)options.tau, (int)options.ring,
                  (int)options.band);
     }
-    host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION, isa,
-             pool_parallel_for() ? "OpenMP's" : "own", policy);
+    host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION,
+             isa, pool_parallel_for() ? "OpenMP's" : "own", policy);
 }
 
 static void fill_interfaces(void)

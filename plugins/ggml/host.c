@@ -52,9 +52,10 @@ bool host_find(const void *caller)
     *(void **)(void *)&host.ggml_version = find(library, "ggml_version");
     const char *version = host.ggml_version ? host.ggml_version() : "unknown";
     if (strcmp(version, MACATTN_GGML_VERSION) != 0) {
-        host_say("not loaded: built for ggml %s (backend interface %d), but %s has ggml %s. Build the "
-                 "plug-in against that version's sources; see docs/llama.cpp.md",
-                 MACATTN_GGML_VERSION, GGML_BACKEND_API_VERSION, where, version);
+        host_say(
+            "not loaded: built for ggml %s (backend interface %d), but %s has ggml %s. Build the "
+            "plug-in against that version's sources; see docs/llama.cpp.md",
+            MACATTN_GGML_VERSION, GGML_BACKEND_API_VERSION, where, version);
         return false;
     }
     return find_all(library, where);

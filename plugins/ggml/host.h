@@ -15,25 +15,25 @@
 #include "ggml-backend.h"
 #include "ggml.h"
 
-#define HOST_FUNCTIONS(XX)                                                                        \
-    XX(const char *, ggml_version, (void))                                                        \
-    XX(struct ggml_context *, ggml_init, (struct ggml_init_params))                               \
-    XX(void, ggml_free, (struct ggml_context *))                                                  \
-    XX(size_t, ggml_graph_overhead_custom, (size_t, bool))                                        \
-    XX(struct ggml_cgraph *, ggml_new_graph_custom, (struct ggml_context *, size_t, bool))        \
-    XX(void, ggml_graph_clear, (struct ggml_cgraph *))                                            \
-    XX(void, ggml_graph_add_node, (struct ggml_cgraph *, struct ggml_tensor *))                   \
-    XX(int, ggml_graph_n_nodes, (struct ggml_cgraph *))                                           \
-    XX(struct ggml_tensor *, ggml_graph_node, (struct ggml_cgraph *, int))                        \
-    XX(void, ggml_rope_yarn_corr_dims, (int, int, float, float, float, float *))                  \
-    XX(ggml_backend_buffer_type_t, ggml_backend_cpu_buffer_type, (void))                          \
-    XX(ggml_backend_buffer_t, ggml_backend_cpu_buffer_from_ptr, (void *, size_t))                 \
-    XX(bool, ggml_backend_buft_is_host, (ggml_backend_buffer_type_t))                             \
-    XX(ggml_backend_t, ggml_backend_init_by_type, (enum ggml_backend_dev_type, const char *))     \
-    XX(void, ggml_backend_free, (ggml_backend_t))                                                 \
-    XX(enum ggml_status, ggml_backend_graph_compute, (ggml_backend_t, struct ggml_cgraph *))      \
-    XX(ggml_backend_dev_t, ggml_backend_get_device, (ggml_backend_t))                             \
-    XX(ggml_backend_reg_t, ggml_backend_dev_backend_reg, (ggml_backend_dev_t))                    \
+#define HOST_FUNCTIONS(XX)                                                                    \
+    XX(const char *, ggml_version, (void))                                                    \
+    XX(struct ggml_context *, ggml_init, (struct ggml_init_params))                           \
+    XX(void, ggml_free, (struct ggml_context *))                                              \
+    XX(size_t, ggml_graph_overhead_custom, (size_t, bool))                                    \
+    XX(struct ggml_cgraph *, ggml_new_graph_custom, (struct ggml_context *, size_t, bool))    \
+    XX(void, ggml_graph_clear, (struct ggml_cgraph *))                                        \
+    XX(void, ggml_graph_add_node, (struct ggml_cgraph *, struct ggml_tensor *))               \
+    XX(int, ggml_graph_n_nodes, (struct ggml_cgraph *))                                       \
+    XX(struct ggml_tensor *, ggml_graph_node, (struct ggml_cgraph *, int))                    \
+    XX(void, ggml_rope_yarn_corr_dims, (int, int, float, float, float, float *))              \
+    XX(ggml_backend_buffer_type_t, ggml_backend_cpu_buffer_type, (void))                      \
+    XX(ggml_backend_buffer_t, ggml_backend_cpu_buffer_from_ptr, (void *, size_t))             \
+    XX(bool, ggml_backend_buft_is_host, (ggml_backend_buffer_type_t))                         \
+    XX(ggml_backend_t, ggml_backend_init_by_type, (enum ggml_backend_dev_type, const char *)) \
+    XX(void, ggml_backend_free, (ggml_backend_t))                                             \
+    XX(enum ggml_status, ggml_backend_graph_compute, (ggml_backend_t, struct ggml_cgraph *))  \
+    XX(ggml_backend_dev_t, ggml_backend_get_device, (ggml_backend_t))                         \
+    XX(ggml_backend_reg_t, ggml_backend_dev_backend_reg, (ggml_backend_dev_t))                \
     XX(void *, ggml_backend_reg_get_proc_address, (ggml_backend_reg_t, const char *))
 
 typedef struct host_functions {

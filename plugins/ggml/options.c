@@ -8,8 +8,8 @@
 
 #include "host.h"
 
-static const char *const policy_names[] = {[MACATTN_POLICY_EXACT] = "exact",
-                                           [MACATTN_POLICY_PAPER] = "paper"};
+static const char *const policy_names[] = {
+    [MACATTN_POLICY_EXACT] = "exact", [MACATTN_POLICY_PAPER] = "paper"};
 
 const char *options_policy_name(macattn_policy policy)
 {

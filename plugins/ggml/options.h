@@ -13,8 +13,8 @@ typedef struct plugin_options {
     int32_t ring;          /*!< MACATTN_RING, 1 to 4096 */
     int32_t band;          /*!< MACATTN_BAND, >= 1 */
     int64_t min_tokens;    /*!< MACATTN_MIN_TOKENS, >= 0 */
-    int audit_every;       /*!< MACATTN_AUDIT: recompute every n-th decode that reused anything; 0 = none */
-    const char *stats;     /*!< MACATTN_STATS: a file for the statistics, "-" for stderr; NULL = none */
+    int audit_every; /*!< MACATTN_AUDIT: recompute every n-th decode that reused anything; 0 = none */
+    const char *stats; /*!< MACATTN_STATS: a file for the statistics, "-" for stderr; NULL = none */
 } plugin_options;
 
 /*! options_read() : read the environment.

@@ -39,7 +39,8 @@ static void parallel_for(void *user, int n_tasks, void (*task)(void *arg, int i)
 
 macattn_parallel_for pool_parallel_for(void)
 {
-    static const char *const runtimes[] = {"libgomp.so.1", "libomp.so", "libomp.so.5", "libiomp5.so"};
+    static const char *const runtimes[] = {"libgomp.so.1", "libomp.so", "libomp.so.5",
+                                           "libiomp5.so"};
     for (size_t i = 0; !gomp_parallel && i < sizeof runtimes / sizeof runtimes[0]; i++) {
         void *library = dlopen(runtimes[i], RTLD_NOLOAD | RTLD_LAZY);
         if (library) *(void **)(void *)&gomp_parallel = dlsym(library, "GOMP_parallel");

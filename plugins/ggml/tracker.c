@@ -231,7 +231,8 @@ void tracker_fingerprint(tracked_row *row, const tracker_probe *probe)
 {
     sequence *s = row->sequence;
     const int64_t first = row->n_tokens - row->n_queries;
-    if (s->hash_to < first) s->hash_from = first; /* a step was given up: nothing known of its tokens */
+    if (s->hash_to < first)
+        s->hash_from = first; /* a step was given up: nothing known of its tokens */
     for (int64_t i = first; i < row->n_tokens; i++) {
         s->hash[i] = probe->hash(probe->user, s->cells[i]);
     }
