@@ -150,18 +150,25 @@ macattn_status macattn_attend(macattn *m, const macattn_io *io)
     return MACATTN_OK;
 }
 
+/* What decode and prefill begin with. Nothing has changed if it fails. */
+static macattn_status begin_layer(macattn *m, int32_t layer, const macattn_io *io, mai_run *run)
+{
+    MAI_TRY(mai_run_init(m, io, run));
+    MAI_TRY(mai_run_check_slots(m, layer));
+    run->layer = layer;
+    run->reuse = io->q_match && mai_keeps_rings(&m->cfg);
+    return MACATTN_OK;
+}
+
 macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io)
 {
     if (!m) return MACATTN_E_ARG;
     mai_run run;
-    MAI_TRY(mai_run_init(m, io, &run));
-    MAI_TRY(mai_run_check_slots(m, layer));
+    MAI_TRY(begin_layer(m, layer, io, &run));
     if (!m->plan->single) {
         return mai_fail(m, MACATTN_E_STATE,
                         "a row of the plan has several queries: call macattn_prefill");
     }
-    run.layer = layer;
-    run.reuse = io->q_match && mai_keeps_rings(&m->cfg);
     mai_run_commit_slots(&run);
     mai_run_decode(&run);
     return MACATTN_OK;
@@ -171,10 +178,7 @@ macattn_status macattn_prefill(macattn *m, int32_t layer, const macattn_io *io)
 {
     if (!m) return MACATTN_E_ARG;
     mai_run run;
-    MAI_TRY(mai_run_init(m, io, &run));
-    MAI_TRY(mai_run_check_slots(m, layer));
-    run.layer = layer;
-    run.reuse = io->q_match && mai_keeps_rings(&m->cfg);
+    MAI_TRY(begin_layer(m, layer, io, &run));
     mai_run_commit_slots(&run);
     mai_run_prefill(&run, true);
     return MACATTN_OK;

@@ -8,7 +8,7 @@
  * heads before the next tile, because in the usual layout the rows of all kv heads of a token lie side
  * by side.
  *
- * What decides the speed is how the rows are fetched (dev/attend.md): the compute loops jump by a
+ * What decides the speed is how the rows are fetched: the compute loops jump by a
  * token's stride, which the hardware prefetcher follows badly, and prefetch instructions that come in
  * bursts are dropped when the core's miss buffers are full. So each step of the inner loops fetches
  * one or two lines of the next tile, in the order in which they lie in memory.
