@@ -258,10 +258,10 @@ static void test_load_fails(void **state)
 static void test_no_allocation(void **state)
 {
     (void)state;
-    for (int reuse = 0; reuse < 2; reuse++) {
+    for (int policy = MACATTN_POLICY_EXACT; policy <= MACATTN_POLICY_BUDGET; policy++) {
         allocator a = {0, 0, -1};
         macattn_config cfg = alloc_config(&a);
-        cfg.policy = reuse ? MACATTN_POLICY_PAPER : MACATTN_POLICY_EXACT;
+        cfg.policy = (macattn_policy)policy;
         macattn *m = test_create(&cfg);
         const macattn_config resolved = test_resolved(m);
         test_bench b;

@@ -116,6 +116,9 @@ static void test_config_state(void **state)
     REFUSE(E_RANGE, "tau", cfg.tau = -0.1f);
     REFUSE(E_RANGE, "tau", cfg.tau = 1.1f);
     REFUSE(E_RANGE, "tau", cfg.tau = NAN);
+    REFUSE(E_RANGE, "budget", cfg.budget = -0.1f);
+    REFUSE(E_RANGE, "budget", cfg.budget = 1.1f);
+    REFUSE(E_RANGE, "budget", cfg.budget = NAN);
 }
 
 static void test_config_running(void **state)

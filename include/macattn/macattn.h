@@ -112,8 +112,18 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  EXACT : never. Rings are neither kept nor read.
  *  PAPER : reuse iff ||q - p|| < sqrt(2 head_dim) (1 - tau), p being the nearest query in the ring
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
- *          `min_tokens` tokens. MAC-Attention section 3 (match). */
-typedef enum macattn_policy { MACATTN_POLICY_EXACT = 0, MACATTN_POLICY_PAPER = 1 } macattn_policy;
+ *          `min_tokens` tokens. MAC-Attention section 3 (match).
+ *  BUDGET: reuse iff the error this is expected to make in the head's output, ||o - exact|| / ||exact||,
+ *          is at most `budget`. The nearest query in the ring is the candidate, whatever its distance;
+ *          the error is estimated from the share of the probability mass its summary would carry, from
+ *          the distance, from the error the summary has inherited, and from what such reuse was seen to
+ *          cost this head of this layer: each refused candidate is compared with the exact result, which
+ *          is computed anyway. Nothing is reused before a head has shown enough of these. */
+typedef enum macattn_policy {
+    MACATTN_POLICY_EXACT = 0,
+    MACATTN_POLICY_PAPER = 1,
+    MACATTN_POLICY_BUDGET = 2
+} macattn_policy;
 
 /* ------------------------------------------------------------------------------------- config -- */
 
@@ -149,6 +159,7 @@ typedef struct macattn_config {
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
+    float budget;          /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.02) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */

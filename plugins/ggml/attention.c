@@ -369,6 +369,7 @@ static bool object_create(attention *a, group *g)
     cfg.ring = a->options->ring;
     cfg.band = a->options->band;
     cfg.tau = a->options->tau;
+    cfg.budget = a->options->budget;
     cfg.min_tokens = a->options->min_tokens;
     cfg.n_threads = a->n_threads;
     cfg.parallel_for = a->parallel_for;

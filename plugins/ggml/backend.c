@@ -220,8 +220,10 @@ static void announce(void)
     }
     char policy[96] = "exact";
     if (options.policy != MACATTN_POLICY_EXACT) {
-        snprintf(policy, sizeof policy, "%s, tau %g, ring %d, band %d",
-                 options_policy_name(options.policy), (double)options.tau, (int)options.ring,
+        const bool budget = options.policy == MACATTN_POLICY_BUDGET;
+        snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
+                 options_policy_name(options.policy), budget ? "budget" : "tau",
+                 (double)(budget ? options.budget : options.tau), (int)options.ring,
                  (int)options.band);
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION,

@@ -9,7 +9,8 @@
 #include "host.h"
 
 static const char *const policy_names[] = {
-    [MACATTN_POLICY_EXACT] = "exact", [MACATTN_POLICY_PAPER] = "paper"};
+    [MACATTN_POLICY_EXACT] = "exact", [MACATTN_POLICY_PAPER] = "paper",
+                                           [MACATTN_POLICY_BUDGET] = "budget"};
 
 const char *options_policy_name(macattn_policy policy)
 {
@@ -57,7 +58,7 @@ static bool policy(macattn_policy *value)
             return true;
         }
     }
-    host_say("not loaded: MACATTN_POLICY=%s is none of: exact, paper", s);
+    host_say("not loaded: MACATTN_POLICY=%s is none of: exact, paper, budget", s);
     return false;
 }
 
@@ -65,16 +66,18 @@ bool options_read(plugin_options *options)
 {
     macattn_config defaults;
     macattn_config_init(&defaults);
-    double tau = (double)defaults.tau, ring = defaults.ring, band = defaults.band;
+    double budget = (double)defaults.budget, tau = (double)defaults.tau, ring = defaults.ring, band = defaults.band;
     double min_tokens = (double)defaults.min_tokens, audit = 0;
     *options = (plugin_options){.policy = MACATTN_POLICY_EXACT, .stats = text("MACATTN_STATS")};
     if (!policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
+        !number("MACATTN_BUDGET", 0, 1, &budget) ||
         !integer("MACATTN_RING", 1, 4096, &ring) || !integer("MACATTN_BAND", 1, 1 << 30, &band) ||
         !integer("MACATTN_MIN_TOKENS", 0, 1 << 30, &min_tokens) ||
         !integer("MACATTN_AUDIT", 0, 1 << 30, &audit)) {
         return false;
     }
     options->tau = (float)tau;
+    options->budget = (float)budget;
     options->ring = (int32_t)ring;
     options->band = (int32_t)band;
     options->min_tokens = (int64_t)min_tokens;

@@ -8,7 +8,8 @@
 #include "macattn/macattn.h"
 
 typedef struct plugin_options {
-    macattn_policy policy; /*!< MACATTN_POLICY: exact (default), paper */
+    macattn_policy policy; /*!< MACATTN_POLICY: exact (default), paper, budget */
+    float budget;          /*!< MACATTN_BUDGET, in [0, 1] */
     float tau;             /*!< MACATTN_TAU, in [0, 1] */
     int32_t ring;          /*!< MACATTN_RING, 1 to 4096 */
     int32_t band;          /*!< MACATTN_BAND, >= 1 */

@@ -40,8 +40,8 @@ typedef struct mai_ring_dims {
     int32_t n_chunks;                 /* ceil(d / MAI_CHUNK) */
     size_t q_bytes;                   /* of one query, in q_dtype */
     /* Offsets of the arrays in the allocation, and its size. */
-    size_t off_head, off_count, off_pos, off_end, off_lse, off_scale, off_residual, off_norm2,
-        off_q8, off_q, off_out, bytes;
+    size_t off_head, off_count, off_pos, off_end, off_lse, off_error, off_scale, off_residual,
+        off_norm2, off_q8, off_q, off_out, bytes;
 } mai_ring_dims;
 
 typedef struct mai_ring_view {
@@ -50,7 +50,9 @@ typedef struct mai_ring_view {
     int32_t *pos;   /* [n_heads][capacity] position (0-based) of the token the query was made for */
     int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
     float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
-    float *scale;   /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
+    float
+        *error; /* [n_heads][capacity] estimated error of the summary (judge.c); insert writes 0 */
+    float *scale;    /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
     float *residual; /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
     float *norm2;    /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */
     uint8_t *q8;     /* [n_heads][n_chunks][n_blocks][MAI_CHUNK / 4][LANES][4] */
@@ -83,8 +85,9 @@ typedef struct mai_attend_args {
     int32_t kv0, kv1;
     const float *q;       /* [n_heads][d] f32, already multiplied by q_factor */
     const int64_t *start; /* [n_heads] the head takes part from this token on; NULL = t0 */
-    float *out;           /* [n_heads][dv] partial results of heads kv0*group .. kv1*group */
-    float *lse;           /* [n_heads] */
+    float *out;           /* [n_heads][dv] partial results of heads kv0*group .. kv1*group; those of
+                             heads that start at t1 or later are left alone */
+    float *lse;           /* [n_heads] likewise */
     void *scratch;        /* backend->scratch_bytes of this worker */
 } mai_attend_args;
 

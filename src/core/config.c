@@ -22,6 +22,7 @@ macattn_status macattn_config_init(macattn_config *config)
         .band = 256,
         .min_tokens = 2048,
         .tau = 0.45f,
+        .budget = 0.02f,
         .spin_us = 100,
     };
     return MACATTN_OK;
@@ -137,13 +138,14 @@ static macattn_status check_state(const verdict *v, const macattn_config *c)
     MAI_TRY(check_range(v, "max_tokens", c->max_tokens, 1, INT32_MAX));
     if (!mai_policy_get(c->policy)) {
         return reject(v, MACATTN_E_RANGE,
-                      "policy %d does not exist; there are EXACT (0) and PAPER (1)",
+                      "policy %d does not exist; there are EXACT (0), PAPER (1), BUDGET (2)",
                       (int)c->policy);
     }
     MAI_TRY(check_range(v, "ring", c->ring, 1, 4096));
     MAI_TRY(check_range(v, "band", c->band, 1, INT32_MAX));
     MAI_TRY(check_range(v, "fresh_tokens", c->fresh_tokens, 0, INT32_MAX / 2));
     MAI_TRY(check_range(v, "min_tokens", c->min_tokens, 0, INT64_MAX));
+    MAI_TRY(check_real(v, "budget", c->budget, 0, 1));
     return check_real(v, "tau", c->tau, 0, 1);
 }
 

@@ -8,6 +8,7 @@
  * partial results, in the order, that it would get without reuse. */
 #include <math.h>
 
+#include "judge.h"
 #include "run.h"
 
 /* --------------------------------------------------------------------------------------- match -- */
@@ -83,6 +84,18 @@ static void match_task(void *arg, int i, int worker)
 
 /* --------------------------------------------------------------------------------------- items -- */
 
+/* The chunks that a pass over the row reads: all, or those before `below` but for the first tokens. */
+typedef struct pass {
+    bool again;           /* after candidates were refused */
+    const int64_t *below; /* again: [row] */
+} pass;
+
+static bool in_pass(const mai_run *run, const pass *which, int r, const mai_chunk *chunk)
+{
+    return !which->again ||
+           (chunk->t1 > run->plan->rows[r].fresh_end && chunk->t0 < which->below[r]);
+}
+
 static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai_chunk *chunk)
 {
     const mai_shape *shape = &run->m->shape;
@@ -132,26 +145,29 @@ static int add_items(const mai_run *run, int r, int c, int most, mai_item *items
     return n;
 }
 
-static int list_items(const mai_run *run, int most, mai_item *items)
+static int list_items(const mai_run *run, const pass *which, int most, mai_item *items)
 {
     int n = 0;
     for (int r = 0; r < run->plan->n_rows; r++) {
-        for (int c = 0; c < run->plan->rows[r].n_chunks; c++)
+        const mai_row_plan *p = &run->plan->rows[r];
+        for (int c = 0; c < p->n_chunks; c++) {
+            if (!in_pass(run, which, r, &run->plan->chunks[p->first_chunk + c])) continue;
             n = add_items(run, r, c, most, items, n);
+        }
     }
     return n;
 }
 
 /* Whole rows of all kv heads are read fastest, but every thread must have work: with few items, divide
  * them by kv heads. */
-static int make_items(const mai_run *run, mai_item *items)
+static int make_items(const mai_run *run, const pass *which, mai_item *items)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads, enough = 3 * run->m->cfg.n_threads;
-    const int n = list_items(run, n_kv_heads, items);
+    const int n = list_items(run, which, n_kv_heads, items);
     if (n == 0 || n >= enough || run->m->cfg.n_threads == 1) return n;
     const int pieces = (enough + n - 1) / n;
     const int most = (n_kv_heads + pieces - 1) / pieces;
-    return most < n_kv_heads ? list_items(run, most, items) : n;
+    return most < n_kv_heads ? list_items(run, which, most, items) : n;
 }
 
 static void attend_task(void *arg, int i, int worker)
@@ -218,13 +234,16 @@ static void merge_summary(const mai_run *run, part_list *parts, int first)
 }
 
 static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
-                     float lse)
+                     float lse, float error)
 {
     const macattn *m = run->m;
+    const mai_ring_view *ring = &run_ring(run, p)->view;
+    const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
     if (!mai_all_finite(&lse, 1) || !mai_all_finite(summary, m->shape.dv)) return;
-    m->backend->insert(&m->ring_dims, &run_ring(run, p)->view, m->shape.q_dtype, head,
+    m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head,
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
                        (int32_t)p->far_end, lse, summary);
+    ring->error[at] = error;
 }
 
 /* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
@@ -244,6 +263,20 @@ static int add_chunks(const mai_run *run, int r, int head, int c, int64_t end, i
     return c;
 }
 
+static void add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
+                        part_list *parts)
+{
+    const mai_ring_view *ring = &run_ring(run, p)->view;
+    const size_t at = (size_t)head * (size_t)run->m->ring_dims.capacity + (size_t)entry;
+    add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
+}
+
+/* Remember the error with which a reused summary goes on: its own, by its share of the new one. */
+static float error_passed_on(const mai_decision *decision, float used_lse, float summary_lse)
+{
+    return decision->hit ? decision->error * expf(used_lse - summary_lse) : 0.0f;
+}
+
 static void merge_head(const mai_run *run, int r, int head, part_list *parts)
 {
     const macattn *m = run->m;
@@ -255,11 +288,8 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
     parts->n = 0;
     int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     const int far = parts->n;
-    if (decision->hit) {
-        const mai_ring_view *ring = &run_ring(run, p)->view;
-        const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)decision->entry;
-        add_part(parts, ring->out + at * dv, ring->lse[at]);
-    }
+    if (decision->hit) add_summary(run, p, head, decision->entry, parts);
+    const float used_lse = decision->hit ? parts->lse[far] : -INFINITY;
     c = add_chunks(run, r, head, c, p->far_end, decision->start, parts);
     merge_summary(run, parts, far);
     const float summary_lse = parts->n > far ? parts->lse[far] : -INFINITY;
@@ -269,7 +299,10 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
     m->backend->merge((int32_t)dv, parts->n, parts->o, parts->lse,
                       mai_run_out(run, p->first_query, head), &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
-    if (decision->remember) remember(run, p, head, parts->summary, summary_lse);
+    if (decision->remember) {
+        remember(run, p, head, parts->summary, summary_lse,
+                 error_passed_on(decision, used_lse, summary_lse));
+    }
 }
 
 static void merge_task(void *arg, int i, int worker)
@@ -280,6 +313,125 @@ static void merge_task(void *arg, int i, int worker)
     part_list parts = parts_in_scratch(run, worker);
     for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
         merge_head(run, r, head, &parts);
+    }
+}
+
+/* --------------------------------------------------------------------------------------- judge -- */
+
+static mai_decision *decision_of(const mai_run *run, int r, int head)
+{
+    return (mai_decision *)run->plan->decisions.ptr + (size_t)r * (size_t)run->m->shape.n_heads +
+           (size_t)head;
+}
+
+static mai_record *record_of(const mai_run *run, int head)
+{
+    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
+}
+
+static float *refused_out(const mai_run *run, int r, int head)
+{
+    const size_t at = (size_t)r * (size_t)run->m->shape.n_heads + (size_t)head;
+    return (float *)run->plan->refused_out.ptr + at * (size_t)run->m->shape.dv;
+}
+
+/* Share of the first part in all of them. */
+static float first_share(const part_list *parts)
+{
+    float top = -INFINITY, sum = 0;
+    for (int i = 0; i < parts->n; i++) top = fmaxf(top, parts->lse[i]);
+    for (int i = 0; i < parts->n; i++) sum += expf(parts->lse[i] - top);
+    return expf(parts->lse[0] - top) / sum;
+}
+
+/* The candidate of one head: judge it, and, if it is refused, note what it would have given. */
+static void judge_head(const mai_run *run, int r, int head, part_list *parts)
+{
+    const macattn *m = run->m;
+    const mai_row_plan *p = &run->plan->rows[r];
+    mai_decision *decision = decision_of(run, r, head);
+    if (!decision->hit) return;
+    const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)decision->entry;
+    parts->n = 0;
+    add_summary(run, p, head, decision->entry, parts);
+    const int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
+    add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
+    if (run->io.sinks) add_part(parts, run->plan->zeros, run->io.sinks[head]);
+    decision->refused = !mai_judge(m, record_of(run, head), first_share(parts),
+                                   run_ring(run, p)->view.error[at], decision);
+    if (!decision->refused) return;
+    float lse;
+    m->backend->merge(m->shape.dv, parts->n, parts->o, parts->lse, refused_out(run, r, head), &lse);
+}
+
+static void judge_task(void *arg, int i, int worker)
+{
+    const mai_run *run = arg;
+    const int r = i / head_blocks(run), h0 = i % head_blocks(run) * MAI_MATCH_HEADS;
+    part_list parts = parts_in_scratch(run, worker);
+    for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
+        judge_head(run, r, head, &parts);
+    }
+}
+
+/* Where one head of a group is refused, the keys and values are read, and all of its heads that have a
+ * candidate are computed: their summaries are made anew for no further bytes. Returns the end of what has
+ * to be read again of the row; 0: nothing. Sets the starts of that pass. */
+static int64_t refuse_groups(const mai_run *run, int r)
+{
+    const mai_shape *shape = &run->m->shape;
+    int64_t *start = (int64_t *)run->plan->start.ptr + (size_t)r * (size_t)shape->n_heads;
+    int64_t below = 0;
+    for (int kv_head = 0; kv_head < shape->n_kv_heads; kv_head++) {
+        const int h0 = kv_head * shape->group, h1 = h0 + shape->group;
+        bool refused = false;
+        for (int h = h0; h < h1; h++) refused = refused || decision_of(run, r, h)->refused;
+        for (int h = h0; h < h1; h++) {
+            mai_decision *decision = decision_of(run, r, h);
+            start[h] = INT64_MAX;
+            if (!refused || !decision->hit) continue;
+            if (decision->start > below) below = decision->start;
+            decision->hit = false;
+            decision->start = start[h] = run->plan->rows[r].fresh_end;
+        }
+    }
+    return below;
+}
+
+static float relative_error(const float *x, const float *y, int n)
+{
+    float error = 0, norm = 0;
+    for (int i = 0; i < n; i++) {
+        error += (x[i] - y[i]) * (x[i] - y[i]);
+        norm += y[i] * y[i];
+    }
+    return sqrtf(error / norm);
+}
+
+/* Judge all candidates and compute again what was refused. */
+static void judge_rows(mai_run *run, int n_tasks)
+{
+    mai_plan *plan = run->plan;
+    mai_threads_run(run->m->threads, n_tasks, judge_task, run);
+    int64_t *below = plan->below.ptr, any = 0;
+    for (int r = 0; r < plan->n_rows; r++) any |= below[r] = refuse_groups(run, r);
+    if (any == 0) return;
+    const pass again = {true, below};
+    mai_threads_run(run->m->threads, make_items(run, &again, plan->items.ptr), attend_task, run);
+}
+
+/* Learn from what was refused. One after the other: rows share the records. */
+static void learn(const mai_run *run)
+{
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        for (int head = 0; head < run->m->shape.n_heads; head++) {
+            const mai_decision *decision = decision_of(run, r, head);
+            if (decision->hit) mai_record_use(record_of(run, head));
+            if (!decision->refused) continue;
+            const float *out = mai_run_out(run, run->plan->rows[r].first_query, head);
+            mai_record_sample(record_of(run, head), decision,
+                              relative_error(refused_out(run, r, head), out, run->m->shape.dv));
+        }
     }
 }
 
@@ -307,9 +459,13 @@ void mai_run_decode(mai_run *run)
     const int64_t start = mai_now_ns();
     mai_threads_run(m->threads, n_tasks, match_task, run);
     const int64_t matched = mai_now_ns();
-    mai_threads_run(m->threads, make_items(run, plan->items.ptr), attend_task, run);
+    const pass first = {false, NULL};
+    const bool judges = run->reuse && mai_policy_get(m->cfg.policy)->judges;
+    mai_threads_run(m->threads, make_items(run, &first, plan->items.ptr), attend_task, run);
+    if (judges) judge_rows(run, n_tasks);
     const int64_t attended = mai_now_ns();
     mai_threads_run(m->threads, n_tasks, merge_task, run);
+    if (judges) learn(run);
     if (run->layer < 0) return;
     mai_stats_add_times(m, run->layer, matched - start, attended - matched,
                         mai_now_ns() - attended);

@@ -125,8 +125,19 @@ typedef struct mai_policy {
     const char *name;
     /* Largest distance at which an entry may be reused (exclusive); < 0: never. `n` = tokens. */
     double (*radius)(const macattn_config *cfg, int64_t n_tokens);
+    bool judges; /* what the search found is a candidate, to be judged (judge.c) */
 } mai_policy;
 const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
+
+/* judge.c: what one head of one layer has shown of the error that reuse makes. */
+typedef struct mai_record {
+    float mean, variance; /* of log(error / prediction), newer samples counting more */
+    float distance;       /* typical distance of a candidate */
+    int32_t n_samples;
+    int32_t unchecked; /* candidates taken since the newest sample */
+} mai_record;
+macattn_status mai_records_create(macattn *m);
+void mai_records_destroy(macattn *m);
 
 /* ---------------------------------------------------------------------------------------- plan -- */
 
@@ -145,6 +156,7 @@ struct macattn {
     mai_ring *free_rings;
     mai_counters *counters; /* [n_layers][n_heads] */
     mai_times *times;       /* [n_layers] */
+    mai_record *records;    /* [n_layers][n_heads]; NULL unless the policy judges */
     mai_plan *plan;
     char error[320];
 };

@@ -37,7 +37,8 @@ static macattn_status fill(macattn *m, char *error, size_t error_size)
 {
     m->shape = shape_of(&m->cfg);
     mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring);
-    if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK) {
+    if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK ||
+        mai_records_create(m) != MACATTN_OK) {
         snprintf(error, error_size, "no memory for %d slots of %d layers", (int)m->cfg.max_slots,
                  (int)m->cfg.n_layers);
         return MACATTN_E_NOMEM;
@@ -86,6 +87,7 @@ void macattn_destroy(macattn *m)
     mai_plan_destroy(m);
     mai_slots_destroy(m);
     mai_stats_destroy(m);
+    mai_records_destroy(m);
     mai_free(&cfg, m);
 }
 

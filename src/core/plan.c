@@ -239,6 +239,11 @@ static macattn_status make_room(macattn *m, const sizes *s, int n_rows)
                                (size_t)s->n_captures * hq * dv * sizeof(float), "summaries"));
     MAI_TRY(mai_buffer_reserve(m, &plan->capture_lse, (size_t)s->n_captures * hq * sizeof(float),
                                "summaries' lse"));
+    if (mai_policy_get(m->cfg.policy)->judges) {
+        MAI_TRY(mai_buffer_reserve(m, &plan->refused_out, rows * hq * dv * sizeof(float),
+                                   "refused outputs"));
+        MAI_TRY(mai_buffer_reserve(m, &plan->below, rows * sizeof(int64_t), "rows to read again"));
+    }
     MAI_TRY(
         mai_buffer_reserve(m, &plan->scratch, stride * (size_t)m->cfg.n_threads, "scratch memory"));
     if (stride > plan->scratch_stride) plan->scratch_stride = stride;
@@ -265,7 +270,8 @@ void mai_plan_destroy(macattn *m)
     mai_buffer *const buffers[] = {&plan->meta[0],     &plan->meta[1],     &plan->q,
                                    &plan->start,       &plan->decisions,   &plan->items,
                                    &plan->partial_out, &plan->partial_lse, &plan->lse,
-                                   &plan->capture_out, &plan->capture_lse, &plan->scratch};
+                                   &plan->capture_out, &plan->capture_lse, &plan->refused_out,
+                                   &plan->below,       &plan->scratch};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         mai_free(&m->cfg, buffers[i]->ptr);
     mai_free(&m->cfg, plan->zeros);

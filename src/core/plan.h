@@ -35,6 +35,10 @@ typedef struct mai_decision {
     int32_t entry;    /* hit: index in the ring */
     int64_t start;    /* tokens from here on are computed (besides [0, F)) */
     double distance2; /* hit: squared distance */
+    /* Policies that judge (judge.h). */
+    bool refused; /* a candidate that was not used: its output waits to be compared */
+    float weight, moved,
+        error; /* share of the mass; distance and more; estimated error of the summary */
 } mai_decision;
 
 struct mai_plan {
@@ -49,8 +53,8 @@ struct mai_plan {
 
     /* Work memory of one call; contents do not matter between calls. */
     mai_buffer q, start, decisions, items, partial_out, partial_lse, lse, capture_out, capture_lse,
-        scratch;
-    size_t scratch_stride; /* bytes of a worker's scratch */
+        refused_out, below, scratch; /* refused_out: [row][n_heads][dv]; below: [row] */
+    size_t scratch_stride;           /* bytes of a worker's scratch */
     int32_t max_row_chunks;
     float *zeros; /* [dv] the sink's value */
 };

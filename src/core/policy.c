@@ -18,12 +18,21 @@ static double paper_radius(const macattn_config *cfg, int64_t n_tokens)
     return sqrt(2.0 * (double)cfg->head_dim) * (1.0 - (double)cfg->tau);
 }
 
+/* Any distance: what it would cost is judged later. Its square must not overflow. */
+static double budget_radius(const macattn_config *cfg, int64_t n_tokens)
+{
+    return n_tokens < cfg->min_tokens ? -1 : 1e18;
+}
+
 const mai_policy *mai_policy_get(macattn_policy policy)
 {
-    static const mai_policy exact = {"exact", exact_radius}, paper = {"paper", paper_radius};
+    static const mai_policy exact = {"exact", exact_radius, false},
+                            paper = {"paper", paper_radius, false},
+                            budget = {"budget", budget_radius, true};
     switch ((int)policy) {
     case MACATTN_POLICY_EXACT: return &exact;
     case MACATTN_POLICY_PAPER: return &paper;
+    case MACATTN_POLICY_BUDGET: return &budget;
     default: return NULL;
     }
 }

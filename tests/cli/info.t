@@ -4,7 +4,7 @@ isa          *
 compiled in  *scalar*
 kernels      *
 types        *
-policies     exact paper
+policies     exact paper budget
 cpu          *, * usable
 caches       L1d * KiB, L2 * KiB, last level * KiB
 memory       * GiB, transparent huge pages: *

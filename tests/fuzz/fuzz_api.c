@@ -58,7 +58,7 @@ static macattn *create(program *p)
     c.fresh_tokens = number(p, 0, 5);
     c.min_tokens = number(p, 0, 20);
     c.window = byte(p) % 8 == 0 ? number(p, 0, 20) : 0;
-    c.policy = (macattn_policy)number(p, 0, 1);
+    c.policy = (macattn_policy)number(p, 0, 2);
     c.n_threads = 1;
     char error[100];
     const macattn_status status = macattn_create(&c, &m, error, sizeof error);

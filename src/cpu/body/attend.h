@@ -436,12 +436,19 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     }
 }
 
+/* Results of heads that do not are left as they are. */
+static bool takes_part(const mai_attend_args *a, int h)
+{
+    return !a->start || a->start[h] < a->t1;
+}
+
 static void MAI_FN(attend)(const mai_attend_args *a)
 {
     const mai_shape *shape = a->shape;
     const int h0 = a->kv0 * shape->group, h1 = a->kv1 * shape->group;
     const attend_state s = attend_state_in(a->scratch, shape);
     for (int h = h0; h < h1; h++) {
+        if (!takes_part(a, h)) continue;
         s.m[h] = -INFINITY;
         s.l[h] = 0;
         memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
@@ -456,6 +463,8 @@ static void MAI_FN(attend)(const mai_attend_args *a)
         load_rows(&a->tokens, t + TILE, a->t1 - t - TILE, &rows[now ^ 1]);
         attend_tile(a, &s, &rows[now], &rows[now ^ 1]);
     }
-    for (int h = h0; h < h1; h++)
+    for (int h = h0; h < h1; h++) {
+        if (!takes_part(a, h)) continue;
         finish_head(a->out + (size_t)h * shape->dv, shape->dv, s.m[h], s.l[h], a->lse + h);
+    }
 }
