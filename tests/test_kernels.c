@@ -23,20 +23,6 @@ static void each_backend(void (*f)(const mai_backend *))
     assert_true(n > 0);
 }
 
-static mai_shape shape_of(const macattn_config *c)
-{
-    return (mai_shape){.n_heads = c->n_heads,
-                       .n_kv_heads = c->n_kv_heads,
-                       .group = c->n_heads / c->n_kv_heads,
-                       .d = c->head_dim,
-                       .dv = c->v_head_dim,
-                       .q_dtype = c->q_dtype,
-                       .k_dtype = c->k_dtype,
-                       .v_dtype = c->v_dtype,
-                       .scale = c->scale,
-                       .softcap = c->softcap};
-}
-
 static macattn_config kernel_config(int32_t n_heads, int32_t n_kv_heads, int32_t d, int32_t dv)
 {
     macattn_config cfg = test_config(n_heads, n_kv_heads, d);
@@ -62,7 +48,7 @@ static void load_q(const mai_backend *backend)
         for (int type = 0; type < 3; type++) {
             macattn_config cfg = kernel_config(1, 1, d, d);
             cfg.q_dtype = (macattn_dtype)type;
-            const mai_shape shape = shape_of(&cfg);
+            const mai_shape shape = mai_shape_of(&cfg);
             const size_t bytes = macattn_dtype_row_bytes(cfg.q_dtype, d);
             test_memory q = test_guarded(bytes, (size_t)(d / 8 % 2));
             test_memory out = test_guarded((size_t)d * 4, 0);
@@ -106,7 +92,7 @@ typedef struct tokens_case {
 static void tokens_create(tokens_case *c, const macattn_config *cfg, int64_t n, int32_t page_size,
                           test_rng *rng)
 {
-    *c = (tokens_case){.cfg = *cfg, .shape = shape_of(cfg)};
+    *c = (tokens_case){.cfg = *cfg, .shape = mai_shape_of(cfg)};
     const int32_t n_pages = page_size ? (int32_t)((n + page_size - 1) / page_size) : 1;
     assert_true(n_pages <= 64);
     const test_kv_layout layout = {.n_pages = n_pages,
@@ -404,7 +390,7 @@ enum { MOST_INSERTED = 900 };
 
 static void ring_create(ring_case *c, const macattn_config *cfg, int32_t capacity)
 {
-    *c = (ring_case){.cfg = *cfg, .shape = shape_of(cfg)};
+    *c = (ring_case){.cfg = *cfg, .shape = mai_shape_of(cfg)};
     mai_ring_dims_init(&c->dims, &c->shape, capacity);
     c->memory = test_guarded(c->dims.bytes, 0);
     mai_ring_view_init(&c->view, &c->dims, c->memory.data);

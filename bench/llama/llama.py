@@ -52,9 +52,7 @@ def run(program, args, env, timeout=3600):
 
 def timing(log, what):
     """Milliseconds and number of what llama.cpp reports as `prompt eval time` or `eval time`."""
-    found = re.findall(r'(?<!prompt ) {2,}' + what + r' = +([0-9.]+) ms / +([0-9]+) (?:runs|tokens)', log)
-    if what == 'prompt eval time':
-        found = re.findall(r'prompt eval time = +([0-9.]+) ms / +([0-9]+) tokens', log)
+    found = re.findall(r': +' + what + r' = +([0-9.]+) ms / +([0-9]+) (?:runs|tokens)', log)
     if not found:
         raise Failed(f'llama.cpp printed no "{what}":\n{log[-2000:]}')
     return float(found[-1][0]), int(found[-1][1])

@@ -40,8 +40,7 @@ typedef struct layer {
     const struct ggml_tensor *cache; /* K's buffer of cells */
     const char *k;                   /* its start, stream 0 */
     size_t cell_stride, head_stride, stream_stride;
-    int nth_use;  /* of this cache in the graph: layers may share one */
-    bool matches; /* its query before RoPE is known */
+    int nth_use; /* of this cache in the graph: layers may share one */
     report_audit audit;
 } layer;
 
@@ -422,16 +421,15 @@ static int nth_use(const attention *a, const struct ggml_tensor *cache)
     return n;
 }
 
-static void trace_query(const attention *a, trace *t,
+static void trace_query(const attention *a, trace *t, struct ggml_tensor *node,
                         struct ggml_backend_graph_optimize_params *params)
 {
     if (a->options->policy == MACATTN_POLICY_EXACT) return;
-    struct ggml_tensor *node = t->group ? (struct ggml_tensor *)(uintptr_t)t->node : NULL;
-    const struct ggml_tensor *q = t->node->src[0];
+    const struct ggml_tensor *q = node->src[0];
     const struct ggml_tensor *rope = rope_find(q, &t->plain);
-    t->written = cells_written(t->node->src[1]->view_src);
-    if (!node || !rope || !rope_supported(rope) || rope->ne[0] != q->ne[0] ||
-        rope->ne[1] != q->ne[2] || rope->ne[2] != q->ne[1] * q->ne[3] || !t->written) {
+    t->written = cells_written(node->src[1]->view_src);
+    if (!rope || !rope_supported(rope) || rope->ne[0] != q->ne[0] || rope->ne[1] != q->ne[2] ||
+        rope->ne[2] != q->ne[1] * q->ne[3] || !t->written) {
         return;
     }
     t->rope = rope;
@@ -458,8 +456,7 @@ void attention_trace(attention *a, struct ggml_tensor *node,
         return;
     trace *t = &a->traces[a->n_traces++];
     *t = (trace){.node = node, .group = g, .layer = l};
-    trace_query(a, t, params);
-    g->layers[l].matches = t->rope != NULL;
+    trace_query(a, t, node, params);
     if (t->rope && l > g->hash_layer) g->hash_layer = l;
 }
 
@@ -614,9 +611,7 @@ static bool extend_row(const analysis *an, step_row *row, int64_t stream, int64_
     const int64_t more = cells_one_more(before, seen, an->n_words);
     if (more < 0) return false;
     if (!row->tracked.sequence) return extend_untracked(s, row, more);
-    tracker *t = &an->g->trackers[s->first_stream + stream];
-    if (more != own_cell(an, stream, query) || !tracker_append(t, &row->tracked, more))
-        return false;
+    if (more != own_cell(an, stream, query) || !tracker_append(&row->tracked, more)) return false;
     row->n_queries++;
     return true;
 }
@@ -825,7 +820,7 @@ static bool same_step(const group *g, const struct ggml_tensor *node, const trac
 
 static enum ggml_status compute_by_ggml(attention *a, struct ggml_tensor *node)
 {
-    if (!a->cpu) {
+    if (!a->cpu_context) {
         struct ggml_init_params params = {host.ggml_graph_overhead_custom(16, false) + 1024, NULL,
                                           true};
         a->cpu_context = host.ggml_init(params);

@@ -8,8 +8,8 @@
 
 #include "host.h"
 
-static const char *const policy_names[] = {
-    [MACATTN_POLICY_EXACT] = "exact", [MACATTN_POLICY_PAPER] = "paper",
+static const char *const policy_names[] = {[MACATTN_POLICY_EXACT] = "exact",
+                                           [MACATTN_POLICY_PAPER] = "paper",
                                            [MACATTN_POLICY_BUDGET] = "budget"};
 
 const char *options_policy_name(macattn_policy policy)
@@ -66,12 +66,13 @@ bool options_read(plugin_options *options)
 {
     macattn_config defaults;
     macattn_config_init(&defaults);
-    double budget = (double)defaults.budget, tau = (double)defaults.tau, ring = defaults.ring, band = defaults.band;
+    double budget = (double)defaults.budget, tau = (double)defaults.tau, ring = defaults.ring,
+           band = defaults.band;
     double min_tokens = (double)defaults.min_tokens, audit = 0;
     *options = (plugin_options){.policy = MACATTN_POLICY_EXACT, .stats = text("MACATTN_STATS")};
     if (!policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
-        !number("MACATTN_BUDGET", 0, 1, &budget) ||
-        !integer("MACATTN_RING", 1, 4096, &ring) || !integer("MACATTN_BAND", 1, 1 << 30, &band) ||
+        !number("MACATTN_BUDGET", 0, 1, &budget) || !integer("MACATTN_RING", 1, 4096, &ring) ||
+        !integer("MACATTN_BAND", 1, 1 << 30, &band) ||
         !integer("MACATTN_MIN_TOKENS", 0, 1 << 30, &min_tokens) ||
         !integer("MACATTN_AUDIT", 0, 1 << 30, &audit)) {
         return false;

@@ -212,12 +212,11 @@ bool tracker_continue(tracker *t, const uint64_t *seen, int64_t own, const track
     row->index = (int32_t)(s - t->sequences);
     row->settled = s->settled;
     row->n_queries = 0;
-    return tracker_append(t, row, own);
+    return tracker_append(row, own);
 }
 
-bool tracker_append(tracker *t, tracked_row *row, int64_t own)
+bool tracker_append(tracked_row *row, int64_t own)
 {
-    (void)t;
     sequence *s = row->sequence;
     if (!append(s, own)) return false;
     row->n_queries++;

@@ -40,7 +40,7 @@ typedef struct tracker {
 /*! One row of a step: consecutive queries of one sequence, query i of which sees the first
  *  n_tokens - n_queries + i + 1 of `cells`. */
 typedef struct tracked_row {
-    int32_t first_query, n_queries;
+    int32_t n_queries;
     int64_t n_tokens;
     const int32_t *cells; /*!< [n_tokens] in the order of the sequence; valid until the next step */
     bool contiguous;      /*!< cells[i] = cells[0] + i */
@@ -71,7 +71,7 @@ bool tracker_continue(tracker *t, const uint64_t *seen, int64_t own, const track
                       tracked_row *row);
 
 /*! tracker_append() : one more query in the row, with its own cell.  @return : false without memory. */
-bool tracker_append(tracker *t, tracked_row *row, int64_t own);
+bool tracker_append(tracked_row *row, int64_t own);
 
 /*! tracker_fingerprint() : note the fingerprints of the row's new tokens, their keys being in place. */
 void tracker_fingerprint(tracked_row *row, const tracker_probe *probe);

@@ -11,6 +11,18 @@
 #include "judge.h"
 #include "run.h"
 
+static mai_decision *decision_of(const mai_run *run, int r, int head)
+{
+    return (mai_decision *)run->plan->decisions.ptr + (size_t)r * (size_t)run->m->shape.n_heads +
+           (size_t)head;
+}
+
+/* Index of an entry in a ring's arrays by head. */
+static size_t entry_at(const mai_run *run, int head, int entry)
+{
+    return (size_t)head * (size_t)run->m->ring_dims.capacity + (size_t)entry;
+}
+
 /* --------------------------------------------------------------------------------------- match -- */
 
 static mai_ring *run_ring(const mai_run *run, const mai_row_plan *p)
@@ -47,11 +59,10 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     if (!run->reuse) return decision;
     decision.remember = match->finite && p->far_end > p->fresh_end;
     if (match->entry >= 0) {
-        const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)match->entry;
         decision.hit = true;
         decision.entry = match->entry;
         decision.distance2 = match->distance2;
-        decision.start = run_ring(run, p)->view.end[at];
+        decision.start = run_ring(run, p)->view.end[entry_at(run, head, match->entry)];
     }
     return decision;
 }
@@ -74,11 +85,11 @@ static void match_task(void *arg, int i, int worker)
     const float factor = (float)m->backend->q_factor(&m->shape);
     for (int k = 0; k < n; k++) {
         const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)(h0 + k);
-        mai_decision *decision = (mai_decision *)run->plan->decisions.ptr + at;
         m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, h0 + k), factor,
                            (float *)run->plan->q.ptr + at * (size_t)m->shape.d);
-        *decision = decide(run, p, h0 + k, &matches[k]);
-        ((int64_t *)run->plan->start.ptr)[at] = decision->start;
+        const mai_decision decision = decide(run, p, h0 + k, &matches[k]);
+        *decision_of(run, r, h0 + k) = decision;
+        ((int64_t *)run->plan->start.ptr)[at] = decision.start;
     }
 }
 
@@ -238,7 +249,7 @@ static void remember(const mai_run *run, const mai_row_plan *p, int head, const 
 {
     const macattn *m = run->m;
     const mai_ring_view *ring = &run_ring(run, p)->view;
-    const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
+    const size_t at = entry_at(run, head, ring->head[head]);
     if (!mai_all_finite(&lse, 1) || !mai_all_finite(summary, m->shape.dv)) return;
     m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head,
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
@@ -267,7 +278,7 @@ static void add_summary(const mai_run *run, const mai_row_plan *p, int head, int
                         part_list *parts)
 {
     const mai_ring_view *ring = &run_ring(run, p)->view;
-    const size_t at = (size_t)head * (size_t)run->m->ring_dims.capacity + (size_t)entry;
+    const size_t at = entry_at(run, head, entry);
     add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
 }
 
@@ -283,8 +294,7 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
     const mai_plan *plan = run->plan;
     const mai_row_plan *p = &plan->rows[r];
     const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
-    const mai_decision *decision =
-        (const mai_decision *)plan->decisions.ptr + (size_t)r * hq + (size_t)head;
+    const mai_decision *decision = decision_of(run, r, head);
     parts->n = 0;
     int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     const int far = parts->n;
@@ -318,12 +328,6 @@ static void merge_task(void *arg, int i, int worker)
 
 /* --------------------------------------------------------------------------------------- judge -- */
 
-static mai_decision *decision_of(const mai_run *run, int r, int head)
-{
-    return (mai_decision *)run->plan->decisions.ptr + (size_t)r * (size_t)run->m->shape.n_heads +
-           (size_t)head;
-}
-
 static mai_record *record_of(const mai_run *run, int head)
 {
     return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
@@ -351,7 +355,7 @@ static void judge_head(const mai_run *run, int r, int head, part_list *parts)
     const mai_row_plan *p = &run->plan->rows[r];
     mai_decision *decision = decision_of(run, r, head);
     if (!decision->hit) return;
-    const size_t at = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)decision->entry;
+    const size_t at = entry_at(run, head, decision->entry);
     parts->n = 0;
     add_summary(run, p, head, decision->entry, parts);
     const int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
@@ -439,9 +443,8 @@ static void count_row(const mai_run *run, int r)
 {
     const macattn_row *row = &run->plan->rows[r].row;
     const int n_heads = run->m->shape.n_heads;
-    const mai_decision *decisions = (const mai_decision *)run->plan->decisions.ptr;
     for (int head = 0; head < n_heads; head++) {
-        const mai_decision *d = &decisions[(size_t)r * (size_t)n_heads + (size_t)head];
+        const mai_decision *d = decision_of(run, r, head);
         const int64_t skipped = d->hit ? d->start - run->plan->rows[r].fresh_end : 0;
         mai_stats_add(run->m, run->layer, head, d->hit, row->n_tokens, skipped, d->distance2);
     }

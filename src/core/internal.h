@@ -161,6 +161,9 @@ struct macattn {
     char error[320];
 };
 
+/* object.c: what the kernels need of a resolved configuration. */
+mai_shape mai_shape_of(const macattn_config *cfg);
+
 /* config.c: check and resolve a configuration; used by create and by macattn_config_state_bytes. */
 macattn_status mai_config_resolve(const macattn_config *in, macattn_config *out,
                                   const mai_backend **backend, char *error, size_t error_size);

@@ -4,7 +4,7 @@
 
 #include "internal.h"
 
-static mai_shape shape_of(const macattn_config *c)
+mai_shape mai_shape_of(const macattn_config *c)
 {
     return (mai_shape){
         .n_heads = c->n_heads,
@@ -26,7 +26,7 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
     const mai_backend *backend;
     if (!bytes) return MACATTN_E_ARG;
     MAI_TRY(mai_config_resolve(config, &c, &backend, NULL, 0));
-    const mai_shape shape = shape_of(&c);
+    const mai_shape shape = mai_shape_of(&c);
     mai_ring_dims dims;
     mai_ring_dims_init(&dims, &shape, c.ring);
     *bytes = mai_keeps_rings(&c) ? dims.bytes * (size_t)c.n_layers : 0;
@@ -35,7 +35,7 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
 
 static macattn_status fill(macattn *m, char *error, size_t error_size)
 {
-    m->shape = shape_of(&m->cfg);
+    m->shape = mai_shape_of(&m->cfg);
     mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring);
     if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK ||
         mai_records_create(m) != MACATTN_OK) {
