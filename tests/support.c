@@ -87,6 +87,22 @@ static void encode_q8_0(const float *x, char *block)
     }
 }
 
+/* The code of the nearest value; codes of one sign are in the order of their values. */
+static uint8_t f8_e4m3_bits(float x)
+{
+    const double y = fabs((double)x);
+    uint8_t low = 0, high = 126;
+    if (isnan(x)) return 127;
+    while (high - low > 1) {
+        const uint8_t middle = (uint8_t)((low + high) / 2);
+        if (ref_value(MACATTN_DTYPE_F8_E4M3, &middle, 0) <= y) low = middle;
+        else high = middle;
+    }
+    const double below = y - ref_value(MACATTN_DTYPE_F8_E4M3, &low, 0);
+    const double above = ref_value(MACATTN_DTYPE_F8_E4M3, &high, 0) - y;
+    return (uint8_t)((below <= above ? low : high) | (signbit(x) ? 128 : 0));
+}
+
 void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
 {
     char *to = out;
@@ -102,6 +118,7 @@ void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
             bits = bf16_bits(x[i]);
             memcpy(to + 2 * i, &bits, 2);
             break;
+        case MACATTN_DTYPE_F8_E4M3: to[i] = (char)f8_e4m3_bits(x[i]); break;
         case MACATTN_DTYPE_Q8_0:
             if (i % 32 == 0) encode_q8_0(x + i, to + i / 32 * 34);
             break;
@@ -112,7 +129,7 @@ void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
 
 const char *test_dtype_name(macattn_dtype dtype)
 {
-    static const char *const names[] = {"f32", "f16", "bf16", "q8_0"};
+    static const char *const names[] = {"f32", "f16", "bf16", "q8_0", "f8_e4m3"};
     return names[dtype];
 }
 

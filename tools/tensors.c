@@ -70,6 +70,7 @@ void tensors_encode(macattn_dtype dtype, const float *values, size_t n, void *ou
             encode_q8_block(values + i * Q8_BLOCK, (char *)out + i * Q8_BLOCK_BYTES);
         }
         break;
+    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
     }
 }
 

@@ -242,7 +242,8 @@ bool tool_parse_heads(const char *text, tool_heads *heads)
 static const char *const dtype_names[] = {[MACATTN_DTYPE_F32] = "f32",
                                           [MACATTN_DTYPE_F16] = "f16",
                                           [MACATTN_DTYPE_BF16] = "bf16",
-                                          [MACATTN_DTYPE_Q8_0] = "q8_0"};
+                                          [MACATTN_DTYPE_Q8_0] = "q8_0",
+                                          [MACATTN_DTYPE_F8_E4M3] = "f8_e4m3"};
 #define N_DTYPES ((int)(sizeof dtype_names / sizeof dtype_names[0]))
 
 const char *tool_dtype_name(macattn_dtype dtype)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*! \file macattn.h
- *  macattn: fast decode attention for long contexts, on the CPU.
+ *  macattn: fast decode attention for long contexts, on the CPU. On a GPU: cuda.h.
  *
  *  Decoding one token reads the whole KV cache. macattn does that at the speed of memory, and avoids
  *  most of it where it may: it implements Match-Amend-Complete attention (MAC-Attention, arXiv
@@ -79,6 +79,7 @@ MACATTN_API const char *macattn_version(void);
     XX(E_NOMEM, -30, "out of memory")                               \
     XX(E_SPACE, -31, "buffer too small")                            \
     XX(E_STATE, -40, "call not valid in this state")                \
+    XX(E_DEVICE, -50, "device error")                               \
     XX(E_FORMAT, -60, "malformed or incompatible data")             \
     XX(E_SYSTEM, -70, "operating system error")
 
@@ -96,12 +97,14 @@ MACATTN_API const char *macattn_status_string(macattn_status status);
 /* -------------------------------------------------------------------------------------- types -- */
 
 /*! Element types. Q8_0 is ggml's: blocks of 32 values, an f16 scale followed by 32 int8 (34 bytes);
- *  value = scale * int8. It needs a head_dim that is a multiple of 32, and is for K and V only. */
+ *  value = scale * int8. It needs a head_dim that is a multiple of 32, and is for K and V only.
+ *  F8_E4M3 (one byte a value) is for K and V on a GPU only (cuda.h). */
 typedef enum macattn_dtype {
     MACATTN_DTYPE_F32 = 0,
     MACATTN_DTYPE_F16 = 1,
     MACATTN_DTYPE_BF16 = 2,
-    MACATTN_DTYPE_Q8_0 = 3
+    MACATTN_DTYPE_Q8_0 = 3,
+    MACATTN_DTYPE_F8_E4M3 = 4
 } macattn_dtype;
 
 /*! macattn_dtype_row_bytes() : bytes of `n` consecutive elements, 0 if the type does not exist or

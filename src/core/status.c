@@ -44,6 +44,7 @@ size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n)
     case MACATTN_DTYPE_F32: return (size_t)n * 4;
     case MACATTN_DTYPE_F16:
     case MACATTN_DTYPE_BF16: return (size_t)n * 2;
+    case MACATTN_DTYPE_F8_E4M3: return (size_t)n;
     case MACATTN_DTYPE_Q8_0: return n % 32 == 0 ? (size_t)(n / 32) * 34 : 0;
     default: return 0;
     }

@@ -19,6 +19,14 @@ static double from_f16(uint16_t h)
     return sign ? -x : x;
 }
 
+static double from_f8_e4m3(uint8_t b)
+{
+    const int exponent = b >> 3 & 15, mantissa = b & 7;
+    double x = exponent == 0 ? ldexp(mantissa, -9) : ldexp(8 + mantissa, exponent - 10);
+    if ((b & 127) == 127) x = NAN;
+    return b >> 7 ? -x : x;
+}
+
 double ref_value(macattn_dtype dtype, const void *row, int64_t i)
 {
     const char *at = row;
@@ -35,6 +43,7 @@ double ref_value(macattn_dtype dtype, const void *row, int64_t i)
     case MACATTN_DTYPE_Q8_0:
         memcpy(&h, at + i / 32 * 34, 2);
         return from_f16(h) * (double)(int8_t)at[i / 32 * 34 + 2 + i % 32];
+    case MACATTN_DTYPE_F8_E4M3: return from_f8_e4m3((uint8_t)at[i]);
     case MACATTN_DTYPE_F32:
     default: memcpy(&f, at + 4 * i, 4); return (double)f;
     }

@@ -302,6 +302,7 @@ static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t o
     case MACATTN_DTYPE_F16: FOR_DIM(shape->d, SCORES_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(shape->d, SCORES_BF16); break;
     case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->d, SCORES_Q8_0); break;
+    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
     }
 }
 
@@ -318,6 +319,7 @@ static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t o
     case MACATTN_DTYPE_F16: FOR_DIM(shape->dv, VALUES_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(shape->dv, VALUES_BF16); break;
     case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->dv, VALUES_Q8_0); break;
+    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
     }
 }
 

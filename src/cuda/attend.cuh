@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Range attention: for each group (a row and the query heads that share a KV head), attention over its
+ * segments (schedule.h), split over all thread blocks; whichever block finishes a group last merges its parts
+ * with the reused summaries, writes the output and remembers the queries (merge.cuh).
+ *
+ * Memory read: the tokens of the segments once, head_dim values of K and of V each. That is what bounds the
+ * time: everything else is arranged so that loads never stop. One block per multiprocessor; each of its
+ * warps takes every WARPS-th tile of 16 tokens and works alone, with its own stages of asynchronous copies
+ * in shared memory, which run ahead across segments and groups. The products are tensor-core products with
+ * tokens as rows and query heads as columns,
+ *
+ *     S[16 tokens][8 heads] = K[16][d] Q^T[d][8],     O^T[d][8] += V^T[d][16] P[16][8],
+ *
+ * so a group of 8 wastes nothing. The softmax is the online one, base 2. */
+#ifndef MAI_CUDA_ATTEND_CUH
+#define MAI_CUDA_ATTEND_CUH
+
+#include "kv.cuh"
+#include "merge.cuh"
+#include "schedule.h"
+
+namespace mai {
+
+/* HEADS: query heads computed together, a multiple of 8. */
+template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_>
+struct Traits {
+    using Kv = Kv_;
+    static constexpr int D = D_, HEADS = HEADS_, WARPS = WARPS_, STAGES = STAGES_;
+    static constexpr int THREADS = 32 * WARPS, NT = HEADS / 8, TILE = 16, UNIT = WARPS * TILE;
+    static constexpr int PIECES = D * Kv::BYTES / 16; /* 16-byte pieces of a token's K */
+    static constexpr int TILE_BYTES = TILE * PIECES * 16;
+    static constexpr int O_STRIDE = D + 4; /* floats: neighbouring heads in different banks */
+    static constexpr int MOST_ITEMS = 16;
+};
+
+/* A group of which this block computes something. */
+struct Item {
+    int row, kv_head, block; /* block: of query heads, within kv_head */
+    int n, b, start;         /* tokens; mai_far_end or -1; see mai_segments_of */
+    int first_unit;
+};
+
+template <class T>
+struct AttendShared {
+    unsigned char stage[T::WARPS][T::STAGES][2][T::TILE_BYTES]; /* K, V */
+    float o[T::WARPS][T::HEADS][T::O_STRIDE];                   /* of one part, to be joined */
+    float top[T::WARPS][T::HEADS], sum[T::WARPS][T::HEADS];
+    Item items[T::MOST_ITEMS];
+    int first_group, last_group, total_units, is_last;
+
+    __device__ int *scratch() { return (int *)stage; } /* before the first copy */
+};
+
+/* ---------------------------------------------------------------------------------- schedule -- */
+
+__device__ __forceinline__ int n_groups(const mai_cu_params &p)
+{
+    return p.n_rows * p.n_kv_heads * p.blocks_per_kv;
+}
+
+__device__ __forceinline__ int heads_of(const mai_cu_params &p, int block)
+{
+    return min(p.heads_per_block, p.group - block * p.heads_per_block);
+}
+
+__device__ inline Item make_item(const mai_cu_params &p, int group)
+{
+    Item x;
+    const int per_row = p.n_kv_heads * p.blocks_per_kv;
+    x.row = group / per_row;
+    x.kv_head = group % per_row / p.blocks_per_kv;
+    x.block = group % p.blocks_per_kv;
+    x.n = row_tokens(p, x.row);
+    x.first_unit = 0;
+    if (!p.reuse) {
+        x.b = -1;
+        x.start = p.window > 0 ? max(0, x.n - p.window) : 0;
+        return x;
+    }
+    x.b = mai_far_end(x.n, p.band, p.fresh);
+    x.start = x.b;
+    if (p.capture_row >= 0) return x;
+    const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+    const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + head0;
+    const int heads = heads_of(p, x.block);
+    for (int i = 0; i < heads; i++) x.start = min(x.start, __ldcg(&d[i].start));
+    return x;
+}
+
+__device__ __forceinline__ mai_segments segments_of(const mai_cu_params &p, const Item &x, int unit)
+{
+    return mai_segments_of(x.n, x.b, p.fresh, x.start, unit);
+}
+
+/* Exclusive sums over the block; `total` gets the sum of all. */
+template <int THREADS>
+__device__ int block_scan(int x, int *scratch, int *total)
+{
+    constexpr int WARPS = THREADS / 32;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    int sum = x;
+    for (int i = 1; i < 32; i <<= 1) {
+        const int below = __shfl_up_sync(ALL, sum, i);
+        if (lane >= i) sum += below;
+    }
+    if (lane == 31) scratch[warp] = sum;
+    __syncthreads();
+    int before = 0, all = 0;
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) before += scratch[w];
+        all += scratch[w];
+    }
+    *total = all;
+    return before + sum - x;
+}
+
+/* The groups whose units this block computes, and the units of all groups before this thread's. */
+template <class T>
+__device__ int find_groups(const mai_cu_params &p, AttendShared<T> &sh, int per_thread, int *total)
+{
+    const int g0 = min((int)threadIdx.x * per_thread, n_groups(p));
+    const int g1 = min(g0 + per_thread, n_groups(p));
+    int sum = 0;
+    for (int g = g0; g < g1; g++) sum += segments_of(p, make_item(p, g), T::UNIT).units;
+    const int before = block_scan<T::THREADS>(sum, sh.scratch(), total);
+    const int begin = mai_block_begin(*total, blockIdx.x, gridDim.x);
+    const int end = mai_block_begin(*total, blockIdx.x + 1, gridDim.x);
+    if (before < end && before + sum > begin) {
+        int u = before;
+        for (int g = g0; g < g1; g++) {
+            const int units = segments_of(p, make_item(p, g), T::UNIT).units;
+            if (u <= begin && begin < u + units) sh.first_group = g;
+            if (u < end && end <= u + units) sh.last_group = g;
+            u += units;
+        }
+    }
+    return before;
+}
+
+/* Fill in the items of groups [g, g + MOST_ITEMS). */
+template <class T>
+__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, int per_thread,
+                           int before)
+{
+    const int g0 = threadIdx.x * per_thread, g1 = min(g0 + per_thread, n_groups(p));
+    if (g1 <= g || g0 >= g + T::MOST_ITEMS) return;
+    int u = before;
+    for (int i = g0; i < g1; i++) {
+        Item x = make_item(p, i);
+        x.first_unit = u;
+        u += segments_of(p, x, T::UNIT).units;
+        if (i >= g && i < g + T::MOST_ITEMS) sh.items[i - g] = x;
+    }
+}
+
+/* The part of an item's segment that this block computes. */
+struct Share {
+    int begin, end; /* units of this block */
+};
+
+template <class T>
+__device__ __forceinline__ mai_segment part_of(const mai_cu_params &p, const Item &x, int segment,
+                                               const Share &share)
+{
+    const mai_segments s = segments_of(p, x, T::UNIT);
+    int first = x.first_unit;
+#pragma unroll
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        if (i < segment) first += s.of[i].units;
+    }
+    return mai_segment_part(s.of[segment], first, share.begin, share.end, T::UNIT);
+}
+
+/* ------------------------------------------------------------------------------------- loads -- */
+
+/* One warp's tiles in the order in which it computes them, ahead of the computation. */
+template <class T>
+struct Loader {
+    const mai_cu_params &p;
+    AttendShared<T> &sh;
+    const Share share;
+    const int n_items, warp, lane;
+    int item, segment; /* of the next tile to copy; item == n_items: none */
+    int t, t1;
+    int64_t pages; /* row_pages */
+    int page;      /* page number of token t + lane % 16 */
+    const char *k, *v;
+    int stage;
+
+    __device__ Loader(const mai_cu_params &p_, AttendShared<T> &sh_, const Share &share_, int n)
+        : p(p_), sh(sh_), share(share_), n_items(n), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
+          item(0), segment(-1), t(0), t1(0), pages(0), page(0), k(nullptr), v(nullptr), stage(0)
+    {
+        seek();
+    }
+
+    /* To the next tile, if t is past the segment's end. */
+    __device__ void seek()
+    {
+        while (t >= t1) {
+            if (++segment == MAI_SEGMENTS) segment = 0, item++;
+            if (item >= n_items) return;
+            const Item &x = sh.items[item];
+            const mai_segment part = part_of<T>(p, x, segment, share);
+            t = part.t0 + T::TILE * warp;
+            t1 = part.t1;
+            pages = row_pages(p, x.row);
+            k = p.k + x.kv_head * p.k_head_stride;
+            v = p.v + x.kv_head * p.v_head_stride;
+        }
+        const int token = t + lane % T::TILE;
+        if (p.page_shift < 0) page = (int)pages;
+        else page = token < t1 ? __ldg(p.pages + pages + (token >> p.page_shift)) : 0;
+    }
+
+    __device__ void copy()
+    {
+        const uint32_t to_k = shared_address(sh.stage[warp][stage][0]);
+        const uint32_t to_v = shared_address(sh.stage[warp][stage][1]);
+        const int mask = p.page_shift < 0 ? -1 : (1 << p.page_shift) - 1;
+#pragma unroll
+        for (int j = 0; j < T::TILE * T::PIECES / 32; j++) {
+            const int row = (lane + 32 * j) / T::PIECES, piece = (lane + 32 * j) % T::PIECES;
+            const int64_t in = __shfl_sync(ALL, page, row), token = (t + row) & mask;
+            const uint32_t at = (uint32_t)(row * T::PIECES + piece_at<T::PIECES>(row, piece)) * 16;
+            const bool valid = t + row < t1;
+            const int64_t from_k = in * p.k_page_stride + token * p.k_token_stride + piece * 16;
+            const int64_t from_v = in * p.v_page_stride + token * p.v_token_stride + piece * 16;
+            copy16(to_k + at, valid ? k + from_k : p.k, valid);
+            copy16(to_v + at, valid ? v + from_v : p.v, valid);
+        }
+    }
+
+    /* Start the copies of the next tile, if there is one. */
+    __device__ void next()
+    {
+        if (item < n_items) {
+            copy();
+            t += T::UNIT;
+            seek();
+        }
+        copy_commit();
+        stage = stage + 1 == T::STAGES ? 0 : stage + 1;
+    }
+};
+
+/* ------------------------------------------------------------------------------- computation -- */
+
+/* The queries of an item as B operands. */
+template <class T>
+struct Queries {
+    uint32_t b[T::D / 16][T::NT][2];
+
+    __device__ void load(const mai_cu_params &p, const Item &x)
+    {
+        const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+        const int heads = heads_of(p, x.block);
+        const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+            const int head = min(8 * j + g, heads - 1);
+            const char *q = p.q + x.row * p.q_row_stride + (head0 + head) * p.q_head_stride;
+#pragma unroll
+            for (int s = 0; s < T::D / 16; s++) {
+                const int dim = T::Kv::key_dim(s, c);
+                float low[2], high[2];
+                load_values<2>(p.q_dtype, q, dim, low);
+                load_values<2>(p.q_dtype, q, dim + T::Kv::KEY_SECOND, high);
+                b[s][j][0] = T::Kv::pack(low[0], low[1]);
+                b[s][j][1] = T::Kv::pack(high[0], high[1]);
+            }
+        }
+    }
+};
+
+/* One warp's state of a part: O^T as accumulators, and for the lane's two heads of each n-tile the greatest
+ * logit and the lane's share of the sum. */
+template <class T>
+struct State {
+    float o[T::D / 16][T::NT][4];
+    float top[T::NT][2], sum[T::NT][2];
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+            for (int m = 0; m < T::D / 16; m++) {
+                o[m][j][0] = o[m][j][1] = o[m][j][2] = o[m][j][3] = 0.0f;
+            }
+            top[j][0] = top[j][1] = -INFINITY;
+            sum[j][0] = sum[j][1] = 0.0f;
+        }
+    }
+};
+
+/* For the lane's two heads of each n-tile: the first token they see. */
+template <class T>
+struct Starts {
+    int of[T::NT][2];
+
+    __device__ void load(const mai_cu_params &p, const Item &x, int segment)
+    {
+        const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
+        const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+        const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + head0;
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int head = 8 * j + 2 * c + i;
+                const bool own = segment == MAI_FAR && p.capture_row < 0;
+                of[j][i] = head >= heads ? INT32_MAX : own ? __ldcg(&d[head].start) : 0;
+            }
+        }
+    }
+};
+
+__device__ __forceinline__ float logit(const mai_cu_params &p, float factor, float s)
+{
+    if (p.softcap > 0) return p.softcap * LOG2E * tanhf(s * (factor * LN2 / p.softcap));
+    return s * factor;
+}
+
+/* Scores of 16 tokens: rows g and g + 8, heads 2c and 2c + 1 of each n-tile. */
+template <class T>
+__device__ __forceinline__ void scores(float s[T::NT][4], const Queries<T> &q, uint32_t k_tile)
+{
+    float even[T::NT][4] = {}, odd[T::NT][4] = {}; /* two chains of products */
+#pragma unroll
+    for (int i = 0; i < T::D / 16; i += 2) {
+        uint32_t a[2][4];
+        if constexpr (T::Kv::KSTEPS == 2) {
+            T::Kv::template load_keys<T::PIECES>(a, k_tile, i);
+        } else {
+            T::Kv::template load_keys<T::PIECES>(a, k_tile, i);
+            T::Kv::template load_keys<T::PIECES>(a + 1, k_tile, i + 1);
+        }
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+            T::Kv::multiply(even[j], a[0], q.b[i][j][0], q.b[i][j][1]);
+            T::Kv::multiply(odd[j], a[1], q.b[i + 1][j][0], q.b[i + 1][j][1]);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[j][i] = even[j][i] + odd[j][i];
+    }
+}
+
+/* Logits to probabilities relative to the new maximum, the old state scaled to it. */
+template <class T>
+__device__ __forceinline__ void softmax(const mai_cu_params &p, float factor, float s[T::NT][4],
+                                        State<T> &state, const Starts<T> &starts, int t, int t1)
+{
+    const int g = (threadIdx.x & 31) / 4;
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+        float scale[2];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int first = starts.of[j][h], t_low = t + g, t_high = t + g + 8;
+            float low = logit(p, factor, s[j][h]), high = logit(p, factor, s[j][2 + h]);
+            if (t_low < first || t_low >= t1) low = -INFINITY;
+            if (t_high < first || t_high >= t1) high = -INFINITY;
+            float top = fmaxf(low, high);
+            for (int i = 4; i < 32; i <<= 1) top = fmaxf(top, __shfl_xor_sync(ALL, top, i));
+            top = fmaxf(top, state.top[j][h]);
+            const float base = top == -INFINITY ? 0.0f : top;
+            scale[h] = fast_exp2(state.top[j][h] - base);
+            state.top[j][h] = top;
+            s[j][h] = fast_exp2(low - base);
+            s[j][2 + h] = fast_exp2(high - base);
+            state.sum[j][h] = state.sum[j][h] * scale[h] + s[j][h] + s[j][2 + h];
+        }
+#pragma unroll
+        for (int m = 0; m < T::D / 16; m++) {
+            state.o[m][j][0] *= scale[0], state.o[m][j][1] *= scale[1];
+            state.o[m][j][2] *= scale[0], state.o[m][j][3] *= scale[1];
+        }
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void add_values(const float s[T::NT][4], State<T> &state,
+                                           uint32_t v_tile)
+{
+    uint32_t probability[T::NT][2];
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+        probability[j][0] = transpose_matrix(T::Kv::pack(s[j][0], s[j][1]));
+        probability[j][1] = transpose_matrix(T::Kv::pack(s[j][2], s[j][3]));
+    }
+#pragma unroll
+    for (int m = 0; m < T::D / 16; m += T::Kv::MTILES) {
+        uint32_t a[T::Kv::MTILES][4];
+        T::Kv::template load_values<T::PIECES>(a, v_tile, T::Kv::MTILES == 2 ? m : m);
+#pragma unroll
+        for (int i = 0; i < T::Kv::MTILES; i++) {
+#pragma unroll
+            for (int j = 0; j < T::NT; j++) {
+                T::Kv::multiply(state.o[m + i][j], a[i], probability[j][0], probability[j][1]);
+            }
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------- parts -- */
+
+/* Join the warps' states of a part and write the partial result. */
+template <class T>
+__device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, State<T> &state, size_t at)
+{
+    constexpr int V = T::D / 32;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int head = 8 * j + 2 * c + h;
+            float sum = state.sum[j][h];
+            for (int i = 4; i < 32; i <<= 1) sum += __shfl_xor_sync(ALL, sum, i);
+            if (g == 0) sh.top[warp][head] = state.top[j][h], sh.sum[warp][head] = sum;
+#pragma unroll
+            for (int m = 0; m < T::D / 16; m++) {
+                sh.o[warp][head][T::Kv::value_dim(m, g, 0)] = state.o[m][j][h];
+                sh.o[warp][head][T::Kv::value_dim(m, g, 1)] = state.o[m][j][2 + h];
+            }
+        }
+    }
+    __syncthreads();
+    for (int head = warp; head < p.heads_per_block; head += T::WARPS) {
+        float top = -INFINITY, sum = 0, o[V] = {};
+        for (int w = 0; w < T::WARPS; w++) top = fmaxf(top, sh.top[w][head]);
+        const float base = top == -INFINITY ? 0.0f : top;
+#pragma unroll
+        for (int w = 0; w < T::WARPS; w++) {
+            const float weight = fast_exp2(sh.top[w][head] - base);
+            sum += weight * sh.sum[w][head];
+#pragma unroll
+            for (int i = 0; i < V; i++) o[i] += weight * sh.o[w][head][lane * V + i];
+        }
+        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+#pragma unroll
+        for (int i = 0; i < V; i++) o[i] *= inverse;
+        const size_t to = at * (size_t)p.heads_per_block + (size_t)head;
+        store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + to * T::D), lane * V, o);
+        if (lane == 0) p.partial_lse[to] = sum == 0 ? -INFINITY : base + log2f(sum);
+    }
+    __syncthreads();
+}
+
+/* A group's part is written: if all its parts are, merge them. */
+template <class T>
+__device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
+                            const Share &share, int group)
+{
+    const mai_segments s = segments_of(p, x, T::UNIT);
+    const int end = x.first_unit + s.units;
+    const int total = sh.total_units, blocks = gridDim.x;
+    const int first = mai_block_of(total, x.first_unit, blocks);
+    const int last = mai_block_of(total, end - 1, blocks);
+    if (first != last) {
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            const bool is_last = atomicAdd(&p.arrived[group], 1u) == (unsigned)(last - first);
+            if (is_last) p.arrived[group] = 0;
+            sh.is_last = is_last;
+        }
+        __syncthreads();
+        if (!sh.is_last) return;
+        __threadfence();
+    }
+    const Parts parts = {s, x.first_unit, total, blocks, first, first == last};
+    const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+    const int heads = heads_of(p, x.block);
+    for (int i = threadIdx.x / 32; i < heads; i += T::WARPS) {
+        merge_head<T::D / 32>(p, parts, x.row, head0 + i, i, x.n, x.b);
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::THREADS, 1)
+    attend_kernel(const __grid_constant__ mai_cu_params p)
+{
+    extern __shared__ __align__(128) unsigned char memory[];
+    AttendShared<T> &sh = *(AttendShared<T> *)memory;
+    const int warp = threadIdx.x / 32;
+    const int per_thread = (n_groups(p) + T::THREADS - 1) / T::THREADS;
+    wait_for_previous();
+    int total;
+    const int before = find_groups<T>(p, sh, per_thread, &total);
+    const Share share = {mai_block_begin(total, blockIdx.x, gridDim.x),
+                         mai_block_begin(total, blockIdx.x + 1, gridDim.x)};
+    if (share.begin == share.end) return;
+    if (threadIdx.x == 0) sh.total_units = total;
+    __syncthreads();
+    const int first_group = sh.first_group, last_group = sh.last_group;
+    const float factor = p.scale * LOG2E * p.k_scale;
+
+    for (int g0 = first_group; g0 <= last_group; g0 += T::MOST_ITEMS) {
+        __syncthreads();
+        list_items<T>(p, sh, g0, per_thread, before);
+        __syncthreads();
+        const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
+        Loader<T> loader(p, sh, share, n_items);
+        for (int i = 0; i < T::STAGES - 1; i++) loader.next();
+        int stage = 0;
+        for (int i = 0; i < n_items; i++) {
+            const Item x = sh.items[i];
+            const int end = x.first_unit + segments_of(p, x, T::UNIT).units;
+            const int place = mai_place(share.begin, share.end, x.first_unit, end);
+            Queries<T> queries;
+            queries.load(p, x);
+            for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
+                const mai_segment part = part_of<T>(p, x, segment, share);
+                if (part.units == 0) continue;
+                Starts<T> starts;
+                starts.load(p, x, segment);
+                State<T> state;
+                state.clear();
+                for (int t = part.t0 + T::TILE * warp; t < part.t1; t += T::UNIT) {
+                    float s[T::NT][4];
+                    copy_wait<T::STAGES - 2>();
+                    __syncwarp();
+                    scores<T>(s, queries, shared_address(sh.stage[warp][stage][0]));
+                    softmax<T>(p, factor, s, state, starts, t, part.t1);
+                    add_values<T>(s, state, shared_address(sh.stage[warp][stage][1]));
+                    __syncwarp();
+                    loader.next();
+                    stage = stage + 1 == T::STAGES ? 0 : stage + 1;
+                }
+                join_warps<T>(p, sh, state,
+                              ((size_t)blockIdx.x * MAI_PLACES + place) * MAI_SEGMENTS + segment);
+            }
+            finish_item<T>(p, sh, x, share, g0 + i);
+        }
+        copy_wait<0>();
+    }
+}
+
+/* What attend_table.cu lists of an instantiation. */
+template <class T>
+mai_cu_attend_kernel describe(macattn_dtype kv_dtype)
+{
+    return mai_cu_attend_kernel{(const void *)attend_kernel<T>, kv_dtype,   T::D, T::HEADS, T::UNIT,
+                                T::THREADS,                     sizeof(AttendShared<T>)};
+}
+
+} // namespace mai
+
+#endif /* MAI_CUDA_ATTEND_CUH */

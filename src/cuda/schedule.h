@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How the tokens of a step are divided over thread blocks. Plain integer arithmetic, the same on host and
+ * device, so that it can be tested without a GPU.
+ *
+ * A *group* is one row and one block of query heads that share a KV head: what reads the same bytes. Its
+ * tokens lie in up to three *segments*, kept apart because their results are:
+ *
+ *     fresh [0, F)       attention sinks: in the output, never in the summary
+ *     far   [s, b)       the summary, or what it lacks; s = the earliest start of the group's heads
+ *     near  [b, n)       band and newest token: in the output, never in the summary
+ *
+ * Without reuse there is one segment, near = [0, n) or the window. Each segment is cut into units of equal
+ * size; block i of G takes units [U i / G, U (i + 1) / G) of all U, in order. So all blocks read the same
+ * number of bytes up to one unit, whatever the lengths of the rows: a long sequence is spread over many
+ * blocks, and short ones share one. (One chunk size for a whole batch cannot do that.) */
+#ifndef MAI_CUDA_SCHEDULE_H
+#define MAI_CUDA_SCHEDULE_H
+
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#    define MAI_HD __host__ __device__ __forceinline__
+#else
+#    define MAI_HD static inline
+#endif
+
+enum { MAI_FRESH = 0, MAI_FAR = 1, MAI_NEAR = 2, MAI_SEGMENTS = 3 };
+
+typedef struct mai_segment {
+    int32_t t0, t1; /* tokens */
+    int32_t units;
+} mai_segment;
+
+typedef struct mai_segments {
+    mai_segment of[MAI_SEGMENTS];
+    int32_t units; /* of all: at least 1, so that every group has a block that writes its output */
+} mai_segments;
+
+MAI_HD int32_t mai_units_of(int32_t tokens, int32_t unit)
+{
+    return tokens <= 0 ? 0 : (tokens + unit - 1) / unit;
+}
+
+/* The first token that summaries never cover; also the end of new summaries. */
+MAI_HD int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
+{
+    const int32_t b = n - band;
+    return b > fresh ? b : fresh < n ? fresh : n;
+}
+
+/* `start`: first token of the far segment. `b`: mai_far_end; b < 0 stands for no reuse at all, and `start`
+ * for the first token seen. */
+MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t start, int32_t unit)
+{
+    mai_segments s;
+    const int32_t f = b < 0 ? 0 : fresh < b ? fresh : b;
+    s.of[MAI_FRESH].t0 = 0;
+    s.of[MAI_FRESH].t1 = f;
+    s.of[MAI_FAR].t0 = b < 0 ? 0 : start;
+    s.of[MAI_FAR].t1 = b < 0 ? 0 : b;
+    s.of[MAI_NEAR].t0 = b < 0 ? start : b;
+    s.of[MAI_NEAR].t1 = n;
+    s.units = 0;
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, unit);
+        s.units += s.of[i].units;
+    }
+    if (s.units == 0) {
+        s.units = s.of[MAI_NEAR].units = 1;
+        s.of[MAI_NEAR].t1 = s.of[MAI_NEAR].t0;
+    }
+    return s;
+}
+
+/* First unit of block i of n_blocks; that of the next is its end. */
+MAI_HD int32_t mai_block_begin(int32_t units, int32_t i, int32_t n_blocks)
+{
+    return (int32_t)((int64_t)units * i / n_blocks);
+}
+
+/* The block that computes a unit. */
+MAI_HD int32_t mai_block_of(int32_t units, int32_t unit, int32_t n_blocks)
+{
+    return (int32_t)((((int64_t)unit + 1) * n_blocks - 1) / units);
+}
+
+/* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
+MAI_HD mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin, int32_t end,
+                                    int32_t unit)
+{
+    const int32_t u0 = (begin > first ? begin : first) - first;
+    const int32_t u1 = (end < first + s.units ? end : first + s.units) - first;
+    mai_segment part = {s.t0, s.t0, 0};
+    if (u1 <= u0) return part;
+    part.t0 = s.t0 + u0 * unit;
+    part.t1 = u1 == s.units ? s.t1 : s.t0 + u1 * unit;
+    part.units = u1 - u0;
+    return part;
+}
+
+/* Where a block puts the partial result of a group that it shares with others: groups that began in an
+ * earlier block come first in a block, groups that go on in a later one last, so two places suffice; what
+ * a block computes whole has a third. */
+enum { MAI_PLACE_CONTINUES = 0, MAI_PLACE_BEGINS = 1, MAI_PLACE_WHOLE = 2, MAI_PLACES = 3 };
+
+MAI_HD int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
+                         int32_t group_end)
+{
+    if (group_begin < block_begin) return MAI_PLACE_CONTINUES;
+    return group_end > block_end ? MAI_PLACE_BEGINS : MAI_PLACE_WHOLE;
+}
+
+#endif /* MAI_CUDA_SCHEDULE_H */
