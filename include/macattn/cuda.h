@@ -139,7 +139,7 @@ typedef struct macattn_cuda_decision {
     int32_t start;     /*!< first token computed after the fresh ones: the summary covered [F, start) */
     int32_t entry;     /*!< ring entry reused; -1: a miss */
     float distance2;   /*!< squared distance of the nearest entry; infinity if there was none */
-    int32_t candidates; /*!< entries whose distance was computed in full */
+    int32_t next;      /*!< ring entry that remembers this query; -1: it is not remembered */
 } macattn_cuda_decision;
 
 /*! macattn_cuda_decisions() : where the decisions of the newest decode call lie: device memory,

@@ -46,7 +46,7 @@ struct AttendShared {
     float o[T::WARPS][T::HEADS][T::O_STRIDE];                   /* of one part, to be joined */
     float top[T::WARPS][T::HEADS], sum[T::WARPS][T::HEADS];
     Item items[T::MOST_ITEMS];
-    int first_group, last_group, total_units, is_last;
+    int first_group, last_group, is_last;
 
     __device__ int *scratch() { return (int *)stage; } /* before the first copy */
 };
@@ -114,50 +114,67 @@ __device__ int block_scan(int x, int *scratch, int *total)
     return before + sum - x;
 }
 
-/* The groups whose units this block computes, and the units of all groups before this thread's. */
+/* The groups that a thread looks after while the work is divided: [g0, g1). What it knows of the first
+ * stays in registers: there is seldom another. */
+struct Own {
+    int g0, g1;
+    Item first;
+    int before; /* units of all groups before g0 */
+
+    __device__ __forceinline__ Item item(const mai_cu_params &p, int g) const
+    {
+        return g == g0 ? first : make_item(p, g);
+    }
+};
+
+/* This block's part of all units; and the groups that they belong to, in `sh`. */
+struct Share {
+    int begin, end;
+    int total, blocks; /* units of all groups, blocks that get some */
+};
+
 template <class T>
-__device__ int find_groups(const mai_cu_params &p, AttendShared<T> &sh, int per_thread, int *total)
+__device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &own)
 {
-    const int g0 = min((int)threadIdx.x * per_thread, n_groups(p));
-    const int g1 = min(g0 + per_thread, n_groups(p));
+    const int per_thread = (n_groups(p) + T::THREADS - 1) / T::THREADS;
+    own.g0 = min((int)threadIdx.x * per_thread, n_groups(p));
+    own.g1 = min(own.g0 + per_thread, n_groups(p));
     int sum = 0;
-    for (int g = g0; g < g1; g++) sum += segments_of(p, make_item(p, g), T::UNIT).units;
-    const int before = block_scan<T::THREADS>(sum, sh.scratch(), total);
-    const int begin = mai_block_begin(*total, blockIdx.x, gridDim.x);
-    const int end = mai_block_begin(*total, blockIdx.x + 1, gridDim.x);
-    if (before < end && before + sum > begin) {
-        int u = before;
-        for (int g = g0; g < g1; g++) {
-            const int units = segments_of(p, make_item(p, g), T::UNIT).units;
-            if (u <= begin && begin < u + units) sh.first_group = g;
-            if (u < end && end <= u + units) sh.last_group = g;
-            u += units;
+    if (own.g0 < own.g1) own.first = make_item(p, own.g0);
+    for (int g = own.g0; g < own.g1; g++) sum += segments_of(p, own.item(p, g), T::UNIT).cost;
+    Share share;
+    own.before = block_scan<T::THREADS>(sum, sh.scratch(), &share.total);
+    share.blocks = mai_active_blocks(share.total, gridDim.x);
+    const int i = min((int)blockIdx.x, share.blocks);
+    share.begin = mai_block_begin(share.total, i, share.blocks);
+    share.end = mai_block_begin(share.total, min(i + 1, share.blocks), share.blocks);
+    if (own.before < share.end && own.before + sum > share.begin) {
+        int u = own.before;
+        for (int g = own.g0; g < own.g1; g++) {
+            const int next = u + segments_of(p, own.item(p, g), T::UNIT).cost;
+            if (u <= share.begin && share.begin < next) sh.first_group = g;
+            if (u < share.end && share.end <= next) sh.last_group = g;
+            u = next;
         }
     }
-    return before;
+    return share;
 }
 
 /* Fill in the items of groups [g, g + MOST_ITEMS). */
 template <class T>
-__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, int per_thread,
-                           int before)
+__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own &own)
 {
-    const int g0 = threadIdx.x * per_thread, g1 = min(g0 + per_thread, n_groups(p));
-    if (g1 <= g || g0 >= g + T::MOST_ITEMS) return;
-    int u = before;
-    for (int i = g0; i < g1; i++) {
-        Item x = make_item(p, i);
+    if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
+    int u = own.before;
+    for (int i = own.g0; i < own.g1; i++) {
+        Item x = own.item(p, i);
         x.first_unit = u;
-        u += segments_of(p, x, T::UNIT).units;
+        u += segments_of(p, x, T::UNIT).cost;
         if (i >= g && i < g + T::MOST_ITEMS) sh.items[i - g] = x;
     }
 }
 
 /* The part of an item's segment that this block computes. */
-struct Share {
-    int begin, end; /* units of this block */
-};
-
 template <class T>
 __device__ __forceinline__ mai_segment part_of(const mai_cu_params &p, const Item &x, int segment,
                                                const Share &share)
@@ -178,7 +195,7 @@ template <class T>
 struct Loader {
     const mai_cu_params &p;
     AttendShared<T> &sh;
-    const Share share;
+    const Share &share;
     const int n_items, warp, lane;
     int item, segment; /* of the next tile to copy; item == n_items: none */
     int t, t1;
@@ -458,9 +475,9 @@ __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const I
 {
     const mai_segments s = segments_of(p, x, T::UNIT);
     const int end = x.first_unit + s.units;
-    const int total = sh.total_units, blocks = gridDim.x;
-    const int first = mai_block_of(total, x.first_unit, blocks);
-    const int last = mai_block_of(total, end - 1, blocks);
+    if (end <= share.begin) return; /* only the cost of finishing was counted here */
+    const int first = mai_block_of(share.total, x.first_unit, share.blocks);
+    const int last = mai_block_of(share.total, end - 1, share.blocks);
     if (first != last) {
         __threadfence();
         __syncthreads();
@@ -473,7 +490,7 @@ __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const I
         if (!sh.is_last) return;
         __threadfence();
     }
-    const Parts parts = {s, x.first_unit, total, blocks, first, first == last};
+    const Parts parts = {s, x.first_unit, share.total, share.blocks, first, first == last};
     const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
     const int heads = heads_of(p, x.block);
     for (int i = threadIdx.x / 32; i < heads; i += T::WARPS) {
@@ -488,21 +505,17 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     extern __shared__ __align__(128) unsigned char memory[];
     AttendShared<T> &sh = *(AttendShared<T> *)memory;
     const int warp = threadIdx.x / 32;
-    const int per_thread = (n_groups(p) + T::THREADS - 1) / T::THREADS;
     wait_for_previous();
-    int total;
-    const int before = find_groups<T>(p, sh, per_thread, &total);
-    const Share share = {mai_block_begin(total, blockIdx.x, gridDim.x),
-                         mai_block_begin(total, blockIdx.x + 1, gridDim.x)};
+    Own own;
+    const Share share = find_share<T>(p, sh, own);
     if (share.begin == share.end) return;
-    if (threadIdx.x == 0) sh.total_units = total;
     __syncthreads();
     const int first_group = sh.first_group, last_group = sh.last_group;
     const float factor = p.scale * LOG2E * p.k_scale;
 
     for (int g0 = first_group; g0 <= last_group; g0 += T::MOST_ITEMS) {
         __syncthreads();
-        list_items<T>(p, sh, g0, per_thread, before);
+        list_items<T>(p, sh, g0, own);
         __syncthreads();
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
         Loader<T> loader(p, sh, share, n_items);

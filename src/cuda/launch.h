@@ -92,7 +92,8 @@ int mai_cu_attend_prepare(const mai_cu_attend_kernel *kernel, int *blocks_per_sm
 int mai_cu_attend_launch(const mai_cu_attend_kernel *kernel, const mai_cu_params *p, int n_blocks,
                          int after_match, void *stream);
 
-/* match.cu */
+/* match.cu. Prepare: once per device. */
+int mai_cu_match_prepare(int head_dim);
 int mai_cu_match_launch(const mai_cu_params *p, void *stream);
 
 /* slots.cu */

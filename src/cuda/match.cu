@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match and decide: for each (row, head), the remembered query nearest to the new one, and whether its
- * summary is reused. One thread block each.
+/* Match and decide: for each (row, head), the remembered query nearest to the new one, whether its summary
+ * is reused, and the new query's own place in the ring. One thread block each.
  *
  * Reads head_dim + 16 bytes for each of the ring's entries: int8 codes and what bounds their error. Since
  * q = q^ + residual on both sides, the true distance lies within |residual_q| + |residual_p| of the codes'
  * distance, which is computed exactly with byte products. Entries whose lower bound is not above the least
  * upper bound are compared again, in double precision, on the queries as they came: so the decision is the
- * one a plain search would make. There are seldom more than two. */
+ * one a plain search would make. There are seldom more than two.
+ *
+ * The codes are on their way to shared memory before anything else is known: what bounds the time is that
+ * each block waits for memory four times in a row, so three blocks a multiprocessor take turns. */
 #include "common.cuh"
 #include "ring.cuh"
 #include "schedule.h"
@@ -15,6 +18,7 @@ namespace mai {
 namespace {
 
 constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int PIECE_BYTES = 65536; /* codes in shared memory at a time */
 
 struct Nearest {
     double distance2;
@@ -26,170 +30,221 @@ __device__ __forceinline__ bool is_nearer(const Nearest &a, const Nearest &b)
     return a.distance2 < b.distance2 || (a.distance2 == b.distance2 && a.pos > b.pos);
 }
 
+/* Entries that are in shared memory at a time. */
+template <int D>
+__host__ __device__ constexpr int piece_entries()
+{
+    return PIECE_BYTES / D;
+}
+
 template <int D>
 struct Shared {
     float q[D];
     int8_t q8[D];
-    float least[WARPS]; /* upper bounds */
     Nearest best[WARPS];
+    float least[WARPS]; /* upper bounds */
     float scale, residual, norm2;
-    int n_candidates;
-    float lower[1]; /* [ring], and behind it uint16_t [ring]: the candidates */
+    int finite;
 
-    __device__ uint16_t *candidates(const mai_cu_params &p)
-    {
-        return (uint16_t *)(lower + p.ring);
-    }
+    /* Behind it: the codes [n][D], then mai_cu_meta [n], n = min(ring, piece_entries). */
+    __device__ int8_t *codes() { return (int8_t *)(this + 1); }
+    __device__ mai_cu_meta *meta(int n) { return (mai_cu_meta *)(codes() + (size_t)n * D); }
 };
 
-/* The squared distance of the codes, and how far rounding may have moved it. */
-__device__ __forceinline__ void code_distance(float qn2, float pn2, float product, float *distance2,
-                                              float *slack)
+/* Start copying entries [first, first + n). */
+template <int D>
+__device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, int first, int n)
 {
-    *distance2 = qn2 + pn2 - 2.0f * product;
-    *slack = 1e-6f * (qn2 + pn2);
+    const char *codes = (const char *)(p.rings.q8 + (ring * (size_t)p.ring + first) * D);
+    const char *meta = (const char *)(p.rings.meta + ring * (size_t)p.ring + first);
+    const uint32_t to = shared_address(sh.codes());
+    const uint32_t to_meta = shared_address(sh.meta(min(p.ring, piece_entries<D>())));
+    for (int i = threadIdx.x; i < n * (D / 16); i += THREADS) copy16(to + i * 16, codes + i * 16, true);
+    for (int i = threadIdx.x; i < n; i += THREADS) copy16(to_meta + i * 16, meta + i * 16, true);
+    copy_commit();
 }
 
-/* Lower bounds of all entries that may be used; returns the thread's least upper bound. Lanes of a team of
- * D / 16 read one entry together. */
+/* Load and encode the query; warp 0. */
 template <int D>
-__device__ float scan(const mai_cu_params &p, Shared<D> &sh, size_t ring, int n, int b)
+__device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh, int row, int head,
+                                           float *q)
 {
-    constexpr int TEAM = D / 16, STEP = 32 / TEAM, UNROLL = 8;
+    constexpr int V = D / 32;
+    const int lane = threadIdx.x & 31;
+    load_values<V>(p.q_dtype, p.q_match + row * p.m_row_stride + head * p.m_head_stride, lane * V,
+                   q);
+    const EncodedQuery<V> e = encode_query<V>(q);
+    const bool finite = all_finite<V>(q, e.scale);
+#pragma unroll
+    for (int i = 0; i < V; i++) sh.q[lane * V + i] = q[i], sh.q8[lane * V + i] = e.q8[i];
+    if (lane == 0) sh.scale = e.scale, sh.residual = e.residual, sh.norm2 = e.norm2, sh.finite = finite;
+    return e;
+}
+
+/* Lower bounds of the piece's entries, left in their meta's `scale`; returns the thread's least upper bound.
+ * Lanes of a team of D / 16 read one entry together. */
+template <int D>
+__device__ float scan(const mai_cu_params &p, Shared<D> &sh, int first, int n, int newest, int count,
+                      int b)
+{
+    constexpr int TEAM = D / 16, STEP = 32 / TEAM;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, K = p.ring;
-    const int head = p.rings.head[ring], count = p.rings.count[ring];
-    const int8_t *codes = p.rings.q8 + ring * (size_t)K * D;
-    const mai_cu_meta *meta = p.rings.meta + ring * (size_t)K;
-    const int32_t *pos = p.rings.pos + ring * (size_t)K;
+    const int8_t *codes = sh.codes();
+    mai_cu_meta *meta = sh.meta(min(K, piece_entries<D>()));
     const int4 mine = *(const int4 *)(sh.q8 + 16 * (lane % TEAM));
     float least = INFINITY;
-    for (int i0 = warp * STEP * UNROLL; i0 < K; i0 += WARPS * STEP * UNROLL) {
-        int4 code[UNROLL];
-        mai_cu_meta about[UNROLL];
-        int made[UNROLL];
+#pragma unroll 4
+    for (int i0 = warp * STEP; i0 < n; i0 += WARPS * STEP) {
+        const int i = min(i0 + lane / TEAM, n - 1);
+        const int4 code = *(const int4 *)(codes + i * D + 16 * (lane % TEAM));
+        int dot = __dp4a(code.x, mine.x, 0);
+        dot = __dp4a(code.y, mine.y, dot);
+        dot = __dp4a(code.z, mine.z, dot);
+        dot = __dp4a(code.w, mine.w, dot);
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            const int i = min(i0 + u * STEP + lane / TEAM, K - 1);
-            code[u] = __ldg((const int4 *)(codes + (size_t)i * D) + lane % TEAM);
-            const int4 raw = __ldg((const int4 *)(meta + i));
-            about[u] = mai_cu_meta{__int_as_float(raw.x), __int_as_float(raw.y),
-                                   __int_as_float(raw.z), raw.w};
-            made[u] = __ldg(pos + i);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-            int dot = __dp4a(code[u].x, mine.x, 0);
-            dot = __dp4a(code[u].y, mine.y, dot);
-            dot = __dp4a(code[u].z, mine.z, dot);
-            dot = __dp4a(code[u].w, mine.w, dot);
-#pragma unroll
-            for (int s = 1; s < TEAM; s <<= 1) dot += __shfl_xor_sync(ALL, dot, s);
-            const int i = i0 + u * STEP + lane / TEAM;
-            if (i >= K || lane % TEAM != 0) continue;
-            int age = head - 1 - i; /* 0: the newest */
-            if (age < 0) age += K;
-            float distance2, slack;
-            code_distance(sh.norm2, about[u].norm2, sh.scale * about[u].scale * (float)dot,
-                          &distance2, &slack);
-            const float off = sh.residual + about[u].residual;
-            const bool usable = age < count && about[u].end <= b && made[u] < n - 1;
-            sh.lower[i] = usable ? sqrtf(fmaxf(distance2 - slack, 0.0f)) * 0.9999f - off : INFINITY;
-            if (usable) least = fminf(least, sqrtf(fmaxf(distance2, 0.0f) + slack) * 1.0001f + off);
-        }
+        for (int s = 1; s < TEAM; s <<= 1) dot += __shfl_xor_sync(ALL, dot, s);
+        if (i0 + lane / TEAM >= n || lane % TEAM != 0) continue;
+        const mai_cu_meta about = meta[i];
+        int age = newest - (first + i); /* 0: the newest */
+        if (age < 0) age += K;
+        const float sum2 = sh.norm2 + about.norm2, slack = 1e-6f * sum2;
+        const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)dot;
+        const float off = sh.residual + about.residual;
+        /* Made at an earlier token: end < b. (A summary made at token t ends at t + 1 - band.) */
+        const bool usable = age < count && about.end < b;
+        meta[i].scale = usable ? sqrtf(fmaxf(distance2 - slack, 0.0f)) * 0.9999f - off : INFINITY;
+        if (usable) least = fminf(least, sqrtf(fmaxf(distance2, 0.0f) + slack) * 1.0001f + off);
     }
     return least;
 }
 
-/* The nearest of the candidates, each compared by one warp. */
+/* The nearest of the piece's entries whose lower bound is at most `least`; each is compared by one warp. */
 template <int D>
-__device__ Nearest compare(const mai_cu_params &p, Shared<D> &sh, size_t ring)
+__device__ void compare(const mai_cu_params &p, Shared<D> &sh, size_t ring, int first, int n,
+                        float least, Nearest *best)
 {
     constexpr int V = D / 32;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    Nearest best = {INFINITY, -1, -1};
-    for (int c = warp; c < sh.n_candidates; c += WARPS) {
-        const int i = sh.candidates(p)[c];
-        const size_t entry = ring * (size_t)p.ring + (size_t)i;
-        float q[V];
-        load_values<V>(p.q_dtype, p.rings.q + entry * (size_t)(D * dtype_bytes(p.q_dtype)),
-                       lane * V, q);
-        double sum = 0;
+    const mai_cu_meta *meta = sh.meta(min(p.ring, piece_entries<D>()));
+    for (int i0 = warp * 32; i0 < n; i0 += THREADS) {
+        unsigned left = __ballot_sync(ALL, i0 + lane < n && meta[min(i0 + lane, n - 1)].scale <= least);
+        for (; left != 0; left &= left - 1) {
+            const int i = first + i0 + __ffs(left) - 1;
+            const size_t entry = ring * (size_t)p.ring + (size_t)i;
+            float q[V];
+            load_values<V>(p.q_dtype, p.rings.q + entry * (size_t)(D * dtype_bytes(p.q_dtype)),
+                           lane * V, q);
+            const int pos = p.rings.pos[entry];
+            double sum = 0;
 #pragma unroll
-        for (int j = 0; j < V; j++) {
-            const double off = (double)sh.q[lane * V + j] - (double)q[j];
-            sum += off * off;
+            for (int j = 0; j < V; j++) {
+                const double off = (double)sh.q[lane * V + j] - (double)q[j];
+                sum += off * off;
+            }
+            const Nearest x = {warp_sum(sum), i, pos};
+            if (is_nearer(x, *best)) *best = x;
         }
-        const Nearest x = {warp_sum(sum), i, p.rings.pos[entry]};
-        if (is_nearer(x, best)) best = x;
     }
-    return best;
+}
+
+/* The nearest entry of a whole ring, known to every warp's lane 0 in sh.best. */
+template <int D>
+__device__ void search(const mai_cu_params &p, Shared<D> &sh, size_t ring, int newest, int count,
+                       int b)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, piece = piece_entries<D>();
+    Nearest best = {INFINITY, -1, -1};
+    /* What is certainly not within the radius need not be compared. */
+    float least = sqrtf(p.radius2) * 1.0001f;
+    for (int first = 0; first < p.ring; first += piece) {
+        const int n = min(piece, p.ring - first);
+        if (first > 0) {
+            __syncthreads();
+            copy_piece<D>(p, sh, ring, first, n);
+        }
+        copy_wait<0>();
+        __syncthreads();
+        float bound = scan<D>(p, sh, first, n, newest, count, b);
+        bound = -warp_max(-bound);
+        if (lane == 0) sh.least[warp] = bound;
+        __syncthreads();
+        for (int w = 0; w < WARPS; w++) least = fminf(least, sh.least[w]);
+        compare<D>(p, sh, ring, first, n, least, &best);
+    }
+    if (lane == 0) sh.best[warp] = best;
+    __syncthreads();
 }
 
 template <int D>
-__global__ void __launch_bounds__(THREADS) match_kernel(const __grid_constant__ mai_cu_params p)
+__global__ void __launch_bounds__(THREADS, 3) match_kernel(const __grid_constant__ mai_cu_params p)
 {
     constexpr int V = D / 32;
     extern __shared__ __align__(16) unsigned char memory[];
     Shared<D> &sh = *(Shared<D> *)memory;
-    const int head = blockIdx.x, row = blockIdx.y, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    let_next_start();
+    const int head = blockIdx.x, row = blockIdx.y, slot = row_slot(p, row);
     macattn_cuda_decision *decision = p.decisions + (size_t)row * p.n_heads + head;
-    const int n = row_tokens(p, row), slot = row_slot(p, row);
+    let_next_start();
+    const size_t ring = ring_of(p, max(slot, 0), head);
+    if (slot >= 0) copy_piece<D>(p, sh, ring, 0, min(p.ring, piece_entries<D>()));
+    const int n = row_tokens(p, row);
     const int b = mai_far_end(n, p.band, p.fresh), fresh = min(p.fresh, b);
-    if (slot < 0 || n < p.min_tokens || n < 2 || b <= fresh || !(p.radius2 > 0)) {
-        if (threadIdx.x == 0) *decision = macattn_cuda_decision{fresh, -1, INFINITY, 0};
-        return;
-    }
-    const size_t ring = ring_of(p, slot, head);
-    if (warp == 0) {
-        const char *q_row = p.q_match + row * p.m_row_stride + head * p.m_head_stride;
-        float q[V];
-        load_values<V>(p.q_dtype, q_row, lane * V, q);
-        const EncodedQuery<V> e = encode_query<V>(q);
-#pragma unroll
-        for (int i = 0; i < V; i++) sh.q[lane * V + i] = q[i], sh.q8[lane * V + i] = e.q8[i];
-        if (lane == 0) {
-            sh.scale = e.scale, sh.residual = e.residual, sh.norm2 = e.norm2;
-            sh.n_candidates = 0;
-        }
-    }
+    const bool keeps = slot >= 0 && n > 1 && b > fresh;
+    const int next = slot >= 0 ? p.rings.head[ring] : 0;
+    const int count = slot >= 0 ? p.rings.count[ring] : 0;
+    float q[V];
+    EncodedQuery<V> e;
+    if (threadIdx.x < 32) e = take_query<D>(p, sh, row, head, q);
     __syncthreads();
-    float least = scan<D>(p, sh, ring, n, b);
-    least = -warp_max(-least);
-    if (lane == 0) sh.least[warp] = least;
-    __syncthreads();
-    for (int w = 0; w < WARPS; w++) least = fminf(least, sh.least[w]);
-    /* What is certainly not within the radius need not be compared. */
-    least = fminf(least, sqrtf(p.radius2) * 1.0001f);
-    for (int i = threadIdx.x; i < p.ring; i += THREADS) {
-        if (sh.lower[i] <= least) sh.candidates(p)[atomicAdd(&sh.n_candidates, 1)] = (uint16_t)i;
-    }
-    __syncthreads();
-    const Nearest mine = compare<D>(p, sh, ring);
-    if (lane == 0) sh.best[warp] = mine;
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    Nearest best = sh.best[0];
-    for (int w = 1; w < WARPS; w++) {
+    const bool searches = keeps && sh.finite && n >= p.min_tokens && p.radius2 > 0;
+    if (searches) search<D>(p, sh, ring, next == 0 ? p.ring - 1 : next - 1, count, b);
+    else copy_wait<0>();
+    if (threadIdx.x >= 32) return;
+    Nearest best = {INFINITY, -1, -1};
+    for (int w = 0; searches && w < WARPS; w++) {
         if (is_nearer(sh.best[w], best)) best = sh.best[w];
     }
     const bool hit = best.entry >= 0 && best.distance2 < (double)p.radius2;
-    *decision = macattn_cuda_decision{
-        hit ? p.rings.meta[ring * (size_t)p.ring + best.entry].end : fresh, hit ? best.entry : -1,
-        best.entry >= 0 ? (float)best.distance2 : INFINITY, sh.n_candidates};
+    const int start = hit ? p.rings.meta[ring * (size_t)p.ring + best.entry].end : fresh;
+    const bool remembers = keeps && sh.finite;
+    if (threadIdx.x == 0) {
+        *decision = macattn_cuda_decision{start, hit ? best.entry : -1,
+                                          best.entry >= 0 ? (float)best.distance2 : INFINITY,
+                                          remembers ? next : -1};
+    }
+    /* After the entry that it may replace was read. */
+    __syncwarp();
+    if (remembers) ring_begin<V>(p, ring, next, e, q, n - 1, b);
 }
 
 template <int D>
 cudaError_t launch(const mai_cu_params *p, cudaStream_t stream)
 {
-    const size_t bytes =
-        sizeof(Shared<D>) + (size_t)p->ring * (sizeof(float) + sizeof(uint16_t));
+    const int entries = p->ring < piece_entries<D>() ? p->ring : piece_entries<D>();
+    const size_t bytes = sizeof(Shared<D>) + (size_t)entries * (D + sizeof(mai_cu_meta));
     match_kernel<D><<<dim3(p->n_heads, p->n_rows), THREADS, bytes, stream>>>(*p);
     return cudaGetLastError();
 }
 
+template <int D>
+cudaError_t prepare()
+{
+    return cudaFuncSetAttribute(
+        match_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        (int)(sizeof(Shared<D>) + (size_t)piece_entries<D>() * (D + sizeof(mai_cu_meta))));
+}
+
 } // namespace
 } // namespace mai
+
+extern "C" int mai_cu_match_prepare(int head_dim)
+{
+    switch (head_dim) {
+    case 64: return mai::prepare<64>();
+    case 128: return mai::prepare<128>();
+    case 256: return mai::prepare<256>();
+    default: return cudaErrorInvalidValue;
+    }
+}
 
 extern "C" int mai_cu_match_launch(const mai_cu_params *p, void *stream)
 {

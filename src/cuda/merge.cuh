@@ -69,6 +69,7 @@ template <int V>
 __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment, int head_in_block,
                             Sum<V> &sum)
 {
+    constexpr int AT_A_TIME = 32 / V; /* loads in flight */
     const int lane = threadIdx.x & 31;
     int first = x.first_unit;
 #pragma unroll
@@ -87,20 +88,25 @@ __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment,
                    (size_t)p.heads_per_block +
                (size_t)head_in_block;
     };
+    /* All lse first: many loads at a time, and no rescaling in between. */
     float top = -INFINITY;
     for (int b = b0 + lane; b <= b1; b += 32) top = fmaxf(top, __ldcg(p.partial_lse + at(b)));
     sum.raise(warp_max(top));
-#pragma unroll 4
-    for (int b = b0; b <= b1; b++) {
-        const size_t i = at(b);
-        float o[V];
+    for (int b = b0; b <= b1; b += AT_A_TIME) {
+        float o[AT_A_TIME][V], lse[AT_A_TIME];
 #pragma unroll
-        for (int j = 0; j < V; j += 2) {
-            const float2 two =
-                __ldcg((const float2 *)(p.partial_out + i * (32 * V) + lane * V + j));
-            o[j] = two.x, o[j + 1] = two.y;
+        for (int i = 0; i < AT_A_TIME; i++) {
+            const size_t from = at(min(b + i, b1));
+            lse[i] = b + i <= b1 ? __ldcg(p.partial_lse + from) : -INFINITY;
+#pragma unroll
+            for (int j = 0; j < V; j += 2) {
+                const float2 two =
+                    __ldcg((const float2 *)(p.partial_out + from * (32 * V) + lane * V + j));
+                o[i][j] = two.x, o[i][j + 1] = two.y;
+            }
         }
-        sum.add(__ldcg(p.partial_lse + i), o);
+#pragma unroll
+        for (int i = 0; i < AT_A_TIME; i++) sum.add(lse[i], o[i]);
     }
 }
 
@@ -141,16 +147,7 @@ __device__ void merge_head(const mai_cu_params &p, const Parts &parts, int row, 
         }
         add_segment<V>(p, parts, MAI_FAR, head_in_block, out);
         out.normalise();
-        if (slot >= 0 && b > p.fresh && n > 0) {
-            const char *q_row = p.q_match + row * p.m_row_stride + head * p.m_head_stride;
-            float q[V];
-            load_values<V>(p.q_dtype, q_row, lane * V, q);
-            const EncodedQuery<V> e = encode_query<V>(q);
-            const float lse = out.lse() * LN2;
-            if (all_finite<V>(out.o, lse) && all_finite<V>(q, e.scale)) {
-                ring_insert<V>(p, ring, e, q_row, out.o, lse, n - 1, b);
-            }
-        }
+        if (d.next >= 0) ring_complete<V>(p, ring, d.next, out.o, out.lse() * LN2);
         if (lane == 0 && n > 0) count(p, head, d, n);
     }
     add_segment<V>(p, parts, MAI_FRESH, head_in_block, out);

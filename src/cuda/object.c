@@ -292,6 +292,7 @@ static macattn_status choose_kernel(macattn_cuda *m)
         return fail(m, MACATTN_E_UNSUPPORTED, "no kernel fits %d bytes of shared memory", shared);
     }
     DEVICE_TRY(m, "kernel", mai_cu_attend_prepare(m->kernel, &per_sm));
+    DEVICE_TRY(m, "kernel", mai_cu_match_prepare(c->head_dim));
     if (per_sm < 1) return fail(m, MACATTN_E_DEVICE, "the kernel does not fit this device");
     m->n_blocks = sms * per_sm;
     return MACATTN_OK;

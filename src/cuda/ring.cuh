@@ -43,35 +43,6 @@ __device__ EncodedQuery<V> encode_query(const float *q)
     return e;
 }
 
-/* Write the next entry of a ring. `q_row`: the query in q_dtype; `summary`: V values per lane. */
-template <int V>
-__device__ void ring_insert(const mai_cu_params &p, size_t ring, const EncodedQuery<V> &e,
-                            const char *q_row, const float *summary, float lse, int pos, int end)
-{
-    constexpr int D = 32 * V;
-    const int lane = threadIdx.x & 31;
-    const mai_cu_rings &r = p.rings;
-    const int next = r.head[ring];
-    const size_t entry = ring * (size_t)p.ring + (size_t)next;
-    const int bytes = dtype_bytes(p.q_dtype);
-    float q[V];
-    load_values<V>(p.q_dtype, q_row, lane * V, q);
-    store_values<V>(p.q_dtype, r.q + entry * (size_t)(D * bytes), lane * V, q);
-#pragma unroll
-    for (int i = 0; i < V; i++) {
-        r.q8[entry * D + (size_t)(lane * V + i)] = e.q8[i];
-        r.out[entry * D + (size_t)(lane * V + i)] = summary[i];
-    }
-    __syncwarp();
-    if (lane == 0) {
-        r.meta[entry] = mai_cu_meta{e.scale, e.residual, e.norm2, end};
-        r.pos[entry] = pos;
-        r.lse[entry] = lse;
-        r.head[ring] = next + 1 == p.ring ? 0 : next + 1;
-        if (r.count[ring] < p.ring) r.count[ring]++;
-    }
-}
-
 template <int V>
 __device__ __forceinline__ bool all_finite(const float *x, float lse)
 {
@@ -79,6 +50,51 @@ __device__ __forceinline__ bool all_finite(const float *x, float lse)
 #pragma unroll
     for (int i = 0; i < V; i++) finite = finite && isfinite(x[i]);
     return __all_sync(ALL, finite);
+}
+
+/* An entry is made in two steps. First the query: what is searched. `q`: V values per lane, of q_row. */
+template <int V>
+__device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const EncodedQuery<V> &e,
+                           const float *q, int pos, int end)
+{
+    constexpr int D = 32 * V;
+    const int lane = threadIdx.x & 31;
+    const mai_cu_rings &r = p.rings;
+    const size_t entry = ring * (size_t)p.ring + (size_t)next;
+    store_values<V>(p.q_dtype, r.q + entry * (size_t)(D * dtype_bytes(p.q_dtype)), lane * V, q);
+    uint32_t packed[(V + 3) / 4] = {};
+#pragma unroll
+    for (int i = 0; i < V; i++) packed[i / 4] |= (uint32_t)(uint8_t)e.q8[i] << 8 * (i % 4);
+    int8_t *q8 = r.q8 + entry * D + lane * V;
+    if (V == 2) *(uint16_t *)q8 = (uint16_t)packed[0];
+    if (V >= 4) *(uint32_t *)q8 = packed[0];
+    if (V == 8) *(uint32_t *)(q8 + 4) = packed[V / 4 - 1];
+    if (lane == 0) {
+        r.meta[entry] = mai_cu_meta{e.scale, e.residual, e.norm2, end};
+        r.pos[entry] = pos;
+    }
+}
+
+/* Then the summary, with which it counts. One that is not finite voids the entry: whatever was there
+ * before is gone. */
+template <int V>
+__device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, const float *summary,
+                              float lse)
+{
+    constexpr int D = 32 * V;
+    const int lane = threadIdx.x & 31;
+    const mai_cu_rings &r = p.rings;
+    const size_t entry = ring * (size_t)p.ring + (size_t)next;
+    if (!all_finite<V>(summary, lse)) {
+        if (lane == 0) r.meta[entry].end = INT32_MAX;
+        return;
+    }
+    store_values<V>(MACATTN_DTYPE_F32, (char *)(r.out + entry * D), lane * V, summary);
+    if (lane == 0) {
+        r.lse[entry] = lse;
+        r.head[ring] = next + 1 == p.ring ? 0 : next + 1;
+        if (r.count[ring] < p.ring) r.count[ring]++;
+    }
 }
 
 } // namespace mai

@@ -34,7 +34,12 @@ typedef struct mai_segment {
 typedef struct mai_segments {
     mai_segment of[MAI_SEGMENTS];
     int32_t units; /* of all: at least 1, so that every group has a block that writes its output */
+    int32_t cost;  /* units, and what finishing the group costs, in units */
 } mai_segments;
+
+/* Joining, merging and remembering a group takes a block about as long as reading this many units. They
+ * are counted at the group's end, where nothing is read. */
+enum { MAI_FINISH_UNITS = 3 };
 
 MAI_HD int32_t mai_units_of(int32_t tokens, int32_t unit)
 {
@@ -69,19 +74,34 @@ MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t
         s.units = s.of[MAI_NEAR].units = 1;
         s.of[MAI_NEAR].t1 = s.of[MAI_NEAR].t0;
     }
+    s.cost = s.units + MAI_FINISH_UNITS;
     return s;
 }
 
-/* First unit of block i of n_blocks; that of the next is its end. */
+/* x y / z; divisions of 64 bits are slow on a GPU, and seldom needed. */
+MAI_HD int32_t mai_scaled(int32_t x, int32_t y, int32_t less, int32_t z)
+{
+    const uint64_t product = (uint64_t)x * (uint64_t)y - (uint64_t)less;
+    if (product >> 32 == 0) return (int32_t)((uint32_t)product / (uint32_t)z);
+    return (int32_t)(product / (uint64_t)z);
+}
+
+/* Blocks that get work: every one of them at least one unit. */
+MAI_HD int32_t mai_active_blocks(int32_t units, int32_t n_blocks)
+{
+    return units < n_blocks ? units : n_blocks;
+}
+
+/* First unit of block i of n_blocks (active ones); that of the next is its end. */
 MAI_HD int32_t mai_block_begin(int32_t units, int32_t i, int32_t n_blocks)
 {
-    return (int32_t)((int64_t)units * i / n_blocks);
+    return mai_scaled(units, i, 0, n_blocks);
 }
 
 /* The block that computes a unit. */
 MAI_HD int32_t mai_block_of(int32_t units, int32_t unit, int32_t n_blocks)
 {
-    return (int32_t)((((int64_t)unit + 1) * n_blocks - 1) / units);
+    return mai_scaled(unit + 1, n_blocks, 1, units);
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */

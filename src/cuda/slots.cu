@@ -76,7 +76,9 @@ __global__ void __launch_bounds__(32)
         for (int j = 0; j < V; j++) o[j] /= p.v_scale;
         const EncodedQuery<V> e = encode_query<V>(q);
         if (!(share >= LEAST_SHARE) || !all_finite<V>(o, lse) || !all_finite<V>(q, e.scale)) continue;
-        ring_insert<V>(p, ring, e, q_row, o, lse, n - 1, b);
+        const int next = p.rings.head[ring];
+        ring_begin<V>(p, ring, next, e, q, n - 1, b);
+        ring_complete<V>(p, ring, next, o, lse);
         __syncwarp();
     }
 }

@@ -166,7 +166,7 @@ static void deal_pages(scene *x, const spec *s, test_rng *rng, int32_t *n_pages)
     }
     x->pages = calloc((size_t)total + 1, sizeof *x->pages);
     x->indptr = calloc(MAX_ROWS + 1, sizeof *x->indptr);
-    x->table = calloc((size_t)widest * (size_t)s->n_rows, sizeof *x->table);
+    x->table = calloc((uint32_t)widest * MAX_ROWS, sizeof *x->table);
     assert_true(x->pages && x->indptr && x->table);
     for (int32_t i = 0; i < total; i++) x->pages[i] = i;
     for (int32_t i = total - 1; i > 0; i--) {

@@ -26,10 +26,7 @@ part() { # seconds name command...
     local rc=${PIPESTATUS[0]}
     [ "$rc" -eq 0 ] || echo "## $n ended with status $rc" | tee -a "$OUT/log.txt"
 }
-if [ ! -d /tmp/site ]; then
-    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/site "$G"/whl/*.whl > "$OUT/pip.txt" 2>&1 &&
-        mkdir -p /tmp/site/flashinfer/data/aot && cp -r "$G"/aot/. /tmp/site/flashinfer/data/aot/
-fi
+[ -d /tmp/site ] || tar -C /tmp -xJf "$G/site.txz"
 part 40 read python3 "$HERE/bw.py" read
 part 25 bulk python3 "$HERE/bw.py" bulk
 part 40 sdpa python3 "$HERE/bw.py" sdpa
