@@ -63,7 +63,8 @@ __device__ __forceinline__ int heads_of(const mai_cu_params &p, int block)
     return min(p.heads_per_block, p.group - block * p.heads_per_block);
 }
 
-__device__ inline Item make_item(const mai_cu_params &p, int group)
+/* Not inline: it is needed in several places, none of them in the loop, and the code must fit the cache. */
+static __device__ __noinline__ Item make_item(const mai_cu_params &p, int group)
 {
     Item x;
     const int per_row = p.n_kv_heads * p.blocks_per_kv;
@@ -83,6 +84,7 @@ __device__ inline Item make_item(const mai_cu_params &p, int group)
     const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
     const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + head0;
     const int heads = heads_of(p, x.block);
+#pragma unroll 1
     for (int i = 0; i < heads; i++) x.start = min(x.start, __ldcg(&d[i].start));
     return x;
 }
@@ -129,8 +131,8 @@ struct Own {
 
 /* This block's part of all units; and the groups that they belong to, in `sh`. */
 struct Share {
+    mai_division all;
     int begin, end;
-    int total, blocks; /* units of all groups, blocks that get some */
 };
 
 template <class T>
@@ -141,15 +143,18 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
     own.g1 = min(own.g0 + per_thread, n_groups(p));
     int sum = 0;
     if (own.g0 < own.g1) own.first = make_item(p, own.g0);
+#pragma unroll 1
     for (int g = own.g0; g < own.g1; g++) sum += segments_of(p, own.item(p, g), T::UNIT).cost;
     Share share;
-    own.before = block_scan<T::THREADS>(sum, sh.scratch(), &share.total);
-    share.blocks = mai_active_blocks(share.total, gridDim.x);
-    const int i = min((int)blockIdx.x, share.blocks);
-    share.begin = mai_block_begin(share.total, i, share.blocks);
-    share.end = mai_block_begin(share.total, min(i + 1, share.blocks), share.blocks);
+    int total;
+    own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
+    share.all = mai_divide(total, gridDim.x);
+    const int i = min((int)blockIdx.x, share.all.blocks);
+    share.begin = mai_block_begin(share.all, i);
+    share.end = mai_block_begin(share.all, min(i + 1, share.all.blocks));
     if (own.before < share.end && own.before + sum > share.begin) {
         int u = own.before;
+#pragma unroll 1
         for (int g = own.g0; g < own.g1; g++) {
             const int next = u + segments_of(p, own.item(p, g), T::UNIT).cost;
             if (u <= share.begin && share.begin < next) sh.first_group = g;
@@ -166,6 +171,7 @@ __device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, c
 {
     if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
     int u = own.before;
+#pragma unroll 1
     for (int i = own.g0; i < own.g1; i++) {
         Item x = own.item(p, i);
         x.first_unit = u;
@@ -235,16 +241,17 @@ struct Loader {
         const uint32_t to_k = shared_address(sh.stage[warp][stage][0]);
         const uint32_t to_v = shared_address(sh.stage[warp][stage][1]);
         const int mask = p.page_shift < 0 ? -1 : (1 << p.page_shift) - 1;
+        const int64_t in = (t + lane % T::TILE) & mask;
+        const int64_t token_k = page * p.k_page_stride + in * p.k_token_stride;
+        const int64_t token_v = page * p.v_page_stride + in * p.v_token_stride;
 #pragma unroll
         for (int j = 0; j < T::TILE * T::PIECES / 32; j++) {
             const int row = (lane + 32 * j) / T::PIECES, piece = (lane + 32 * j) % T::PIECES;
-            const int64_t in = __shfl_sync(ALL, page, row), token = (t + row) & mask;
+            const int64_t from_k = __shfl_sync(ALL, token_k, row) + piece * 16;
+            const int64_t from_v = __shfl_sync(ALL, token_v, row) + piece * 16;
             const uint32_t at = (uint32_t)(row * T::PIECES + piece_at<T::PIECES>(row, piece)) * 16;
-            const bool valid = t + row < t1;
-            const int64_t from_k = in * p.k_page_stride + token * p.k_token_stride + piece * 16;
-            const int64_t from_v = in * p.v_page_stride + token * p.v_token_stride + piece * 16;
-            copy16(to_k + at, valid ? k + from_k : p.k, valid);
-            copy16(to_v + at, valid ? v + from_v : p.v, valid);
+            copy16(to_k + at, k + from_k, t + row < t1);
+            copy16(to_v + at, v + from_v, t + row < t1);
         }
     }
 
@@ -268,25 +275,35 @@ template <class T>
 struct Queries {
     uint32_t b[T::D / 16][T::NT][2];
 
-    __device__ void load(const mai_cu_params &p, const Item &x)
+    /* All threads together: converted once, in the room for joining, which is free between items. */
+    __device__ void load(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
     {
+        constexpr int STRIDE = T::D / 2 + 4; /* words of two values: other heads in other banks */
         const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
         const int heads = heads_of(p, x.block);
         const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+        uint32_t *rows = (uint32_t *)sh.o;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < heads * (T::D / 2); i += T::THREADS) {
+            const int head = i / (T::D / 2), dim = i % (T::D / 2) * 2;
+            float two[2];
+            load_values<2>(p.q_dtype,
+                           p.q + x.row * p.q_row_stride + (head0 + head) * p.q_head_stride, dim,
+                           two);
+            rows[head * STRIDE + dim / 2] = T::Kv::pack(two[0], two[1]);
+        }
+        __syncthreads();
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
-            const int head = min(8 * j + g, heads - 1);
-            const char *q = p.q + x.row * p.q_row_stride + (head0 + head) * p.q_head_stride;
+            const uint32_t *row = rows + min(8 * j + g, heads - 1) * STRIDE;
 #pragma unroll
             for (int s = 0; s < T::D / 16; s++) {
                 const int dim = T::Kv::key_dim(s, c);
-                float low[2], high[2];
-                load_values<2>(p.q_dtype, q, dim, low);
-                load_values<2>(p.q_dtype, q, dim + T::Kv::KEY_SECOND, high);
-                b[s][j][0] = T::Kv::pack(low[0], low[1]);
-                b[s][j][1] = T::Kv::pack(high[0], high[1]);
+                b[s][j][0] = row[dim / 2];
+                b[s][j][1] = row[(dim + T::Kv::KEY_SECOND) / 2];
             }
         }
+        __syncthreads();
     }
 };
 
@@ -335,8 +352,10 @@ struct Starts {
 
 __device__ __forceinline__ float logit(const mai_cu_params &p, float factor, float s)
 {
-    if (p.softcap > 0) return p.softcap * LOG2E * tanhf(s * (factor * LN2 / p.softcap));
-    return s * factor;
+    if (!(p.softcap > 0)) return s * factor;
+    /* tanh(x) = 1 - 2 / (exp(2 x) + 1); exp may overflow to infinity. */
+    const float e = fast_exp2(s * factor * (2.0f / p.softcap));
+    return p.softcap * LOG2E * (1.0f - __fdividef(2.0f, e + 1.0f));
 }
 
 /* Scores of 16 tokens: rows g and g + 8, heads 2c and 2c + 1 of each n-tile. */
@@ -447,6 +466,7 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, State<T>
         }
     }
     __syncthreads();
+#pragma unroll 1
     for (int head = warp; head < p.heads_per_block; head += T::WARPS) {
         float top = -INFINITY, sum = 0, o[V] = {};
         for (int w = 0; w < T::WARPS; w++) top = fmaxf(top, sh.top[w][head]);
@@ -476,8 +496,8 @@ __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const I
     const mai_segments s = segments_of(p, x, T::UNIT);
     const int end = x.first_unit + s.units;
     if (end <= share.begin) return; /* only the cost of finishing was counted here */
-    const int first = mai_block_of(share.total, x.first_unit, share.blocks);
-    const int last = mai_block_of(share.total, end - 1, share.blocks);
+    const int first = mai_block_of(share.all, x.first_unit);
+    const int last = mai_block_of(share.all, end - 1);
     if (first != last) {
         __threadfence();
         __syncthreads();
@@ -490,9 +510,10 @@ __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const I
         if (!sh.is_last) return;
         __threadfence();
     }
-    const Parts parts = {s, x.first_unit, share.total, share.blocks, first, first == last};
+    const Parts parts = {s, share.all, x.first_unit, first, first == last};
     const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
     const int heads = heads_of(p, x.block);
+#pragma unroll 1
     for (int i = threadIdx.x / 32; i < heads; i += T::WARPS) {
         merge_head<T::D / 32>(p, parts, x.row, head0 + i, i, x.n, x.b);
     }
@@ -519,14 +540,17 @@ __global__ void __launch_bounds__(T::THREADS, 1)
         __syncthreads();
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
         Loader<T> loader(p, sh, share, n_items);
+#pragma unroll 1
         for (int i = 0; i < T::STAGES - 1; i++) loader.next();
         int stage = 0;
+#pragma unroll 1
         for (int i = 0; i < n_items; i++) {
             const Item x = sh.items[i];
             const int end = x.first_unit + segments_of(p, x, T::UNIT).units;
             const int place = mai_place(share.begin, share.end, x.first_unit, end);
             Queries<T> queries;
-            queries.load(p, x);
+            queries.load(p, sh, x);
+#pragma unroll 1
             for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
                 const mai_segment part = part_of<T>(p, x, segment, share);
                 if (part.units == 0) continue;
@@ -534,6 +558,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
                 starts.load(p, x, segment);
                 State<T> state;
                 state.clear();
+#pragma unroll 1
                 for (int t = part.t0 + T::TILE * warp; t < part.t1; t += T::UNIT) {
                     float s[T::NT][4];
                     copy_wait<T::STAGES - 2>();

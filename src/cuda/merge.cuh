@@ -12,7 +12,8 @@ namespace mai {
 /* The partial results of one group. */
 struct Parts {
     mai_segments segments;
-    int first_unit, total_units, n_blocks;
+    mai_division all;
+    int first_unit;
     int first_block; /* that computes some of it */
     bool whole;      /* one block computed all */
 };
@@ -78,8 +79,7 @@ __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment,
     }
     const int units = x.segments.of[segment].units;
     if (units == 0) return;
-    const int b0 = mai_block_of(x.total_units, first, x.n_blocks);
-    const int b1 = mai_block_of(x.total_units, first + units - 1, x.n_blocks);
+    const int b0 = mai_block_of(x.all, first), b1 = mai_block_of(x.all, first + units - 1);
     const auto at = [&](int block) {
         const int place = x.whole                  ? MAI_PLACE_WHOLE
                           : block == x.first_block ? MAI_PLACE_BEGINS
@@ -90,8 +90,10 @@ __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment,
     };
     /* All lse first: many loads at a time, and no rescaling in between. */
     float top = -INFINITY;
+#pragma unroll 1
     for (int b = b0 + lane; b <= b1; b += 32) top = fmaxf(top, __ldcg(p.partial_lse + at(b)));
     sum.raise(warp_max(top));
+#pragma unroll 1
     for (int b = b0; b <= b1; b += AT_A_TIME) {
         float o[AT_A_TIME][V], lse[AT_A_TIME];
 #pragma unroll
@@ -132,26 +134,30 @@ __device__ void merge_head(const mai_cu_params &p, const Parts &parts, int row, 
     const bool decides = p.reuse && p.capture_row < 0;
     Sum<V> out;
     out.clear();
+    macattn_cuda_decision d = {0, -1, 0, -1};
+    size_t ring = 0;
     if (decides) {
-        const int slot = row_slot(p, row);
-        const macattn_cuda_decision d = p.decisions[(size_t)row * p.n_heads + head];
-        const size_t ring = slot < 0 ? 0 : ring_of(p, slot, head);
-        if (d.entry >= 0) {
-            const size_t entry = ring * (size_t)p.ring + (size_t)d.entry;
-            float o[V];
-            load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V),
-                           lane * V, o);
-            const float lse = p.rings.lse[entry] * LOG2E;
-            out.raise(lse);
-            out.add(lse, o);
-        }
-        add_segment<V>(p, parts, MAI_FAR, head_in_block, out);
+        d = p.decisions[(size_t)row * p.n_heads + head];
+        ring = ring_of(p, max(row_slot(p, row), 0), head);
+    }
+    if (d.entry >= 0) {
+        const size_t entry = ring * (size_t)p.ring + (size_t)d.entry;
+        float o[V];
+        load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V), lane * V, o);
+        const float lse = p.rings.lse[entry] * LOG2E;
+        out.raise(lse);
+        out.add(lse, o);
+    }
+    /* The far tokens first: with them the summary is complete. */
+#pragma unroll 1
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        const int segment = i == 0 ? MAI_FAR : i == 1 ? MAI_FRESH : MAI_NEAR;
+        add_segment<V>(p, parts, segment, head_in_block, out);
+        if (segment != MAI_FAR) continue;
         out.normalise();
         if (d.next >= 0) ring_complete<V>(p, ring, d.next, out.o, out.lse() * LN2);
-        if (lane == 0 && n > 0) count(p, head, d, n);
     }
-    add_segment<V>(p, parts, MAI_FRESH, head_in_block, out);
-    add_segment<V>(p, parts, MAI_NEAR, head_in_block, out);
+    if (decides && lane == 0 && n > 0) count(p, head, d, n);
     if (p.sinks) {
         const float sink = p.sinks[head] * LOG2E;
         out.raise(sink);

@@ -10,7 +10,7 @@
  *     near  [b, n)       band and newest token: in the output, never in the summary
  *
  * Without reuse there is one segment, near = [0, n) or the window. Each segment is cut into units of equal
- * size; block i of G takes units [U i / G, U (i + 1) / G) of all U, in order. So all blocks read the same
+ * size, and the blocks take equal shares of all units, in order. So all blocks read the same
  * number of bytes up to one unit, whatever the lengths of the rows: a long sequence is spread over many
  * blocks, and short ones share one. (One chunk size for a whole batch cannot do that.) */
 #ifndef MAI_CUDA_SCHEDULE_H
@@ -78,30 +78,33 @@ MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t
     return s;
 }
 
-/* x y / z; divisions of 64 bits are slow on a GPU, and seldom needed. */
-MAI_HD int32_t mai_scaled(int32_t x, int32_t y, int32_t less, int32_t z)
+/* All units over the blocks: each gets `per`, the first `extra` of them one more. Only blocks that get
+ * work count. */
+typedef struct mai_division {
+    int32_t units, blocks, per, extra;
+} mai_division;
+
+MAI_HD mai_division mai_divide(int32_t units, int32_t n_blocks)
 {
-    const uint64_t product = (uint64_t)x * (uint64_t)y - (uint64_t)less;
-    if (product >> 32 == 0) return (int32_t)((uint32_t)product / (uint32_t)z);
-    return (int32_t)(product / (uint64_t)z);
+    mai_division d;
+    d.units = units;
+    d.blocks = units < n_blocks ? units : n_blocks;
+    d.per = units / d.blocks;
+    d.extra = units - d.per * d.blocks;
+    return d;
 }
 
-/* Blocks that get work: every one of them at least one unit. */
-MAI_HD int32_t mai_active_blocks(int32_t units, int32_t n_blocks)
+/* First unit of block i; that of the next is its end. i may be d.blocks. */
+MAI_HD int32_t mai_block_begin(mai_division d, int32_t i)
 {
-    return units < n_blocks ? units : n_blocks;
-}
-
-/* First unit of block i of n_blocks (active ones); that of the next is its end. */
-MAI_HD int32_t mai_block_begin(int32_t units, int32_t i, int32_t n_blocks)
-{
-    return mai_scaled(units, i, 0, n_blocks);
+    return d.per * i + (i < d.extra ? i : d.extra);
 }
 
 /* The block that computes a unit. */
-MAI_HD int32_t mai_block_of(int32_t units, int32_t unit, int32_t n_blocks)
+MAI_HD int32_t mai_block_of(mai_division d, int32_t unit)
 {
-    return mai_scaled(unit + 1, n_blocks, 1, units);
+    const int32_t longer = d.extra * (d.per + 1); /* units of blocks with one more */
+    return unit < longer ? unit / (d.per + 1) : d.extra + (unit - longer) / d.per;
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
