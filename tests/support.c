@@ -95,8 +95,10 @@ static uint8_t f8_e4m3_bits(float x)
     if (isnan(x)) return 127;
     while (high - low > 1) {
         const uint8_t middle = (uint8_t)((low + high) / 2);
-        if (ref_value(MACATTN_DTYPE_F8_E4M3, &middle, 0) <= y) low = middle;
-        else high = middle;
+        if (ref_value(MACATTN_DTYPE_F8_E4M3, &middle, 0) <= y)
+            low = middle;
+        else
+            high = middle;
     }
     const double below = y - ref_value(MACATTN_DTYPE_F8_E4M3, &low, 0);
     const double above = ref_value(MACATTN_DTYPE_F8_E4M3, &high, 0) - y;

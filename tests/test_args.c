@@ -590,7 +590,8 @@ static void test_row_bytes(void **state)
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F16, 0), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F16, -1), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F32, INT64_MIN), 0);
-    assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)4, 32), 0);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F8_E4M3, 5), 5);
+    assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)5, 32), 0);
     assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)-1, 32), 0);
 }
 

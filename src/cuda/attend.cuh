@@ -38,6 +38,9 @@ struct Item {
     int row, kv_head, block; /* block: of query heads, within kv_head */
     int n, b, start;         /* tokens; mai_far_end or -1; see mai_segments_of */
     int first_unit;
+    int place;                    /* where this block's partial results go */
+    int first_block, last_block;  /* that compute the group; first > last: this one has only its cost */
+    int2 part[MAI_SEGMENTS];      /* tokens of each segment that this block computes */
 };
 
 template <class T>
@@ -165,33 +168,40 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
     return share;
 }
 
+/* What this block computes of an item, which begins at unit `first_unit`. */
+__device__ inline void place_item(const mai_segments &s, const Share &share, int unit, Item *x)
+{
+    const int end = x->first_unit + s.units;
+    x->place = mai_place(share.begin, share.end, x->first_unit, end);
+    x->first_block = mai_block_of(share.all, x->first_unit);
+    x->last_block = end <= share.begin ? -1 : mai_block_of(share.all, end - 1);
+    int first = x->first_unit;
+#pragma unroll
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        const mai_segment part = mai_segment_part(s.of[i], first, share.begin, share.end, unit);
+        /* An empty part of one unit (a row without tokens) has to be told from none. */
+        x->part[i] = make_int2(part.t0, part.units > 0 ? part.t1 : -1);
+        first += s.of[i].units;
+    }
+}
+
 /* Fill in the items of groups [g, g + MOST_ITEMS). */
 template <class T>
-__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own &own)
+__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own &own,
+                           const Share &share)
 {
     if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
     int u = own.before;
 #pragma unroll 1
     for (int i = own.g0; i < own.g1; i++) {
         Item x = own.item(p, i);
+        const mai_segments s = segments_of(p, x, T::UNIT);
         x.first_unit = u;
-        u += segments_of(p, x, T::UNIT).cost;
-        if (i >= g && i < g + T::MOST_ITEMS) sh.items[i - g] = x;
+        u += s.cost;
+        if (i < g || i >= g + T::MOST_ITEMS) continue;
+        place_item(s, share, T::UNIT, &x);
+        sh.items[i - g] = x;
     }
-}
-
-/* The part of an item's segment that this block computes. */
-template <class T>
-__device__ __forceinline__ mai_segment part_of(const mai_cu_params &p, const Item &x, int segment,
-                                               const Share &share)
-{
-    const mai_segments s = segments_of(p, x, T::UNIT);
-    int first = x.first_unit;
-#pragma unroll
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
-        if (i < segment) first += s.of[i].units;
-    }
-    return mai_segment_part(s.of[segment], first, share.begin, share.end, T::UNIT);
 }
 
 /* ------------------------------------------------------------------------------------- loads -- */
@@ -201,39 +211,48 @@ template <class T>
 struct Loader {
     const mai_cu_params &p;
     AttendShared<T> &sh;
-    const Share &share;
     const int n_items, warp, lane;
     int item, segment; /* of the next tile to copy; item == n_items: none */
     int t, t1;
-    int64_t pages; /* row_pages */
-    int page;      /* page number of token t + lane % 16 */
+    int64_t pages;      /* row_pages */
+    int page, page_after; /* page number of token t + lane % 16, and of the tile after it */
     const char *k, *v;
     int stage;
 
-    __device__ Loader(const mai_cu_params &p_, AttendShared<T> &sh_, const Share &share_, int n)
-        : p(p_), sh(sh_), share(share_), n_items(n), warp(threadIdx.x / 32), lane(threadIdx.x % 32),
-          item(0), segment(-1), t(0), t1(0), pages(0), page(0), k(nullptr), v(nullptr), stage(0)
+    __device__ Loader(const mai_cu_params &p_, AttendShared<T> &sh_, int n)
+        : p(p_), sh(sh_), n_items(n), warp(threadIdx.x / 32), lane(threadIdx.x % 32), item(0),
+          segment(-1), t(0), t1(0), pages(0), page(0), page_after(0), k(nullptr), v(nullptr),
+          stage(0)
     {
         seek();
+    }
+
+    __device__ int page_of(int tile) const
+    {
+        const int token = tile + lane % T::TILE;
+        if (p.page_shift < 0) return (int)pages;
+        return token < t1 ? __ldg(p.pages + pages + (token >> p.page_shift)) : 0;
     }
 
     /* To the next tile, if t is past the segment's end. */
     __device__ void seek()
     {
-        while (t >= t1) {
-            if (++segment == MAI_SEGMENTS) segment = 0, item++;
-            if (item >= n_items) return;
+        page = page_after;
+        if (t >= t1) {
+            do {
+                if (++segment == MAI_SEGMENTS) segment = 0, item++;
+                if (item >= n_items) return;
+                const int2 part = sh.items[item].part[segment];
+                t = part.x + T::TILE * warp;
+                t1 = part.y;
+            } while (t >= t1);
             const Item &x = sh.items[item];
-            const mai_segment part = part_of<T>(p, x, segment, share);
-            t = part.t0 + T::TILE * warp;
-            t1 = part.t1;
             pages = row_pages(p, x.row);
             k = p.k + x.kv_head * p.k_head_stride;
             v = p.v + x.kv_head * p.v_head_stride;
+            page = page_of(t);
         }
-        const int token = t + lane % T::TILE;
-        if (p.page_shift < 0) page = (int)pages;
-        else page = token < t1 ? __ldg(p.pages + pages + (token >> p.page_shift)) : 0;
+        page_after = page_of(t + T::UNIT);
     }
 
     __device__ void copy()
@@ -270,37 +289,48 @@ struct Loader {
 
 /* ------------------------------------------------------------------------------- computation -- */
 
-/* The queries of an item as B operands. */
+/* The queries of an item as B operands. They are on their way to registers while the item before is
+ * computed, and change hands in shared memory, in the room for joining, which is free between items. */
 template <class T>
 struct Queries {
+    static constexpr int WORDS = T::HEADS * T::D / 2 / T::THREADS; /* of two values */
     uint32_t b[T::D / 16][T::NT][2];
+    float2 ahead[WORDS];
 
-    /* All threads together: converted once, in the room for joining, which is free between items. */
-    __device__ void load(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
+    __device__ void fetch(const mai_cu_params &p, const Item &x)
     {
-        constexpr int STRIDE = T::D / 2 + 4; /* words of two values: other heads in other banks */
-        const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
         const int heads = heads_of(p, x.block);
         const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
-        uint32_t *rows = (uint32_t *)sh.o;
-#pragma unroll 1
-        for (int i = threadIdx.x; i < heads * (T::D / 2); i += T::THREADS) {
-            const int head = i / (T::D / 2), dim = i % (T::D / 2) * 2;
-            float two[2];
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+            const int word = threadIdx.x + i * T::THREADS;
+            const int head = min(word / (T::D / 2), heads - 1), dim = word % (T::D / 2) * 2;
             load_values<2>(p.q_dtype,
                            p.q + x.row * p.q_row_stride + (head0 + head) * p.q_head_stride, dim,
-                           two);
-            rows[head * STRIDE + dim / 2] = T::Kv::pack(two[0], two[1]);
+                           (float *)&ahead[i]);
+        }
+    }
+
+    /* All threads together. */
+    __device__ void take(AttendShared<T> &sh)
+    {
+        constexpr int STRIDE = T::D / 2 + 4; /* words: other heads in other banks */
+        const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+        uint32_t *rows = (uint32_t *)sh.o;
+#pragma unroll
+        for (int i = 0; i < WORDS; i++) {
+            const int word = threadIdx.x + i * T::THREADS;
+            rows[word / (T::D / 2) * STRIDE + word % (T::D / 2)] =
+                T::Kv::pack(ahead[i].x, ahead[i].y);
         }
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
-            const uint32_t *row = rows + min(8 * j + g, heads - 1) * STRIDE;
 #pragma unroll
             for (int s = 0; s < T::D / 16; s++) {
                 const int dim = T::Kv::key_dim(s, c);
-                b[s][j][0] = row[dim / 2];
-                b[s][j][1] = row[(dim + T::Kv::KEY_SECOND) / 2];
+                b[s][j][0] = rows[(8 * j + g) * STRIDE + dim / 2];
+                b[s][j][1] = rows[(8 * j + g) * STRIDE + (dim + T::Kv::KEY_SECOND) / 2];
             }
         }
         __syncthreads();
@@ -493,16 +523,14 @@ template <class T>
 __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
                             const Share &share, int group)
 {
-    const mai_segments s = segments_of(p, x, T::UNIT);
-    const int end = x.first_unit + s.units;
-    if (end <= share.begin) return; /* only the cost of finishing was counted here */
-    const int first = mai_block_of(share.all, x.first_unit);
-    const int last = mai_block_of(share.all, end - 1);
-    if (first != last) {
+    if (x.last_block < 0) return; /* only the cost of finishing was counted here */
+    const bool whole = x.first_block == x.last_block;
+    if (!whole) {
         __threadfence();
         __syncthreads();
         if (threadIdx.x == 0) {
-            const bool is_last = atomicAdd(&p.arrived[group], 1u) == (unsigned)(last - first);
+            const bool is_last =
+                atomicAdd(&p.arrived[group], 1u) == (unsigned)(x.last_block - x.first_block);
             if (is_last) p.arrived[group] = 0;
             sh.is_last = is_last;
         }
@@ -510,12 +538,12 @@ __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const I
         if (!sh.is_last) return;
         __threadfence();
     }
-    const Parts parts = {s, share.all, x.first_unit, first, first == last};
+    const Parts parts = {segments_of(p, x, T::UNIT), share.all, x.first_unit, x.first_block, whole};
     const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
     const int heads = heads_of(p, x.block);
 #pragma unroll 1
     for (int i = threadIdx.x / 32; i < heads; i += T::WARPS) {
-        merge_head<T::D / 32>(p, parts, x.row, head0 + i, i, x.n, x.b);
+        merge_head<T::D / 32>(p, parts, x.row, head0 + i, i, x.n);
     }
 }
 
@@ -536,42 +564,42 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 
     for (int g0 = first_group; g0 <= last_group; g0 += T::MOST_ITEMS) {
         __syncthreads();
-        list_items<T>(p, sh, g0, own);
+        list_items<T>(p, sh, g0, own, share);
         __syncthreads();
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
-        Loader<T> loader(p, sh, share, n_items);
+        Queries<T> queries;
+        queries.fetch(p, sh.items[0]);
+        Loader<T> loader(p, sh, n_items);
 #pragma unroll 1
         for (int i = 0; i < T::STAGES - 1; i++) loader.next();
         int stage = 0;
 #pragma unroll 1
         for (int i = 0; i < n_items; i++) {
-            const Item x = sh.items[i];
-            const int end = x.first_unit + segments_of(p, x, T::UNIT).units;
-            const int place = mai_place(share.begin, share.end, x.first_unit, end);
-            Queries<T> queries;
-            queries.load(p, sh, x);
+            const Item &x = sh.items[i];
+            queries.take(sh);
+            if (i + 1 < n_items) queries.fetch(p, sh.items[i + 1]);
 #pragma unroll 1
             for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
-                const mai_segment part = part_of<T>(p, x, segment, share);
-                if (part.units == 0) continue;
+                const int2 part = x.part[segment];
+                if (part.y < 0) continue;
                 Starts<T> starts;
                 starts.load(p, x, segment);
                 State<T> state;
                 state.clear();
 #pragma unroll 1
-                for (int t = part.t0 + T::TILE * warp; t < part.t1; t += T::UNIT) {
+                for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
                     float s[T::NT][4];
                     copy_wait<T::STAGES - 2>();
                     __syncwarp();
                     scores<T>(s, queries, shared_address(sh.stage[warp][stage][0]));
-                    softmax<T>(p, factor, s, state, starts, t, part.t1);
+                    softmax<T>(p, factor, s, state, starts, t, part.y);
                     add_values<T>(s, state, shared_address(sh.stage[warp][stage][1]));
                     __syncwarp();
                     loader.next();
                     stage = stage + 1 == T::STAGES ? 0 : stage + 1;
                 }
                 join_warps<T>(p, sh, state,
-                              ((size_t)blockIdx.x * MAI_PLACES + place) * MAI_SEGMENTS + segment);
+                              ((size_t)blockIdx.x * MAI_PLACES + x.place) * MAI_SEGMENTS + segment);
             }
             finish_item<T>(p, sh, x, share, g0 + i);
         }

@@ -10,7 +10,7 @@
  *
  * The codes are on their way to shared memory before anything else is known: what bounds the time is that
  * each block waits for memory four times in a row, so three blocks a multiprocessor take turns. */
-#include "common.cuh"
+#include "kv.cuh"
 #include "ring.cuh"
 #include "schedule.h"
 
@@ -59,7 +59,10 @@ __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, i
     const char *meta = (const char *)(p.rings.meta + ring * (size_t)p.ring + first);
     const uint32_t to = shared_address(sh.codes());
     const uint32_t to_meta = shared_address(sh.meta(min(p.ring, piece_entries<D>())));
-    for (int i = threadIdx.x; i < n * (D / 16); i += THREADS) copy16(to + i * 16, codes + i * 16, true);
+    for (int i = threadIdx.x; i < n * (D / 16); i += THREADS) {
+        const int row = i / (D / 16), piece = i % (D / 16);
+        copy16(to + (row * (D / 16) + piece_at<D / 16>(row, piece)) * 16, codes + i * 16, true);
+    }
     for (int i = threadIdx.x; i < n; i += THREADS) copy16(to_meta + i * 16, meta + i * 16, true);
     copy_commit();
 }
@@ -82,33 +85,29 @@ __device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh
 }
 
 /* Lower bounds of the piece's entries, left in their meta's `scale`; returns the thread's least upper bound.
- * Lanes of a team of D / 16 read one entry together. */
+ * One entry a lane: pieces are swizzled, so that lanes read different banks. */
 template <int D>
 __device__ float scan(const mai_cu_params &p, Shared<D> &sh, int first, int n, int newest, int count,
                       int b)
 {
-    constexpr int TEAM = D / 16, STEP = 32 / TEAM;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, K = p.ring;
-    const int8_t *codes = sh.codes();
-    mai_cu_meta *meta = sh.meta(min(K, piece_entries<D>()));
-    const int4 mine = *(const int4 *)(sh.q8 + 16 * (lane % TEAM));
+    constexpr int PIECES = D / 16;
+    const int4 *codes = (const int4 *)sh.codes(), *mine = (const int4 *)sh.q8;
+    mai_cu_meta *meta = sh.meta(min(p.ring, piece_entries<D>()));
     float least = INFINITY;
-#pragma unroll 4
-    for (int i0 = warp * STEP; i0 < n; i0 += WARPS * STEP) {
-        const int i = min(i0 + lane / TEAM, n - 1);
-        const int4 code = *(const int4 *)(codes + i * D + 16 * (lane % TEAM));
-        int dot = __dp4a(code.x, mine.x, 0);
-        dot = __dp4a(code.y, mine.y, dot);
-        dot = __dp4a(code.z, mine.z, dot);
-        dot = __dp4a(code.w, mine.w, dot);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < n; i += THREADS) {
+        int even = 0, odd = 0;
 #pragma unroll
-        for (int s = 1; s < TEAM; s <<= 1) dot += __shfl_xor_sync(ALL, dot, s);
-        if (i0 + lane / TEAM >= n || lane % TEAM != 0) continue;
+        for (int j = 0; j < PIECES; j++) {
+            const int4 code = codes[i * PIECES + piece_at<PIECES>(i, j)], q = mine[j];
+            even = __dp4a(code.x, q.x, even), odd = __dp4a(code.y, q.y, odd);
+            even = __dp4a(code.z, q.z, even), odd = __dp4a(code.w, q.w, odd);
+        }
         const mai_cu_meta about = meta[i];
         int age = newest - (first + i); /* 0: the newest */
-        if (age < 0) age += K;
+        if (age < 0) age += p.ring;
         const float sum2 = sh.norm2 + about.norm2, slack = 1e-6f * sum2;
-        const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)dot;
+        const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)(even + odd);
         const float off = sh.residual + about.residual;
         /* Made at an earlier token: end < b. (A summary made at token t ends at t + 1 - band.) */
         const bool usable = age < count && about.end < b;
@@ -210,6 +209,13 @@ __global__ void __launch_bounds__(THREADS, 3) match_kernel(const __grid_constant
         *decision = macattn_cuda_decision{start, hit ? best.entry : -1,
                                           best.entry >= 0 ? (float)best.distance2 : INFINITY,
                                           remembers ? next : -1};
+    }
+    /* The summary is wanted next, by one of the blocks that attend. */
+    if (hit) {
+        const char *summary =
+            (const char *)(p.rings.out + (ring * (size_t)p.ring + best.entry) * D + 4 * threadIdx.x);
+        if (4 * threadIdx.x < D && threadIdx.x % 8 == 0)
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(summary));
     }
     /* After the entry that it may replace was read. */
     __syncwarp();

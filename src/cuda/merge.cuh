@@ -70,7 +70,7 @@ template <int V>
 __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment, int head_in_block,
                             Sum<V> &sum)
 {
-    constexpr int AT_A_TIME = 32 / V; /* loads in flight */
+    constexpr int AT_A_TIME = 64 / V < 16 ? 64 / V : 16; /* loads in flight */
     const int lane = threadIdx.x & 31;
     int first = x.first_unit;
 #pragma unroll
@@ -79,7 +79,8 @@ __device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment,
     }
     const int units = x.segments.of[segment].units;
     if (units == 0) return;
-    const int b0 = mai_block_of(x.all, first), b1 = mai_block_of(x.all, first + units - 1);
+    const int b0 = x.whole ? (int)blockIdx.x : mai_block_of(x.all, first);
+    const int b1 = x.whole ? b0 : mai_block_of(x.all, first + units - 1);
     const auto at = [&](int block) {
         const int place = x.whole                  ? MAI_PLACE_WHOLE
                           : block == x.first_block ? MAI_PLACE_BEGINS
@@ -125,10 +126,10 @@ __device__ inline void count(const mai_cu_params &p, int head, const macattn_cud
     atomicAdd(&c->distance[min(bin, MACATTN_DISTANCE_BINS - 1)], 1ull);
 }
 
-/* `head`: of the model; `head_in_block`: of those computed together. n, b: as in Item (attend.cuh). */
+/* `head`: of the model; `head_in_block`: of those computed together. n: tokens. */
 template <int V>
 __device__ void merge_head(const mai_cu_params &p, const Parts &parts, int row, int head,
-                           int head_in_block, int n, int b)
+                           int head_in_block, int n)
 {
     const int lane = threadIdx.x & 31;
     const bool decides = p.reuse && p.capture_row < 0;

@@ -13,8 +13,9 @@ struct macattn_cuda {
     macattn_config cfg; /* validated, all defaults resolved */
     macattn_cuda_config cuda;
     const mai_cu_attend_kernel *kernel;
-    mai_cu_params params; /* what does not change from call to call; the rest is filled in per call */
-    int n_blocks;         /* of the attention kernel: as many as run at a time */
+    mai_cu_params
+        params;   /* what does not change from call to call; the rest is filled in per call */
+    int n_blocks; /* of the attention kernel: as many as run at a time */
     cudaStream_t stats_stream;
     mai_cu_counters *host_counters; /* page-locked, [n_layers][n_heads] */
     void *memory[24];               /* device memory, to be freed */
@@ -97,10 +98,11 @@ static macattn_status check_shape(macattn_cuda *m)
     }
     if (c->head_dim != c->v_head_dim ||
         (c->head_dim != 64 && c->head_dim != 128 && c->head_dim != 256)) {
-        return fail(m, MACATTN_E_UNSUPPORTED,
-                    "head_dim %d with v_head_dim %d is not supported; supported are 64, 128 and 256, "
-                    "both the same",
-                    (int)c->head_dim, (int)c->v_head_dim);
+        return fail(
+            m, MACATTN_E_UNSUPPORTED,
+            "head_dim %d with v_head_dim %d is not supported; supported are 64, 128 and 256, "
+            "both the same",
+            (int)c->head_dim, (int)c->v_head_dim);
     }
     if (c->policy == MACATTN_POLICY_BUDGET) {
         return fail(m, MACATTN_E_UNSUPPORTED,
@@ -149,7 +151,8 @@ static macattn_status resolve_cuda(macattn_cuda *m, const macattn_cuda_config *c
                     (int)cuda->max_rows);
     }
     if ((unsigned)cuda->out_dtype > MACATTN_DTYPE_BF16) {
-        return fail(m, MACATTN_E_RANGE, "out_dtype %d is not supported; supported are f32, f16, bf16",
+        return fail(m, MACATTN_E_RANGE,
+                    "out_dtype %d is not supported; supported are f32, f16, bf16",
                     (int)cuda->out_dtype);
     }
     return MACATTN_OK;
@@ -240,8 +243,7 @@ static macattn_status take_work(macattn_cuda *m)
     TAKE(m, &p->counters, counters * sizeof *p->counters, true, "statistics");
     DEVICE_TRY(m, "statistics",
                cudaMallocHost((void **)&m->host_counters, counters * sizeof *m->host_counters));
-    DEVICE_TRY(m, "statistics",
-               cudaStreamCreateWithFlags(&m->stats_stream, cudaStreamNonBlocking));
+    DEVICE_TRY(m, "statistics", cudaStreamCreateWithFlags(&m->stats_stream, cudaStreamNonBlocking));
     return MACATTN_OK;
 }
 
@@ -277,17 +279,18 @@ static macattn_status choose_kernel(macattn_cuda *m)
 {
     int sms, shared, major, per_sm = 0;
     const int device = m->cuda.device;
-    DEVICE_TRY(m, "device", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    DEVICE_TRY(m, "device",
+               cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     DEVICE_TRY(m, "device", cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device));
-    DEVICE_TRY(m, "device", cudaDeviceGetAttribute(
-                                &shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    DEVICE_TRY(m, "device",
+               cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     if (major < 8) {
-        return fail(m, MACATTN_E_DEVICE, "device %d has compute capability %d; 8.0 is needed", device,
-                    major);
+        return fail(m, MACATTN_E_DEVICE, "device %d has compute capability %d; 8.0 is needed",
+                    device, major);
     }
     const macattn_config *c = &m->cfg;
-    m->kernel = mai_cu_attend_find(c->k_dtype, c->head_dim, c->n_heads / c->n_kv_heads,
-                                   (size_t)shared);
+    m->kernel =
+        mai_cu_attend_find(c->k_dtype, c->head_dim, c->n_heads / c->n_kv_heads, (size_t)shared);
     if (!m->kernel) {
         return fail(m, MACATTN_E_UNSUPPORTED, "no kernel fits %d bytes of shared memory", shared);
     }
@@ -326,8 +329,10 @@ macattn_status macattn_cuda_create(const macattn_config *config, const macattn_c
     if (!m) return MACATTN_E_NOMEM;
     const macattn_status status = create(m, config, cuda);
     if (error && error_size > 0) snprintf(error, error_size, "%s", m->error);
-    if (status == MACATTN_OK) *out = m;
-    else mai_free(&plain, m);
+    if (status == MACATTN_OK)
+        *out = m;
+    else
+        mai_free(&plain, m);
     return status;
 }
 
@@ -462,8 +467,8 @@ static macattn_status launch(macattn_cuda *m, const mai_cu_params *p, bool match
     macattn_status status = MACATTN_OK;
     if (matches) status = device_status(m, "match", mai_cu_match_launch(p, stream));
     if (status == MACATTN_OK) {
-        status = device_status(
-            m, "attend", mai_cu_attend_launch(m->kernel, p, m->n_blocks, matches, stream));
+        status = device_status(m, "attend",
+                               mai_cu_attend_launch(m->kernel, p, m->n_blocks, matches, stream));
     }
     restore_device(m, before);
     return status;
@@ -665,8 +670,8 @@ macattn_status macattn_cuda_stats_reset(macattn_cuda *m, void *stream)
     if (!m) return MACATTN_E_ARG;
     MAI_TRY(use_device(m, &before));
     const cudaError_t status =
-        cudaMemsetAsync(m->params.counters, 0,
-                        rings_per_slot(&m->cfg) * sizeof *m->params.counters, (cudaStream_t)stream);
+        cudaMemsetAsync(m->params.counters, 0, rings_per_slot(&m->cfg) * sizeof *m->params.counters,
+                        (cudaStream_t)stream);
     restore_device(m, before);
     return device_status(m, "statistics", (int)status);
 }

@@ -13,20 +13,20 @@
 
 #include "macattn/cuda.h"
 
-#define assert_cuda(expr)                                                                  \
-    do {                                                                                   \
-        const cudaError_t cuda_status_ = (expr);                                           \
-        if (cuda_status_ != cudaSuccess)                                                   \
-            fail_msg("%s: %s", #expr, cudaGetErrorString(cuda_status_));                   \
+#define assert_cuda(expr)                                                \
+    do {                                                                 \
+        const cudaError_t cuda_status_ = (expr);                         \
+        if (cuda_status_ != cudaSuccess)                                 \
+            fail_msg("%s: %s", #expr, cudaGetErrorString(cuda_status_)); \
     } while (0)
 
-#define assert_gpu_ok(m, expr)                                                             \
-    do {                                                                                   \
-        const macattn_status gpu_status_ = (expr);                                         \
-        if (gpu_status_ != MACATTN_OK) {                                                   \
-            fail_msg("%s: %s: %s", #expr, macattn_status_string(gpu_status_),              \
-                     macattn_cuda_last_error(m));                                          \
-        }                                                                                  \
+#define assert_gpu_ok(m, expr)                                                \
+    do {                                                                      \
+        const macattn_status gpu_status_ = (expr);                            \
+        if (gpu_status_ != MACATTN_OK) {                                      \
+            fail_msg("%s: %s: %s", #expr, macattn_status_string(gpu_status_), \
+                     macattn_cuda_last_error(m));                             \
+        }                                                                     \
     } while (0)
 
 static bool small(void)
@@ -60,7 +60,8 @@ static void *download(const void *from, size_t bytes)
     return p;
 }
 
-static macattn_cuda *gpu_create(const macattn_config *cfg, int32_t max_rows, macattn_dtype out_dtype)
+static macattn_cuda *gpu_create(const macattn_config *cfg, int32_t max_rows,
+                                macattn_dtype out_dtype)
 {
     macattn_cuda *m = NULL;
     macattn_cuda_config c;
@@ -175,7 +176,9 @@ static void deal_pages(scene *x, const spec *s, test_rng *rng, int32_t *n_pages)
     }
     for (int32_t r = 0; r < s->n_rows; r++) {
         x->indptr[r + 1] = x->indptr[r] + row_pages(s, r);
-        x->rows[r] = (macattn_row){.slot = -1, .n_queries = 1, .n_tokens = s->n_tokens[r],
+        x->rows[r] = (macattn_row){.slot = -1,
+                                   .n_queries = 1,
+                                   .n_tokens = s->n_tokens[r],
                                    .page = x->pages[x->indptr[r]],
                                    .pages = x->pages + x->indptr[r]};
         for (int32_t i = 0; i < row_pages(s, r); i++) {
@@ -210,8 +213,11 @@ static void scene_create(scene *x, const spec *s, uint64_t seed)
     x->gpu_io.struct_size = sizeof x->gpu_io;
     x->io.struct_size = sizeof x->io;
     deal_pages(x, s, &rng, &n_pages);
-    x->batch = (macattn_batch){.struct_size = sizeof x->batch, .n_rows = s->n_rows, .rows = x->rows,
-                               .page_size = s->page_size, .n_pages = n_pages};
+    x->batch = (macattn_batch){.struct_size = sizeof x->batch,
+                               .n_rows = s->n_rows,
+                               .rows = x->rows,
+                               .page_size = s->page_size,
+                               .n_pages = n_pages};
     for (int32_t r = 0; r < s->n_rows; r++) lengths[r] = s->n_tokens[r];
     x->gpu_batch.n_tokens = keep(x, upload(lengths, sizeof lengths));
     const size_t row = macattn_dtype_row_bytes(s->q_dtype, s->head_dim);
@@ -263,8 +269,8 @@ static void check_head(const char *what, int32_t row, int32_t head, const char *
         norm += want[i] * want[i];
     }
     if (!(sqrt(error) <= tolerance * sqrt(norm) + 1e-6))
-        fail_msg("%s: row %d head %d: relative error %g > %g", what, row, head,
-                 sqrt(error / norm), tolerance);
+        fail_msg("%s: row %d head %d: relative error %g > %g", what, row, head, sqrt(error / norm),
+                 tolerance);
 }
 
 static void check_lse(const char *what, int32_t row, int32_t head, float got, double want)
@@ -310,7 +316,16 @@ static void test_exact_cases(void **state)
     (void)state;
     static const spec specs[] = {
         {"one token", BF16, BF16, F32, 8, 2, 128, 0, 2, {1, 2}, .indptr = false},
-        {"ragged", BF16, BF16, F32, 32, 8, 128, 16, 8, {0, 1, 15, 16, 17, 127, 128, 129},
+        {"ragged",
+         BF16,
+         BF16,
+         F32,
+         32,
+         8,
+         128,
+         16,
+         8,
+         {0, 1, 15, 16, 17, 127, 128, 129},
          .indptr = true},
         {"page 1", BF16, BF16, BF16, 32, 4, 128, 1, 4, {5, 300, 64, 1}, .indptr = true},
         {"block table", F16, F16, F16, 32, 8, 128, 64, 4, {63, 64, 65, 700}, .indptr = false},
@@ -331,8 +346,17 @@ static void test_exact_cases(void **state)
         {"window", F16, F16, F32, 8, 2, 128, 16, 4, {5, 100, 101, 900}, .window = 100},
         {"extreme logits", F16, F16, F32, 8, 2, 128, 16, 2, {40, 900}, .amplitude = 60},
         {"NaN in one row", BF16, BF16, F32, 8, 2, 128, 16, 3, {300, 200, 100}, .spoiled_row = 2},
-        {"long beside short", BF16, BF16, F32, 8, 2, 128, 16, 8,
-         {20000, 1, 3, 0, 100, 17, 16, 5}, .indptr = true},
+        {"long beside short",
+         BF16,
+         BF16,
+         F32,
+         8,
+         2,
+         128,
+         16,
+         8,
+         {20000, 1, 3, 0, 100, 17, 16, 5},
+         .indptr = true},
         {"128K", BF16, BF16, F32, 2, 1, 128, 256, 1, {131072}, .indptr = false},
     };
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
@@ -411,10 +435,15 @@ static void duo_create(duo *x, const macattn_config *cfg, int32_t max_rows, int6
     x->pages = device(sizeof(int32_t) * (size_t)max_rows);
     x->q = device(queries * d * 4), x->q_match = device(queries * d * 4);
     x->k = device(x->b.kv.k.bytes), x->v = device(x->b.kv.v.bytes);
-    x->batch = (macattn_cuda_batch){.struct_size = sizeof x->batch, .n_tokens = x->n_tokens,
-                                    .slots = x->slots, .pages = x->pages};
-    x->io = (macattn_cuda_io){.struct_size = sizeof x->io, .q = x->q, .q_match = x->q_match,
-                              .kv = x->b.kv.view, .out = device(queries * d * 4),
+    x->batch = (macattn_cuda_batch){.struct_size = sizeof x->batch,
+                                    .n_tokens = x->n_tokens,
+                                    .slots = x->slots,
+                                    .pages = x->pages};
+    x->io = (macattn_cuda_io){.struct_size = sizeof x->io,
+                              .q = x->q,
+                              .q_match = x->q_match,
+                              .kv = x->b.kv.view,
+                              .out = device(queries * d * 4),
                               .lse = device(queries * 4)};
     x->io.kv.k = x->k, x->io.kv.v = x->v;
     x->decisions = calloc(queries, sizeof *x->decisions);
@@ -423,8 +452,8 @@ static void duo_create(duo *x, const macattn_config *cfg, int32_t max_rows, int6
 
 static void duo_destroy(duo *x)
 {
-    void *memory[] = {x->n_tokens, x->slots, x->pages, x->q, x->q_match, x->k, x->v, x->io.out,
-                      x->io.lse};
+    void *memory[] = {x->n_tokens, x->slots, x->pages,  x->q,     x->q_match,
+                      x->k,        x->v,     x->io.out, x->io.lse};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) assert_cuda(cudaFree(memory[i]));
     macattn_cuda_destroy(x->m);
     ref_mac_destroy(x->ref);
@@ -463,26 +492,30 @@ static void check_decision(duo *x, int32_t r, int32_t head, const macattn_cuda_d
         return;
     }
     if (hit != want->hit)
-        fail_msg("row %d head %d, %lld tokens: %s, the reference %s (distance %.9g, radius %.9g)", r,
-                 head, (long long)x->b.rows[r].n_tokens, hit ? "hit" : "miss",
+        fail_msg("row %d head %d, %lld tokens: %s, the reference %s (distance %.9g, radius %.9g)",
+                 r, head, (long long)x->b.rows[r].n_tokens, hit ? "hit" : "miss",
                  want->hit ? "hits" : "misses", sqrt(want->distance2), want->radius);
     if (hit && got->start != want->end)
         fail_msg("row %d head %d: reuses [F, %d), the reference [F, %lld)", r, head, got->start,
                  (long long)want->end);
-    if (hit) x->hits++;
-    else x->misses++;
+    if (hit)
+        x->hits++;
+    else
+        x->misses++;
 }
 
 static void check_outputs(duo *x, const char *what, double tolerance)
 {
-    const size_t heads = (size_t)x->b.n_queries * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
+    const size_t heads = (size_t)x->b.n_queries * (size_t)x->cfg.n_heads,
+                 d = (size_t)x->cfg.head_dim;
     float *out = download(x->io.out, heads * d * sizeof *out);
     float *lse = download(x->io.lse, heads * sizeof *lse);
     for (size_t i = 0; i < heads; i++) {
-        check_head(what, (int32_t)(i / (size_t)x->cfg.n_heads), (int32_t)(i % (size_t)x->cfg.n_heads),
-                   (const char *)(out + i * d), F32, x->b.want + i * d, x->cfg.head_dim, tolerance);
-        check_lse(what, (int32_t)(i / (size_t)x->cfg.n_heads), (int32_t)(i % (size_t)x->cfg.n_heads),
-                  lse[i], x->b.want_lse[i]);
+        check_head(what, (int32_t)(i / (size_t)x->cfg.n_heads),
+                   (int32_t)(i % (size_t)x->cfg.n_heads), (const char *)(out + i * d), F32,
+                   x->b.want + i * d, x->cfg.head_dim, tolerance);
+        check_lse(what, (int32_t)(i / (size_t)x->cfg.n_heads),
+                  (int32_t)(i % (size_t)x->cfg.n_heads), lse[i], x->b.want_lse[i]);
     }
     free(out), free(lse);
 }
@@ -495,11 +528,13 @@ static void duo_decode(duo *x, const test_sequence *s)
         test_bench_queries(&x->b, rows, s, layer);
         duo_upload(x);
         assert_gpu_ok(x->m, macattn_cuda_decode(x->m, layer, &x->batch, &x->io, NULL));
-        ref_mac_decode(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse, x->decisions);
+        ref_mac_decode(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse,
+                       x->decisions);
         const size_t n = (size_t)(rows * x->cfg.n_heads);
         macattn_cuda_decision *got = download(macattn_cuda_decisions(x->m), n * sizeof *got);
         for (int32_t r = 0; r < rows; r++) {
-            for (int32_t h = 0; h < x->cfg.n_heads; h++) check_decision(x, r, h, &got[r * x->cfg.n_heads + h]);
+            for (int32_t h = 0; h < x->cfg.n_heads; h++)
+                check_decision(x, r, h, &got[r * x->cfg.n_heads + h]);
         }
         free(got);
         check_outputs(x, "decode", 2 * relative_tolerance(x->cfg.k_dtype, F32));
@@ -709,12 +744,14 @@ static void test_arguments(void **state)
     macattn_cuda *m = NULL;
     char error[256];
     cfg.head_dim = 96;
-    assert_int_equal(macattn_cuda_create(&cfg, NULL, &m, error, sizeof error), MACATTN_E_UNSUPPORTED);
+    assert_int_equal(macattn_cuda_create(&cfg, NULL, &m, error, sizeof error),
+                     MACATTN_E_UNSUPPORTED);
     assert_non_null(strstr(error, "head_dim 96"));
     assert_null(m);
     cfg = reuse_config(F16, 4, 2, 64);
     cfg.policy = MACATTN_POLICY_BUDGET;
-    assert_int_equal(macattn_cuda_create(&cfg, NULL, &m, error, sizeof error), MACATTN_E_UNSUPPORTED);
+    assert_int_equal(macattn_cuda_create(&cfg, NULL, &m, error, sizeof error),
+                     MACATTN_E_UNSUPPORTED);
     cfg.policy = MACATTN_POLICY_PAPER;
     duo x;
     duo_create(&x, &cfg, 2, 50, 1);
