@@ -30,6 +30,8 @@ struct Traits {
     static constexpr int PIECES = D * Kv::BYTES / 16; /* 16-byte pieces of a token's K */
     static constexpr int TILE_BYTES = TILE * PIECES * 16;
     static constexpr int O_STRIDE = D + 4; /* floats: neighbouring heads in different banks */
+    static constexpr int SLOTS = (HEADS + WARPS - 1) / WARPS; /* heads a warp completes */
+    static constexpr int V = D / 32;                          /* dims a lane then holds */
     static constexpr int MOST_ITEMS = 16;
 };
 
@@ -37,10 +39,11 @@ struct Traits {
 struct Item {
     int row, kv_head, block; /* block: of query heads, within kv_head */
     int n, b, start;         /* tokens; mai_far_end or -1; see mai_segments_of */
+    int64_t pages;           /* row_pages */
     int first_unit;
-    int place;                    /* where this block's partial results go */
-    int first_block, last_block;  /* that compute the group; first > last: this one has only its cost */
-    int2 part[MAI_SEGMENTS];      /* tokens of each segment that this block computes */
+    int place;               /* where this block's partial results go */
+    mai_blocks blocks;       /* that compute the group; last < 0: this one has only its cost */
+    int2 part[MAI_SEGMENTS]; /* tokens of each segment that this block computes; y < 0: none */
 };
 
 template <class T>
@@ -49,7 +52,7 @@ struct AttendShared {
     float o[T::WARPS][T::HEADS][T::O_STRIDE];                   /* of one part, to be joined */
     float top[T::WARPS][T::HEADS], sum[T::WARPS][T::HEADS];
     Item items[T::MOST_ITEMS];
-    int first_group, last_group, is_last;
+    int begin, end, first_group, last_group, is_last;
 
     __device__ int *scratch() { return (int *)stage; } /* before the first copy */
 };
@@ -66,7 +69,12 @@ __device__ __forceinline__ int heads_of(const mai_cu_params &p, int block)
     return min(p.heads_per_block, p.group - block * p.heads_per_block);
 }
 
-/* Not inline: it is needed in several places, none of them in the loop, and the code must fit the cache. */
+__device__ __forceinline__ int first_head(const mai_cu_params &p, const Item &x)
+{
+    return x.kv_head * p.group + x.block * p.heads_per_block;
+}
+
+/* What is known of a group before its decisions are. */
 static __device__ __noinline__ Item make_item(const mai_cu_params &p, int group)
 {
     Item x;
@@ -74,22 +82,30 @@ static __device__ __noinline__ Item make_item(const mai_cu_params &p, int group)
     x.row = group / per_row;
     x.kv_head = group % per_row / p.blocks_per_kv;
     x.block = group % p.blocks_per_kv;
+    x.pages = row_pages(p, x.row);
     x.n = row_tokens(p, x.row);
     x.first_unit = 0;
-    if (!p.reuse) {
-        x.b = -1;
-        x.start = p.window > 0 ? max(0, x.n - p.window) : 0;
-        return x;
-    }
-    x.b = mai_far_end(x.n, p.band, p.fresh);
-    x.start = x.b;
-    if (p.capture_row >= 0) return x;
-    const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
-    const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + head0;
+    x.b = p.reuse ? mai_far_end(x.n, p.band, p.fresh) : -1;
+    x.start = p.reuse ? x.b : p.window > 0 ? max(0, x.n - p.window) : 0;
+    return x;
+}
+
+/* The earliest start of the group's heads. Eight loads at a time. */
+static __device__ __noinline__ int earliest_start(const mai_cu_params &p, const Item &x)
+{
+    int start = x.start;
+    if (!decides(p)) return start;
+    const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + first_head(p, x);
     const int heads = heads_of(p, x.block);
 #pragma unroll 1
-    for (int i = 0; i < heads; i++) x.start = min(x.start, __ldcg(&d[i].start));
-    return x;
+    for (int i = 0; i < heads; i += 8) {
+        int of[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) of[j] = __ldcg(&d[min(i + j, heads - 1)].start);
+#pragma unroll
+        for (int j = 0; j < 8; j++) start = min(start, of[j]);
+    }
+    return start;
 }
 
 __device__ __forceinline__ mai_segments segments_of(const mai_cu_params &p, const Item &x, int unit)
@@ -126,45 +142,72 @@ struct Own {
     Item first;
     int before; /* units of all groups before g0 */
 
+    __device__ void begin(const mai_cu_params &p, int threads)
+    {
+        const int per_thread = (n_groups(p) + threads - 1) / threads;
+        g0 = min((int)threadIdx.x * per_thread, n_groups(p));
+        g1 = min(g0 + per_thread, n_groups(p));
+        if (g0 < g1) first = make_item(p, g0);
+    }
+
     __device__ __forceinline__ Item item(const mai_cu_params &p, int g) const
     {
-        return g == g0 ? first : make_item(p, g);
+        if (g == g0) return first;
+        Item x = make_item(p, g);
+        x.start = earliest_start(p, x);
+        return x;
     }
 };
 
-/* This block's part of all units; and the groups that they belong to, in `sh`. */
+/* This block's part of all units, [begin, end). */
 struct Share {
     mai_division all;
     int begin, end;
 };
 
+/* A thread's group g, which costs units [a, c): if the block's begin or end falls into it, say where. */
+template <class T>
+__device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_division &all, int i,
+                                                 int g, int a, int c)
+{
+    const int begin = mai_block_begin(all, i), end = mai_block_begin(all, i + 1);
+    if (a <= begin && begin < c) {
+        sh.begin = mai_snapped(all, begin, a, c);
+        sh.first_group = sh.begin == c ? g + 1 : g;
+    }
+    if (a < end && end <= c) {
+        sh.end = end == all.units ? end : mai_snapped(all, end, a, c);
+        sh.last_group = sh.end == a ? g - 1 : g;
+    }
+}
+
+/* Leaves the first and the last group of the share in `sh`. */
 template <class T>
 __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &own)
 {
-    const int per_thread = (n_groups(p) + T::THREADS - 1) / T::THREADS;
-    own.g0 = min((int)threadIdx.x * per_thread, n_groups(p));
-    own.g1 = min(own.g0 + per_thread, n_groups(p));
     int sum = 0;
-    if (own.g0 < own.g1) own.first = make_item(p, own.g0);
+    if (own.g0 < own.g1) own.first.start = earliest_start(p, own.first);
 #pragma unroll 1
     for (int g = own.g0; g < own.g1; g++) sum += segments_of(p, own.item(p, g), T::UNIT).cost;
     Share share;
     int total;
     own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
     share.all = mai_divide(total, gridDim.x);
-    const int i = min((int)blockIdx.x, share.all.blocks);
-    share.begin = mai_block_begin(share.all, i);
-    share.end = mai_block_begin(share.all, min(i + 1, share.all.blocks));
-    if (own.before < share.end && own.before + sum > share.begin) {
+    share.begin = share.end = 0;
+    const int i = blockIdx.x;
+    if (i >= share.all.blocks) return share;
+    if (own.before <= mai_block_begin(share.all, i + 1) &&
+        own.before + sum > mai_block_begin(share.all, i)) {
         int u = own.before;
 #pragma unroll 1
         for (int g = own.g0; g < own.g1; g++) {
             const int next = u + segments_of(p, own.item(p, g), T::UNIT).cost;
-            if (u <= share.begin && share.begin < next) sh.first_group = g;
-            if (u < share.end && share.end <= next) sh.last_group = g;
+            place_boundaries<T>(sh, share.all, i, g, u, next);
             u = next;
         }
     }
+    __syncthreads();
+    share.begin = sh.begin, share.end = sh.end;
     return share;
 }
 
@@ -173,8 +216,8 @@ __device__ inline void place_item(const mai_segments &s, const Share &share, int
 {
     const int end = x->first_unit + s.units;
     x->place = mai_place(share.begin, share.end, x->first_unit, end);
-    x->first_block = mai_block_of(share.all, x->first_unit);
-    x->last_block = end <= share.begin ? -1 : mai_block_of(share.all, end - 1);
+    x->blocks = mai_blocks_of(share.all, x->first_unit, s);
+    if (end <= share.begin) x->blocks.last = -1;
     int first = x->first_unit;
 #pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
@@ -247,7 +290,7 @@ struct Loader {
                 t1 = part.y;
             } while (t >= t1);
             const Item &x = sh.items[item];
-            pages = row_pages(p, x.row);
+            pages = x.pages;
             k = p.k + x.kv_head * p.k_head_stride;
             v = p.v + x.kv_head * p.v_head_stride;
             page = page_of(t);
@@ -300,7 +343,7 @@ struct Queries {
     __device__ void fetch(const mai_cu_params &p, const Item &x)
     {
         const int heads = heads_of(p, x.block);
-        const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
+        const int head0 = first_head(p, x);
 #pragma unroll
         for (int i = 0; i < WORDS; i++) {
             const int word = threadIdx.x + i * T::THREADS;
@@ -366,8 +409,7 @@ struct Starts {
     __device__ void load(const mai_cu_params &p, const Item &x, int segment)
     {
         const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
-        const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
-        const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + head0;
+        const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + first_head(p, x);
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
@@ -474,11 +516,65 @@ __device__ __forceinline__ void add_values(const float s[T::NT][4], State<T> &st
 
 /* ------------------------------------------------------------------------------------- parts -- */
 
-/* Join the warps' states of a part and write the partial result. */
+/* What a warp knows of the heads of a group that it completes: head warp + k * WARPS in slot k. */
 template <class T>
-__device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, State<T> &state, size_t at)
+struct Heads {
+    Reused<T::V> reused[T::SLOTS];
+    Sum<T::V> far[T::SLOTS], out[T::SLOTS]; /* of what this block computed, if that is all */
+
+    template <class F>
+    static __device__ __forceinline__ void each(int heads, F f)
+    {
+#pragma unroll
+        for (int k = 0; k < T::SLOTS; k++) {
+            const int head = threadIdx.x / 32 + k * T::WARPS;
+            if (head < heads) f(k, head);
+        }
+    }
+
+    __device__ void fetch_decisions(const mai_cu_params &p, const Item &x)
+    {
+        each(heads_of(p, x.block), [&](int k, int head) {
+            reused[k].fetch_decision(p, x.row, first_head(p, x) + head);
+        });
+    }
+
+    __device__ void begin(const mai_cu_params &p, const Item &x)
+    {
+        each(heads_of(p, x.block), [&](int k, int head) {
+            reused[k].fetch_summary(p, x.row, first_head(p, x) + head);
+        });
+        clear();
+    }
+
+    __device__ void clear()
+    {
+#pragma unroll
+        for (int k = 0; k < T::SLOTS; k++) far[k].clear(), out[k].clear();
+    }
+
+    /* A part of a segment, normalised. */
+    __device__ __forceinline__ void add(int k, int segment, const Sum<T::V> &part)
+    {
+        if (segment == MAI_FAR) far[k].add(part.top, part.o);
+        else out[k].add(part.top, part.o);
+    }
+
+    __device__ void complete(const mai_cu_params &p, const Item &x)
+    {
+        each(heads_of(p, x.block), [&](int k, int head) {
+            complete_head<T::V>(p, x.row, first_head(p, x) + head, x.n, reused[k], far[k], out[k]);
+        });
+    }
+};
+
+/* Join the warps' states of a part: kept by the warps that complete the heads or, if other blocks compute
+ * some of the group, written as a partial result. */
+template <class T>
+__device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const State<T> &state,
+                           const Item &x, int segment, Heads<T> &heads)
 {
-    constexpr int V = T::D / 32;
+    constexpr int V = T::V;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
 #pragma unroll
     for (int j = 0; j < T::NT; j++) {
@@ -496,55 +592,70 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, State<T>
         }
     }
     __syncthreads();
-#pragma unroll 1
-    for (int head = warp; head < p.heads_per_block; head += T::WARPS) {
-        float top = -INFINITY, sum = 0, o[V] = {};
+    heads.each(heads_of(p, x.block), [&](int k, int head) {
+        float top = -INFINITY;
         for (int w = 0; w < T::WARPS; w++) top = fmaxf(top, sh.top[w][head]);
+        Sum<V> joined;
+        joined.clear();
+        joined.top = top;
         const float base = top == -INFINITY ? 0.0f : top;
 #pragma unroll
         for (int w = 0; w < T::WARPS; w++) {
             const float weight = fast_exp2(sh.top[w][head] - base);
-            sum += weight * sh.sum[w][head];
+            joined.sum += weight * sh.sum[w][head];
 #pragma unroll
-            for (int i = 0; i < V; i++) o[i] += weight * sh.o[w][head][lane * V + i];
+            for (int i = 0; i < V; i++) joined.o[i] += weight * sh.o[w][head][lane * V + i];
         }
-        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] *= inverse;
-        const size_t to = at * (size_t)p.heads_per_block + (size_t)head;
-        store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + to * T::D), lane * V, o);
-        if (lane == 0) p.partial_lse[to] = sum == 0 ? -INFINITY : base + log2f(sum);
-    }
+        joined.normalise();
+        if (x.place == MAI_PLACE_WHOLE) {
+            heads.add(k, segment, joined);
+            return;
+        }
+        const int to = partial_at(p, blockIdx.x, x.place, segment, head);
+        store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + (size_t)to * T::D), lane * V,
+                        joined.o);
+        if (lane == 0) p.partial_lse[to] = joined.top;
+    });
     __syncthreads();
 }
 
-/* A group's part is written: if all its parts are, merge them. */
+/* Whether all other blocks that compute some of the group have written their parts; then they are visible
+ * to all threads of this one. */
+template <class T>
+__device__ bool arrives_last(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, int group)
+{
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        const bool is_last =
+            atomicAdd(&p.arrived[group], 1u) == (unsigned)(x.blocks.last - x.blocks.first);
+        if (is_last) p.arrived[group] = 0;
+        sh.is_last = is_last;
+    }
+    __syncthreads();
+    if (!sh.is_last) return false;
+    __threadfence();
+    return true;
+}
+
+/* A group's part is computed: if all its parts are, complete its heads. */
 template <class T>
 __device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
-                            const Share &share, int group)
+                            const Share &share, int group, Heads<T> &heads)
 {
-    if (x.last_block < 0) return; /* only the cost of finishing was counted here */
-    const bool whole = x.first_block == x.last_block;
-    if (!whole) {
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            const bool is_last =
-                atomicAdd(&p.arrived[group], 1u) == (unsigned)(x.last_block - x.first_block);
-            if (is_last) p.arrived[group] = 0;
-            sh.is_last = is_last;
-        }
-        __syncthreads();
-        if (!sh.is_last) return;
-        __threadfence();
-    }
-    const Parts parts = {segments_of(p, x, T::UNIT), share.all, x.first_unit, x.first_block, whole};
-    const int head0 = x.kv_head * p.group + x.block * p.heads_per_block;
-    const int heads = heads_of(p, x.block);
+    if (x.blocks.last < 0) return; /* only the cost of finishing was counted here */
+    if (x.place != MAI_PLACE_WHOLE) {
+        if (!arrives_last<T>(p, sh, x, group)) return;
+        const Parts parts = {segments_of(p, x, T::UNIT), share.all, x.first_unit, x.blocks};
+        heads.each(heads_of(p, x.block), [&](int k, int head) {
 #pragma unroll 1
-    for (int i = threadIdx.x / 32; i < heads; i += T::WARPS) {
-        merge_head<T::D / 32>(p, parts, x.row, head0 + i, i, x.n);
+            for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
+                const Sum<T::V> part = gather_segment<T::V>(p, parts, segment, head);
+                heads.add(k, segment, part);
+            }
+        });
     }
+    heads.complete(p, x);
 }
 
 template <class T>
@@ -554,11 +665,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     extern __shared__ __align__(128) unsigned char memory[];
     AttendShared<T> &sh = *(AttendShared<T> *)memory;
     const int warp = threadIdx.x / 32;
-    wait_for_previous();
     Own own;
+    own.begin(p, T::THREADS); /* not the search's results */
+    wait_for_previous();
     const Share share = find_share<T>(p, sh, own);
     if (share.begin == share.end) return;
-    __syncthreads();
     const int first_group = sh.first_group, last_group = sh.last_group;
     const float factor = p.scale * LOG2E * p.k_scale;
 
@@ -567,7 +678,9 @@ __global__ void __launch_bounds__(T::THREADS, 1)
         list_items<T>(p, sh, g0, own, share);
         __syncthreads();
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
+        Heads<T> heads, ahead;
         Queries<T> queries;
+        ahead.fetch_decisions(p, sh.items[0]);
         queries.fetch(p, sh.items[0]);
         Loader<T> loader(p, sh, n_items);
 #pragma unroll 1
@@ -577,7 +690,13 @@ __global__ void __launch_bounds__(T::THREADS, 1)
         for (int i = 0; i < n_items; i++) {
             const Item &x = sh.items[i];
             queries.take(sh);
-            if (i + 1 < n_items) queries.fetch(p, sh.items[i + 1]);
+#pragma unroll
+            for (int k = 0; k < T::SLOTS; k++) heads.reused[k].decision = ahead.reused[k].decision;
+            heads.begin(p, x);
+            if (i + 1 < n_items) {
+                queries.fetch(p, sh.items[i + 1]);
+                ahead.fetch_decisions(p, sh.items[i + 1]);
+            }
 #pragma unroll 1
             for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
                 const int2 part = x.part[segment];
@@ -598,10 +717,9 @@ __global__ void __launch_bounds__(T::THREADS, 1)
                     loader.next();
                     stage = stage + 1 == T::STAGES ? 0 : stage + 1;
                 }
-                join_warps<T>(p, sh, state,
-                              ((size_t)blockIdx.x * MAI_PLACES + x.place) * MAI_SEGMENTS + segment);
+                join_warps<T>(p, sh, state, x, segment, heads);
             }
-            finish_item<T>(p, sh, x, share, g0 + i);
+            finish_item<T>(p, sh, x, share, g0 + i, heads);
         }
         copy_wait<0>();
     }

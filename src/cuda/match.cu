@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Match and decide: for each (row, head), the remembered query nearest to the new one, whether its summary
- * is reused, and the new query's own place in the ring. One thread block each.
+ * is reused, and the new query's own place in the ring.
  *
  * Reads head_dim + 16 bytes for each of the ring's entries: int8 codes and what bounds their error. Since
  * q = q^ + residual on both sides, the true distance lies within |residual_q| + |residual_p| of the codes'
@@ -8,8 +8,9 @@
  * upper bound are compared again, in double precision, on the queries as they came: so the decision is the
  * one a plain search would make. There are seldom more than two.
  *
- * The codes are on their way to shared memory before anything else is known: what bounds the time is that
- * each block waits for memory four times in a row, so three blocks a multiprocessor take turns. */
+ * A thread block searches one ring after another, three blocks on a multiprocessor. The codes of the next
+ * ring are on their way to shared memory as soon as those of this one have been seen; bounds stay in
+ * registers. So loads go on while candidates are compared and entries written. */
 #include "kv.cuh"
 #include "ring.cuh"
 #include "schedule.h"
@@ -17,12 +18,12 @@
 namespace mai {
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;
+constexpr int THREADS = 256, WARPS = THREADS / 32, BLOCKS_PER_SM = 3;
 constexpr int PIECE_BYTES = 65536; /* codes in shared memory at a time */
 
 struct Nearest {
     double distance2;
-    int entry, pos;
+    int entry, pos, end;
 };
 
 __device__ __forceinline__ bool is_nearer(const Nearest &a, const Nearest &b)
@@ -51,7 +52,28 @@ struct Shared {
     __device__ mai_cu_meta *meta(int n) { return (mai_cu_meta *)(codes() + (size_t)n * D); }
 };
 
-/* Start copying entries [first, first + n). */
+/* One search: a head of a row. */
+struct Search {
+    int row, head, slot;
+    size_t ring;
+    int n, b, fresh; /* tokens; mai_far_end; min(p.fresh, b) */
+    int next, count; /* of the ring */
+    bool keeps;      /* the ring may be used and written */
+
+    __device__ Search(const mai_cu_params &p, int i)
+        : row(i / p.n_heads), head(i % p.n_heads), slot(row_slot(p, row)),
+          ring(ring_of(p, max(slot, 0), head))
+    {
+        n = row_tokens(p, row);
+        next = slot >= 0 ? p.rings.head[ring] : 0;
+        count = slot >= 0 ? p.rings.count[ring] : 0;
+        b = mai_far_end(n, p.band, p.fresh);
+        fresh = min(p.fresh, b);
+        keeps = slot >= 0 && n > 1 && b > fresh;
+    }
+};
+
+/* Start copying entries [first, first + n) of a ring. */
 template <int D>
 __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, int first, int n)
 {
@@ -59,23 +81,33 @@ __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, i
     const char *meta = (const char *)(p.rings.meta + ring * (size_t)p.ring + first);
     const uint32_t to = shared_address(sh.codes());
     const uint32_t to_meta = shared_address(sh.meta(min(p.ring, piece_entries<D>())));
+    for (int i = threadIdx.x; i < n; i += THREADS) copy16(to_meta + i * 16, meta + i * 16, true);
     for (int i = threadIdx.x; i < n * (D / 16); i += THREADS) {
         const int row = i / (D / 16), piece = i % (D / 16);
         copy16(to + (row * (D / 16) + piece_at<D / 16>(row, piece)) * 16, codes + i * 16, true);
     }
-    for (int i = threadIdx.x; i < n; i += THREADS) copy16(to_meta + i * 16, meta + i * 16, true);
     copy_commit();
+}
+
+/* The first piece of search i's ring, if there is such a search. */
+template <int D>
+__device__ void copy_first(const mai_cu_params &p, Shared<D> &sh, int i)
+{
+    if (i >= p.n_rows * p.n_heads) return;
+    const int slot = row_slot(p, i / p.n_heads);
+    if (slot >= 0)
+        copy_piece<D>(p, sh, ring_of(p, slot, i % p.n_heads), 0, min(p.ring, piece_entries<D>()));
 }
 
 /* Load and encode the query; warp 0. */
 template <int D>
-__device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh, int row, int head,
+__device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh, const Search &x,
                                            float *q)
 {
     constexpr int V = D / 32;
     const int lane = threadIdx.x & 31;
-    load_values<V>(p.q_dtype, p.q_match + row * p.m_row_stride + head * p.m_head_stride, lane * V,
-                   q);
+    load_values<V>(p.q_dtype, p.q_match + x.row * p.m_row_stride + x.head * p.m_head_stride,
+                   lane * V, q);
     const EncodedQuery<V> e = encode_query<V>(q);
     const bool finite = all_finite<V>(q, e.scale);
 #pragma unroll
@@ -84,142 +116,161 @@ __device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh
     return e;
 }
 
-/* Lower bounds of the piece's entries, left in their meta's `scale`; returns the thread's least upper bound.
- * One entry a lane: pieces are swizzled, so that lanes read different banks. */
+/* What a thread knows of its entries of a piece, threadIdx.x + k * THREADS: lower bounds of the distance,
+ * infinite where the entry must not be used, and the end of what the summary covers. */
 template <int D>
-__device__ float scan(const mai_cu_params &p, Shared<D> &sh, int first, int n, int newest, int count,
-                      int b)
-{
-    constexpr int PIECES = D / 16;
-    const int4 *codes = (const int4 *)sh.codes(), *mine = (const int4 *)sh.q8;
-    mai_cu_meta *meta = sh.meta(min(p.ring, piece_entries<D>()));
-    float least = INFINITY;
-#pragma unroll 1
-    for (int i = threadIdx.x; i < n; i += THREADS) {
-        int even = 0, odd = 0;
-#pragma unroll
-        for (int j = 0; j < PIECES; j++) {
-            const int4 code = codes[i * PIECES + piece_at<PIECES>(i, j)], q = mine[j];
-            even = __dp4a(code.x, q.x, even), odd = __dp4a(code.y, q.y, odd);
-            even = __dp4a(code.z, q.z, even), odd = __dp4a(code.w, q.w, odd);
-        }
-        const mai_cu_meta about = meta[i];
-        int age = newest - (first + i); /* 0: the newest */
-        if (age < 0) age += p.ring;
-        const float sum2 = sh.norm2 + about.norm2, slack = 1e-6f * sum2;
-        const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)(even + odd);
-        const float off = sh.residual + about.residual;
-        /* Made at an earlier token: end < b. (A summary made at token t ends at t + 1 - band.) */
-        const bool usable = age < count && about.end < b;
-        meta[i].scale = usable ? sqrtf(fmaxf(distance2 - slack, 0.0f)) * 0.9999f - off : INFINITY;
-        if (usable) least = fminf(least, sqrtf(fmaxf(distance2, 0.0f) + slack) * 1.0001f + off);
-    }
-    return least;
-}
+struct Bounds {
+    static constexpr int N = piece_entries<D>() / THREADS;
+    float low[N];
+    int end[N];
 
-/* The nearest of the piece's entries whose lower bound is at most `least`; each is compared by one warp. */
-template <int D>
-__device__ void compare(const mai_cu_params &p, Shared<D> &sh, size_t ring, int first, int n,
-                        float least, Nearest *best)
-{
-    constexpr int V = D / 32;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const mai_cu_meta *meta = sh.meta(min(p.ring, piece_entries<D>()));
-    for (int i0 = warp * 32; i0 < n; i0 += THREADS) {
-        unsigned left = __ballot_sync(ALL, i0 + lane < n && meta[min(i0 + lane, n - 1)].scale <= least);
-        for (; left != 0; left &= left - 1) {
-            const int i = first + i0 + __ffs(left) - 1;
-            const size_t entry = ring * (size_t)p.ring + (size_t)i;
-            float q[V];
-            load_values<V>(p.q_dtype, p.rings.q + entry * (size_t)(D * dtype_bytes(p.q_dtype)),
-                           lane * V, q);
-            const int pos = p.rings.pos[entry];
-            double sum = 0;
+    /* One entry a lane: pieces are swizzled, so that lanes read different banks. Returns the thread's least
+     * upper bound. */
+    __device__ float scan(const mai_cu_params &p, Shared<D> &sh, const Search &x, int first, int n)
+    {
+        constexpr int PIECES = D / 16;
+        const int4 *codes = (const int4 *)sh.codes(), *mine = (const int4 *)sh.q8;
+        const mai_cu_meta *meta = sh.meta(min(p.ring, piece_entries<D>()));
+        const int newest = x.next == 0 ? p.ring - 1 : x.next - 1;
+        float least = INFINITY;
 #pragma unroll
-            for (int j = 0; j < V; j++) {
-                const double off = (double)sh.q[lane * V + j] - (double)q[j];
-                sum += off * off;
+        for (int k = 0; k < N; k++) {
+            const int i = min((int)threadIdx.x + k * THREADS, n - 1);
+            int even = 0, odd = 0;
+#pragma unroll
+            for (int j = 0; j < PIECES; j++) {
+                const int4 code = codes[i * PIECES + piece_at<PIECES>(i, j)], q = mine[j];
+                even = __dp4a(code.x, q.x, even), odd = __dp4a(code.y, q.y, odd);
+                even = __dp4a(code.z, q.z, even), odd = __dp4a(code.w, q.w, odd);
             }
-            const Nearest x = {warp_sum(sum), i, pos};
-            if (is_nearer(x, *best)) *best = x;
+            const mai_cu_meta about = meta[i];
+            int age = newest - (first + i); /* 0: the newest */
+            if (age < 0) age += p.ring;
+            const float sum2 = sh.norm2 + about.norm2, slack = 1e-6f * sum2;
+            const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)(even + odd);
+            const float off = sh.residual + about.residual;
+            /* Made at an earlier token: end < b. (A summary made at token t ends at t + 1 - band.) */
+            const bool usable =
+                (int)threadIdx.x + k * THREADS < n && age < x.count && about.end < x.b;
+            low[k] = usable ? sqrtf(fmaxf(distance2 - slack, 0.0f)) * 0.9999f - off : INFINITY;
+            end[k] = about.end;
+            if (usable) least = fminf(least, sqrtf(fmaxf(distance2, 0.0f) + slack) * 1.0001f + off);
+        }
+        return least;
+    }
+
+    /* The nearest of those whose lower bound is at most `least`; each is compared by one warp. */
+    __device__ void compare(const mai_cu_params &p, const Shared<D> &sh, const Search &x, int first,
+                            float least, Nearest *best) const
+    {
+        constexpr int V = D / 32;
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            unsigned left = __ballot_sync(ALL, low[k] <= least && low[k] < INFINITY);
+#pragma unroll 1
+            for (; left != 0; left &= left - 1) {
+                const int from = __ffs(left) - 1, i = first + k * THREADS + warp * 32 + from;
+                const size_t entry = x.ring * (size_t)p.ring + (size_t)i;
+                float q[V];
+                load_values<V>(p.q_dtype, p.rings.q + entry * (size_t)(D * dtype_bytes(p.q_dtype)),
+                               lane * V, q);
+                const int pos = p.rings.pos[entry];
+                double sum = 0;
+#pragma unroll
+                for (int j = 0; j < V; j++) {
+                    const double off = (double)sh.q[lane * V + j] - (double)q[j];
+                    sum += off * off;
+                }
+                const Nearest one = {warp_sum(sum), i, pos, __shfl_sync(ALL, end[k], from)};
+                if (is_nearer(one, *best)) *best = one;
+            }
         }
     }
-}
+};
 
-/* The nearest entry of a whole ring, known to every warp's lane 0 in sh.best. */
+/* The nearest entry that each warp found, in sh.best. Its codes are in shared memory or on their way there;
+ * afterwards the next search's are. */
 template <int D>
-__device__ void search(const mai_cu_params &p, Shared<D> &sh, size_t ring, int newest, int count,
-                       int b)
+__device__ void search(const mai_cu_params &p, Shared<D> &sh, const Search &x, bool wanted, int next)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, piece = piece_entries<D>();
-    Nearest best = {INFINITY, -1, -1};
+    Nearest best = {INFINITY, -1, -1, 0};
     /* What is certainly not within the radius need not be compared. */
     float least = sqrtf(p.radius2) * 1.0001f;
-    for (int first = 0; first < p.ring; first += piece) {
+#pragma unroll 1
+    for (int first = 0; wanted && first < p.ring; first += piece) {
         const int n = min(piece, p.ring - first);
-        if (first > 0) {
-            __syncthreads();
-            copy_piece<D>(p, sh, ring, first, n);
-        }
         copy_wait<0>();
         __syncthreads();
-        float bound = scan<D>(p, sh, first, n, newest, count, b);
+        Bounds<D> bounds;
+        float bound = bounds.scan(p, sh, x, first, n);
         bound = -warp_max(-bound);
         if (lane == 0) sh.least[warp] = bound;
         __syncthreads();
+        if (first + piece < p.ring) {
+            copy_piece<D>(p, sh, x.ring, first + piece, min(piece, p.ring - first - piece));
+        } else {
+            copy_first<D>(p, sh, next);
+        }
         for (int w = 0; w < WARPS; w++) least = fminf(least, sh.least[w]);
-        compare<D>(p, sh, ring, first, n, least, &best);
+        bounds.compare(p, sh, x, first, least, &best);
+    }
+    if (!wanted) {
+        copy_wait<0>();
+        __syncthreads();
+        copy_first<D>(p, sh, next);
     }
     if (lane == 0) sh.best[warp] = best;
     __syncthreads();
 }
 
+/* Warp 0: write the decision, and begin the new entry. */
 template <int D>
-__global__ void __launch_bounds__(THREADS, 3) match_kernel(const __grid_constant__ mai_cu_params p)
+__device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search &x,
+                       const EncodedQuery<D / 32> &e, const float *q)
 {
-    constexpr int V = D / 32;
-    extern __shared__ __align__(16) unsigned char memory[];
-    Shared<D> &sh = *(Shared<D> *)memory;
-    const int head = blockIdx.x, row = blockIdx.y, slot = row_slot(p, row);
-    macattn_cuda_decision *decision = p.decisions + (size_t)row * p.n_heads + head;
-    let_next_start();
-    const size_t ring = ring_of(p, max(slot, 0), head);
-    if (slot >= 0) copy_piece<D>(p, sh, ring, 0, min(p.ring, piece_entries<D>()));
-    const int n = row_tokens(p, row);
-    const int b = mai_far_end(n, p.band, p.fresh), fresh = min(p.fresh, b);
-    const bool keeps = slot >= 0 && n > 1 && b > fresh;
-    const int next = slot >= 0 ? p.rings.head[ring] : 0;
-    const int count = slot >= 0 ? p.rings.count[ring] : 0;
-    float q[V];
-    EncodedQuery<V> e;
-    if (threadIdx.x < 32) e = take_query<D>(p, sh, row, head, q);
-    __syncthreads();
-    const bool searches = keeps && sh.finite && n >= p.min_tokens && p.radius2 > 0;
-    if (searches) search<D>(p, sh, ring, next == 0 ? p.ring - 1 : next - 1, count, b);
-    else copy_wait<0>();
-    if (threadIdx.x >= 32) return;
-    Nearest best = {INFINITY, -1, -1};
-    for (int w = 0; searches && w < WARPS; w++) {
+    const int lane = threadIdx.x;
+    Nearest best = sh.best[0];
+    for (int w = 1; w < WARPS; w++) {
         if (is_nearer(sh.best[w], best)) best = sh.best[w];
     }
     const bool hit = best.entry >= 0 && best.distance2 < (double)p.radius2;
-    const int start = hit ? p.rings.meta[ring * (size_t)p.ring + best.entry].end : fresh;
-    const bool remembers = keeps && sh.finite;
-    if (threadIdx.x == 0) {
-        *decision = macattn_cuda_decision{start, hit ? best.entry : -1,
-                                          best.entry >= 0 ? (float)best.distance2 : INFINITY,
-                                          remembers ? next : -1};
+    const bool remembers = x.keeps && sh.finite;
+    if (lane == 0) {
+        p.decisions[(size_t)x.row * p.n_heads + x.head] = macattn_cuda_decision{
+            hit ? best.end : x.fresh, hit ? best.entry : -1,
+            best.entry >= 0 ? (float)best.distance2 : INFINITY, remembers ? x.next : -1};
     }
     /* The summary is wanted next, by one of the blocks that attend. */
-    if (hit) {
-        const char *summary =
-            (const char *)(p.rings.out + (ring * (size_t)p.ring + best.entry) * D + 4 * threadIdx.x);
-        if (4 * threadIdx.x < D && threadIdx.x % 8 == 0)
-            asm volatile("prefetch.global.L2 [%0];" ::"l"(summary));
+    if (hit && 8 * lane < D / 4) {
+        const float *summary = p.rings.out + (x.ring * (size_t)p.ring + best.entry) * D + 32 * lane;
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(summary));
     }
-    /* After the entry that it may replace was read. */
-    __syncwarp();
-    if (remembers) ring_begin<V>(p, ring, next, e, q, n - 1, b);
+    if (remembers) ring_begin<D / 32>(p, x.ring, x.next, e, q, x.n - 1, x.b);
+}
+
+template <int D>
+__global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+    match_kernel(const __grid_constant__ mai_cu_params p)
+{
+    extern __shared__ __align__(16) unsigned char memory[];
+    Shared<D> &sh = *(Shared<D> *)memory;
+    const int n_searches = p.n_rows * p.n_heads;
+    let_next_start();
+    copy_first<D>(p, sh, blockIdx.x);
+#pragma unroll 1
+    for (int i = blockIdx.x; i < n_searches; i += gridDim.x) {
+        const Search x(p, i);
+        float q[D / 32];
+        EncodedQuery<D / 32> e;
+        if (threadIdx.x < 32) e = take_query<D>(p, sh, x, q);
+        __syncthreads();
+        const bool wanted = x.keeps && sh.finite && x.n >= p.min_tokens && p.radius2 > 0;
+        search<D>(p, sh, x, wanted, i + gridDim.x);
+        if (threadIdx.x < 32) decide<D>(p, sh, x, e, q);
+        __syncthreads();
+    }
 }
 
 template <int D>
@@ -227,7 +278,8 @@ cudaError_t launch(const mai_cu_params *p, cudaStream_t stream)
 {
     const int entries = p->ring < piece_entries<D>() ? p->ring : piece_entries<D>();
     const size_t bytes = sizeof(Shared<D>) + (size_t)entries * (D + sizeof(mai_cu_meta));
-    match_kernel<D><<<dim3(p->n_heads, p->n_rows), THREADS, bytes, stream>>>(*p);
+    const int searches = p->n_heads * p->n_rows, room = p->n_sms * BLOCKS_PER_SM;
+    match_kernel<D><<<searches < room ? searches : room, THREADS, bytes, stream>>>(*p);
     return cudaGetLastError();
 }
 

@@ -9,13 +9,31 @@
 
 namespace mai {
 
-/* The partial results of one group. */
+/* Index of a partial result: of what a block puts at a place (schedule.h). */
+__device__ __forceinline__ int partial_at(const mai_cu_params &p, int block, int place, int segment,
+                                          int head_in_block)
+{
+    return ((block * MAI_PLACES + place) * MAI_SEGMENTS + segment) * p.heads_per_block +
+           head_in_block;
+}
+
+__device__ __forceinline__ bool decides(const mai_cu_params &p)
+{
+    return p.reuse && p.capture_row < 0;
+}
+
+__device__ __forceinline__ macattn_cuda_decision load_decision(const macattn_cuda_decision *d)
+{
+    const int4 x = __ldcg((const int4 *)d);
+    return macattn_cuda_decision{x.x, x.y, __int_as_float(x.z), x.w};
+}
+
+/* The partial results of a group that several blocks computed. */
 struct Parts {
     mai_segments segments;
     mai_division all;
     int first_unit;
-    int first_block; /* that computes some of it */
-    bool whole;      /* one block computed all */
+    mai_blocks blocks;
 };
 
 /* Softmax state: output = o / sum, log2-sum-exp = top + log2(sum). */
@@ -32,25 +50,23 @@ struct Sum {
 
     __device__ float lse() const { return sum == 0 ? -INFINITY : top + log2f(sum); }
 
-    /* Make room for parts of at most `lse`. */
-    __device__ void raise(float lse)
+    __device__ void add(float lse, const float *x)
     {
-        if (!(lse > top)) return;
+        if (lse == -INFINITY) return;
+        if (lse > top) scale_to(lse);
+        const float weight = fast_exp2(lse - top);
+        sum += weight;
+#pragma unroll
+        for (int i = 0; i < V; i++) o[i] += weight * x[i];
+    }
+
+    __device__ void scale_to(float lse)
+    {
         const float scale = top == -INFINITY ? 0.0f : fast_exp2(top - lse);
 #pragma unroll
         for (int i = 0; i < V; i++) o[i] *= scale;
         sum *= scale;
         top = lse;
-    }
-
-    /* After raise. */
-    __device__ void add(float lse, const float *x)
-    {
-        if (lse == -INFINITY) return;
-        const float weight = fast_exp2(lse - top);
-        sum += weight;
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] += weight * x[i];
     }
 
     __device__ void normalise()
@@ -64,53 +80,57 @@ struct Sum {
     }
 };
 
-/* Add all partial results of a segment, in the order of their tokens: so the result does not depend on
- * which block finished when. */
+/* The partial results of a segment together, added in the order of their tokens: so the result does not
+ * depend on which block finished when. */
 template <int V>
-__device__ void add_segment(const mai_cu_params &p, const Parts &x, int segment, int head_in_block,
-                            Sum<V> &sum)
+__device__ __forceinline__ Sum<V> gather_segment(const mai_cu_params &p, const Parts &x, int segment,
+                                                 int head_in_block)
 {
     constexpr int AT_A_TIME = 64 / V < 16 ? 64 / V : 16; /* loads in flight */
     const int lane = threadIdx.x & 31;
+    Sum<V> sum;
+    sum.clear();
     int first = x.first_unit;
 #pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
         if (i < segment) first += x.segments.of[i].units;
     }
     const int units = x.segments.of[segment].units;
-    if (units == 0) return;
-    const int b0 = x.whole ? (int)blockIdx.x : mai_block_of(x.all, first);
-    const int b1 = x.whole ? b0 : mai_block_of(x.all, first + units - 1);
-    const auto at = [&](int block) {
-        const int place = x.whole                  ? MAI_PLACE_WHOLE
-                          : block == x.first_block ? MAI_PLACE_BEGINS
-                                                   : MAI_PLACE_CONTINUES;
-        return (((size_t)block * MAI_PLACES + place) * MAI_SEGMENTS + segment) *
-                   (size_t)p.heads_per_block +
-               (size_t)head_in_block;
-    };
-    /* All lse first: many loads at a time, and no rescaling in between. */
-    float top = -INFINITY;
-#pragma unroll 1
-    for (int b = b0 + lane; b <= b1; b += 32) top = fmaxf(top, __ldcg(p.partial_lse + at(b)));
-    sum.raise(warp_max(top));
+    if (units == 0) return sum;
+    const int b0 = mai_block_in(x.all, x.blocks, first);
+    const int b1 = mai_block_in(x.all, x.blocks, first + units - 1);
+    const int per_block = partial_at(p, 1, 0, 0, 0);
+    const int begins = partial_at(p, 0, MAI_PLACE_BEGINS, 0, 0);
+    const int at = partial_at(p, 0, MAI_PLACE_CONTINUES, segment, head_in_block);
 #pragma unroll 1
     for (int b = b0; b <= b1; b += AT_A_TIME) {
-        float o[AT_A_TIME][V], lse[AT_A_TIME];
+        float o[AT_A_TIME][V], lse[AT_A_TIME], top = sum.top;
 #pragma unroll
         for (int i = 0; i < AT_A_TIME; i++) {
-            const size_t from = at(min(b + i, b1));
+            const int block = min(b + i, b1);
+            const int from = at + block * per_block + (block == x.blocks.first ? begins : 0);
             lse[i] = b + i <= b1 ? __ldcg(p.partial_lse + from) : -INFINITY;
+            const float *values = p.partial_out + (size_t)from * (32 * V) + lane * V;
 #pragma unroll
             for (int j = 0; j < V; j += 2) {
-                const float2 two =
-                    __ldcg((const float2 *)(p.partial_out + from * (32 * V) + lane * V + j));
+                const float2 two = __ldcg((const float2 *)(values + j));
                 o[i][j] = two.x, o[i][j + 1] = two.y;
             }
         }
 #pragma unroll
-        for (int i = 0; i < AT_A_TIME; i++) sum.add(lse[i], o[i]);
+        for (int i = 0; i < AT_A_TIME; i++) top = fmaxf(top, lse[i]);
+        if (top == -INFINITY) continue;
+        sum.scale_to(top);
+#pragma unroll
+        for (int i = 0; i < AT_A_TIME; i++) {
+            const float weight = fast_exp2(lse[i] - top);
+            sum.sum += weight;
+#pragma unroll
+            for (int j = 0; j < V; j++) sum.o[j] += weight * o[i][j];
+        }
     }
+    sum.normalise();
+    return sum;
 }
 
 __device__ inline void count(const mai_cu_params &p, int head, const macattn_cuda_decision &d, int n)
@@ -126,42 +146,49 @@ __device__ inline void count(const mai_cu_params &p, int head, const macattn_cud
     atomicAdd(&c->distance[min(bin, MACATTN_DISTANCE_BINS - 1)], 1ull);
 }
 
-/* `head`: of the model; `head_in_block`: of those computed together. n: tokens. */
+/* What is reused for one head: on its way to registers while its group is computed. */
 template <int V>
-__device__ void merge_head(const mai_cu_params &p, const Parts &parts, int row, int head,
-                           int head_in_block, int n)
+struct Reused {
+    macattn_cuda_decision decision;
+    float o[V], lse; /* base 2 */
+
+    __device__ void fetch_decision(const mai_cu_params &p, int row, int head)
+    {
+        decision = {0, -1, 0, -1};
+        if (decides(p))
+            decision = load_decision(p.decisions + (size_t)row * p.n_heads + head);
+    }
+
+    __device__ void fetch_summary(const mai_cu_params &p, int row, int head)
+    {
+        if (decision.entry < 0) return;
+        const size_t entry = ring_of(p, max(row_slot(p, row), 0), head) * (size_t)p.ring +
+                             (size_t)decision.entry;
+        load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V),
+                       (threadIdx.x & 31) * V, o);
+        lse = p.rings.lse[entry] * LOG2E;
+    }
+};
+
+/* `far`: the far tokens that were computed, to which the summary is added; `out`: all other tokens.
+ * `head`: of the model. n: tokens. */
+template <int V>
+__device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
+                                                  const Reused<V> &reused, Sum<V> far, Sum<V> out)
 {
     const int lane = threadIdx.x & 31;
-    const bool decides = p.reuse && p.capture_row < 0;
-    Sum<V> out;
-    out.clear();
-    macattn_cuda_decision d = {0, -1, 0, -1};
-    size_t ring = 0;
-    if (decides) {
-        d = p.decisions[(size_t)row * p.n_heads + head];
-        ring = ring_of(p, max(row_slot(p, row), 0), head);
+    const macattn_cuda_decision &d = reused.decision;
+    if (d.entry >= 0) far.add(reused.lse, reused.o);
+    far.normalise();
+    if (d.next >= 0) {
+        const size_t ring = ring_of(p, max(row_slot(p, row), 0), head);
+        ring_complete<V>(p, ring, d.next, far.o, far.top * LN2);
     }
-    if (d.entry >= 0) {
-        const size_t entry = ring * (size_t)p.ring + (size_t)d.entry;
-        float o[V];
-        load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V), lane * V, o);
-        const float lse = p.rings.lse[entry] * LOG2E;
-        out.raise(lse);
-        out.add(lse, o);
-    }
-    /* The far tokens first: with them the summary is complete. */
-#pragma unroll 1
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
-        const int segment = i == 0 ? MAI_FAR : i == 1 ? MAI_FRESH : MAI_NEAR;
-        add_segment<V>(p, parts, segment, head_in_block, out);
-        if (segment != MAI_FAR) continue;
-        out.normalise();
-        if (d.next >= 0) ring_complete<V>(p, ring, d.next, out.o, out.lse() * LN2);
-    }
-    if (decides && lane == 0 && n > 0) count(p, head, d, n);
+    if (decides(p) && lane == 0 && n > 0) count(p, head, d, n);
+    out.add(far.top, far.o);
     if (p.sinks) {
         const float sink = p.sinks[head] * LOG2E;
-        out.raise(sink);
+        if (sink > out.top) out.scale_to(sink);
         if (sink > -INFINITY) out.sum += fast_exp2(sink - out.top);
     }
     out.normalise();
@@ -169,7 +196,7 @@ __device__ void merge_head(const mai_cu_params &p, const Parts &parts, int row, 
     for (int i = 0; i < V; i++) out.o[i] *= p.v_scale;
     store_values<V>(p.out_dtype, p.out + row * p.out_row_stride + head * p.out_head_stride, lane * V,
                     out.o);
-    if (p.lse && lane == 0) p.lse[(size_t)row * p.n_heads + head] = out.lse() * LN2;
+    if (p.lse && lane == 0) p.lse[(size_t)row * p.n_heads + head] = out.top * LN2;
 }
 
 } // namespace mai

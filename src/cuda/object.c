@@ -8,6 +8,7 @@
 
 #include "core/internal.h"
 #include "launch.h"
+#include "schedule.h"
 
 struct macattn_cuda {
     macattn_config cfg; /* validated, all defaults resolved */
@@ -233,7 +234,7 @@ static macattn_status take_work(macattn_cuda *m)
 {
     const macattn_config *c = &m->cfg;
     mai_cu_params *p = &m->params;
-    const size_t parts = (size_t)m->n_blocks * 3 * 3 * (size_t)p->heads_per_block;
+    const size_t parts = (size_t)m->n_blocks * MAI_PLACES * MAI_SEGMENTS * (size_t)p->heads_per_block;
     const size_t groups =
         (size_t)m->cuda.max_rows * (size_t)c->n_kv_heads * (size_t)p->blocks_per_kv;
     const size_t counters = rings_per_slot(c);
@@ -298,6 +299,7 @@ static macattn_status choose_kernel(macattn_cuda *m)
     DEVICE_TRY(m, "kernel", mai_cu_match_prepare(c->head_dim));
     if (per_sm < 1) return fail(m, MACATTN_E_DEVICE, "the kernel does not fit this device");
     m->n_blocks = sms * per_sm;
+    m->params.n_sms = sms;
     return MACATTN_OK;
 }
 

@@ -78,10 +78,11 @@ MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t
     return s;
 }
 
-/* All units over the blocks: each gets `per`, the first `extra` of them one more. Only blocks that get
- * work count. */
+/* All units over the blocks: each gets `per`, the first `extra` of them one more. A boundary that falls
+ * near the begin or the end of a group is moved there (by at most `snap` units): sharing a group costs more
+ * than an uneven share. */
 typedef struct mai_division {
-    int32_t units, blocks, per, extra;
+    int32_t units, blocks, per, extra, snap;
 } mai_division;
 
 MAI_HD mai_division mai_divide(int32_t units, int32_t n_blocks)
@@ -91,20 +92,51 @@ MAI_HD mai_division mai_divide(int32_t units, int32_t n_blocks)
     d.blocks = units < n_blocks ? units : n_blocks;
     d.per = units / d.blocks;
     d.extra = units - d.per * d.blocks;
+    d.snap = d.per < 24 ? d.per / 4 : d.per / 64;
     return d;
 }
 
-/* First unit of block i; that of the next is its end. i may be d.blocks. */
+/* First unit of block i before boundaries are moved; that of the next is its end. i may be d.blocks. */
 MAI_HD int32_t mai_block_begin(mai_division d, int32_t i)
 {
     return d.per * i + (i < d.extra ? i : d.extra);
 }
 
-/* The block that computes a unit. */
+/* The block that a unit falls to before boundaries are moved. */
 MAI_HD int32_t mai_block_of(mai_division d, int32_t unit)
 {
     const int32_t longer = d.extra * (d.per + 1); /* units of blocks with one more */
     return unit < longer ? unit / (d.per + 1) : d.extra + (unit - longer) / d.per;
+}
+
+/* Where the boundary at unit u, in a group that costs units [begin, end), is moved. */
+MAI_HD int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
+{
+    return u - begin <= d.snap ? begin : end - u <= d.snap ? end : u;
+}
+
+/* The blocks that compute a group: the last whose moved begin is not after the group's, and the last whose
+ * moved begin is before the end of what is read. */
+typedef struct mai_blocks {
+    int32_t first, last;
+} mai_blocks;
+
+MAI_HD mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
+{
+    const int32_t end = begin + s.cost, read_end = begin + s.units;
+    const int32_t to_begin = begin + d.snap < end - 1 ? begin + d.snap : end - 1;
+    const int32_t inside = (end - d.snap < read_end ? end - d.snap : read_end) - 1;
+    mai_blocks b;
+    b.first = mai_block_of(d, to_begin);
+    b.last = mai_block_of(d, to_begin > inside ? to_begin : inside);
+    return b;
+}
+
+/* The block that computes a unit of a group that `b` compute. */
+MAI_HD int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
+{
+    const int32_t i = mai_block_of(d, unit);
+    return i < b.first ? b.first : i > b.last ? b.last : i;
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
@@ -122,9 +154,9 @@ MAI_HD mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin,
 }
 
 /* Where a block puts the partial result of a group that it shares with others: groups that began in an
- * earlier block come first in a block, groups that go on in a later one last, so two places suffice; what
- * a block computes whole has a third. */
-enum { MAI_PLACE_CONTINUES = 0, MAI_PLACE_BEGINS = 1, MAI_PLACE_WHOLE = 2, MAI_PLACES = 3 };
+ * earlier block come first in a block, groups that go on in a later one last, so two places suffice. What
+ * a block computes whole needs none. */
+enum { MAI_PLACE_CONTINUES = 0, MAI_PLACE_BEGINS = 1, MAI_PLACES = 2, MAI_PLACE_WHOLE = 2 };
 
 MAI_HD int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
                          int32_t group_end)
