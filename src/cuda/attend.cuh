@@ -41,8 +41,7 @@ struct Item {
     int n, b, start;         /* tokens; mai_far_end or -1; see mai_segments_of */
     int64_t pages;           /* row_pages */
     int first_unit;
-    int place;               /* where this block's partial results go */
-    mai_blocks blocks;       /* that compute the group; last < 0: this one has only its cost */
+    int place;               /* where this block's partial results go; -1: it has only the group's cost */
     int2 part[MAI_SEGMENTS]; /* tokens of each segment that this block computes; y < 0: none */
 };
 
@@ -52,6 +51,7 @@ struct AttendShared {
     float o[T::WARPS][T::HEADS][T::O_STRIDE];                   /* of one part, to be joined */
     float top[T::WARPS][T::HEADS], sum[T::WARPS][T::HEADS];
     Item items[T::MOST_ITEMS];
+    Parts parts; /* of the item being computed, if its group is shared */
     int begin, end, first_group, last_group, is_last;
 
     __device__ int *scratch() { return (int *)stage; } /* before the first copy */
@@ -75,13 +75,14 @@ __device__ __forceinline__ int first_head(const mai_cu_params &p, const Item &x)
 }
 
 /* What is known of a group before its decisions are. */
-static __device__ __noinline__ Item make_item(const mai_cu_params &p, int group)
+__device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
 {
     Item x;
     const int per_row = p.n_kv_heads * p.blocks_per_kv;
     x.row = group / per_row;
-    x.kv_head = group % per_row / p.blocks_per_kv;
-    x.block = group % p.blocks_per_kv;
+    const int in_row = group - x.row * per_row;
+    x.kv_head = in_row / p.blocks_per_kv;
+    x.block = in_row - x.kv_head * p.blocks_per_kv;
     x.pages = row_pages(p, x.row);
     x.n = row_tokens(p, x.row);
     x.first_unit = 0;
@@ -91,7 +92,7 @@ static __device__ __noinline__ Item make_item(const mai_cu_params &p, int group)
 }
 
 /* The earliest start of the group's heads. Eight loads at a time. */
-static __device__ __noinline__ int earliest_start(const mai_cu_params &p, const Item &x)
+__device__ __forceinline__ int earliest_start(const mai_cu_params &p, const Item &x)
 {
     int start = x.start;
     if (!decides(p)) return start;
@@ -135,27 +136,64 @@ __device__ int block_scan(int x, int *scratch, int *total)
     return before + sum - x;
 }
 
+/* A group and what it costs. */
+struct Group {
+    Item item;
+    mai_segments segments;
+};
+
+/* Not inline: it is seldom needed. */
+static __device__ __noinline__ Group make_group(const mai_cu_params &p, int group, int unit)
+{
+    Group g;
+    g.item = make_item(p, group);
+    g.item.start = earliest_start(p, g.item);
+    g.segments = segments_of(p, g.item, unit);
+    return g;
+}
+
 /* The groups that a thread looks after while the work is divided: [g0, g1). What it knows of the first
  * stays in registers: there is seldom another. */
 struct Own {
-    int g0, g1;
-    Item first;
+    int g0, g1, unit;
+    Group first;
     int before; /* units of all groups before g0 */
 
-    __device__ void begin(const mai_cu_params &p, int threads)
+    /* What does not depend on decisions. */
+    __device__ __forceinline__ void begin(const mai_cu_params &p, int threads, int unit_)
     {
         const int per_thread = (n_groups(p) + threads - 1) / threads;
+        unit = unit_;
         g0 = min((int)threadIdx.x * per_thread, n_groups(p));
         g1 = min(g0 + per_thread, n_groups(p));
-        if (g0 < g1) first = make_item(p, g0);
+        if (g0 < g1) first.item = make_item(p, g0);
     }
 
-    __device__ __forceinline__ Item item(const mai_cu_params &p, int g) const
+    /* The rest. Returns what all its groups cost. */
+    __device__ __forceinline__ int end(const mai_cu_params &p)
     {
-        if (g == g0) return first;
-        Item x = make_item(p, g);
-        x.start = earliest_start(p, x);
-        return x;
+        if (g0 == g1) return 0;
+        first.item.start = earliest_start(p, first.item);
+        first.segments = segments_of(p, first.item, unit);
+        int sum = first.segments.cost;
+#pragma unroll 1
+        for (int g = g0 + 1; g < g1; g++) sum += make_group(p, g, unit).segments.cost;
+        return sum;
+    }
+
+    /* f(group, what it is, its first unit) */
+    template <class F>
+    __device__ __forceinline__ void each(const mai_cu_params &p, F f) const
+    {
+        if (g0 == g1) return;
+        f(g0, first, before);
+        int u = before + first.segments.cost;
+#pragma unroll 1
+        for (int g = g0 + 1; g < g1; g++) {
+            const Group x = make_group(p, g, unit);
+            f(g, x, u);
+            u += x.segments.cost;
+        }
     }
 };
 
@@ -176,7 +214,7 @@ __device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_
         sh.first_group = sh.begin == c ? g + 1 : g;
     }
     if (a < end && end <= c) {
-        sh.end = end == all.units ? end : mai_snapped(all, end, a, c);
+        sh.end = end == c ? end : mai_snapped(all, end, a, c);
         sh.last_group = sh.end == a ? g - 1 : g;
     }
 }
@@ -185,10 +223,7 @@ __device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_
 template <class T>
 __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &own)
 {
-    int sum = 0;
-    if (own.g0 < own.g1) own.first.start = earliest_start(p, own.first);
-#pragma unroll 1
-    for (int g = own.g0; g < own.g1; g++) sum += segments_of(p, own.item(p, g), T::UNIT).cost;
+    const int sum = own.end(p);
     Share share;
     int total;
     own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
@@ -198,13 +233,9 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
     if (i >= share.all.blocks) return share;
     if (own.before <= mai_block_begin(share.all, i + 1) &&
         own.before + sum > mai_block_begin(share.all, i)) {
-        int u = own.before;
-#pragma unroll 1
-        for (int g = own.g0; g < own.g1; g++) {
-            const int next = u + segments_of(p, own.item(p, g), T::UNIT).cost;
-            place_boundaries<T>(sh, share.all, i, g, u, next);
-            u = next;
-        }
+        own.each(p, [&](int g, const Group &x, int u) {
+            place_boundaries<T>(sh, share.all, i, g, u, u + x.segments.cost);
+        });
     }
     __syncthreads();
     share.begin = sh.begin, share.end = sh.end;
@@ -215,9 +246,7 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
 __device__ inline void place_item(const mai_segments &s, const Share &share, int unit, Item *x)
 {
     const int end = x->first_unit + s.units;
-    x->place = mai_place(share.begin, share.end, x->first_unit, end);
-    x->blocks = mai_blocks_of(share.all, x->first_unit, s);
-    if (end <= share.begin) x->blocks.last = -1;
+    x->place = end <= share.begin ? -1 : mai_place(share.begin, share.end, x->first_unit, end);
     int first = x->first_unit;
 #pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
@@ -234,17 +263,13 @@ __device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, c
                            const Share &share)
 {
     if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
-    int u = own.before;
-#pragma unroll 1
-    for (int i = own.g0; i < own.g1; i++) {
-        Item x = own.item(p, i);
-        const mai_segments s = segments_of(p, x, T::UNIT);
+    own.each(p, [&](int i, const Group &group, int u) {
+        if (i < g || i >= g + T::MOST_ITEMS) return;
+        Item &x = sh.items[i - g];
+        x = group.item;
         x.first_unit = u;
-        u += s.cost;
-        if (i < g || i >= g + T::MOST_ITEMS) continue;
-        place_item(s, share, T::UNIT, &x);
-        sh.items[i - g] = x;
-    }
+        place_item(group.segments, share, T::UNIT, &x);
+    });
 }
 
 /* ------------------------------------------------------------------------------------- loads -- */
@@ -611,51 +636,70 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
             heads.add(k, segment, joined);
             return;
         }
-        const int to = partial_at(p, blockIdx.x, x.place, segment, head);
-        store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + (size_t)to * T::D), lane * V,
-                        joined.o);
-        if (lane == 0) p.partial_lse[to] = joined.top;
+        put_partial<V>(p, partial_at(p, blockIdx.x, x.place, segment, head), joined);
     });
     __syncthreads();
 }
 
-/* Whether all other blocks that compute some of the group have written their parts; then they are visible
- * to all threads of this one. */
+/* One thread: what the block has to know of a shared group when it has computed its part. */
 template <class T>
-__device__ bool arrives_last(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, int group)
+__device__ void make_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
+                           const Share &share)
 {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        const bool is_last =
-            atomicAdd(&p.arrived[group], 1u) == (unsigned)(x.blocks.last - x.blocks.first);
-        if (is_last) p.arrived[group] = 0;
-        sh.is_last = is_last;
+    const mai_segments segments = segments_of(p, x, T::UNIT);
+    sh.parts.blocks = mai_blocks_of(share.all, x.first_unit, segments);
+    sh.parts.bundle = mai_bundle(sh.parts.blocks);
+    int unit = x.first_unit;
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        const int units = segments.of[i].units;
+        sh.parts.of[i] = {mai_block_in(share.all, sh.parts.blocks, unit),
+                          mai_block_in(share.all, sh.parts.blocks, unit + max(units, 1) - 1)};
+        if (units == 0) sh.parts.of[i].last = -1;
+        unit += units;
     }
-    __syncthreads();
-    if (!sh.is_last) return false;
-    __threadfence();
-    return true;
 }
 
-/* A group's part is computed: if all its parts are, complete its heads. */
+/* Whether `n` have arrived, this block the last of them; then what the others wrote is visible to all
+ * threads of this one. */
 template <class T>
-__device__ void finish_item(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
-                            const Share &share, int group, Heads<T> &heads)
+__device__ bool arrives_last(AttendShared<T> &sh, uint32_t *arrived, int n)
 {
-    if (x.blocks.last < 0) return; /* only the cost of finishing was counted here */
-    if (x.place != MAI_PLACE_WHOLE) {
-        if (!arrives_last<T>(p, sh, x, group)) return;
-        const Parts parts = {segments_of(p, x, T::UNIT), share.all, x.first_unit, x.blocks};
-        heads.each(heads_of(p, x.block), [&](int k, int head) {
-#pragma unroll 1
-            for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
-                const Sum<T::V> part = gather_segment<T::V>(p, parts, segment, head);
-                heads.add(k, segment, part);
-            }
-        });
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const bool is_last = atomicAdd(arrived, 1u) == (unsigned)(n - 1);
+        if (is_last) *arrived = 0;
+        sh.is_last = is_last;
+        __threadfence();
     }
-    heads.complete(p, x);
+    __syncthreads();
+    return sh.is_last;
+}
+
+/* This block's part of a shared group is written. If all parts are, they are added to `heads`. */
+template <class T>
+__device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, int group,
+                             Heads<T> &heads)
+{
+    const Parts &parts = sh.parts;
+    const int n = parts.blocks.last - parts.blocks.first + 1;
+    const int begin = parts.bundle_of(blockIdx.x);
+    const int end = min(begin + parts.bundle - 1, parts.blocks.last), place = parts.place(begin);
+    if (!arrives_last<T>(sh, &p.arrived[2 * begin + place], end - begin + 1)) return false;
+    const bool is_all = n <= parts.bundle;
+#pragma unroll 1
+    for (int step = 1;; step = parts.bundle) {
+        const int last = step > 1 ? parts.blocks.last : end;
+        heads.each(heads_of(p, x.block), [&](int k, int head) {
+            gather_segments<T::V>(p, parts, head, begin, last, step, [&](int segment, Sum<T::V> sum) {
+                if (is_all || step > 1) heads.add(k, segment, sum);
+                else put_partial<T::V>(p, partial_at(p, begin, place, segment, head), sum);
+            });
+        });
+        if (is_all || step > 1) return true;
+        uint32_t *bundles = p.arrived + 2 * gridDim.x + group;
+        if (!arrives_last<T>(sh, bundles, (n + parts.bundle - 1) / parts.bundle)) return false;
+    }
 }
 
 template <class T>
@@ -666,7 +710,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     AttendShared<T> &sh = *(AttendShared<T> *)memory;
     const int warp = threadIdx.x / 32;
     Own own;
-    own.begin(p, T::THREADS); /* not the search's results */
+    own.begin(p, T::THREADS, T::UNIT); /* not the search's results */
     wait_for_previous();
     const Share share = find_share<T>(p, sh, own);
     if (share.begin == share.end) return;
@@ -693,6 +737,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 #pragma unroll
             for (int k = 0; k < T::SLOTS; k++) heads.reused[k].decision = ahead.reused[k].decision;
             heads.begin(p, x);
+            if (threadIdx.x == 0 && x.place != MAI_PLACE_WHOLE) make_parts<T>(p, sh, x, share);
             if (i + 1 < n_items) {
                 queries.fetch(p, sh.items[i + 1]);
                 ahead.fetch_decisions(p, sh.items[i + 1]);
@@ -719,7 +764,9 @@ __global__ void __launch_bounds__(T::THREADS, 1)
                 }
                 join_warps<T>(p, sh, state, x, segment, heads);
             }
-            finish_item<T>(p, sh, x, share, g0 + i, heads);
+            if (x.place < 0) continue;
+            if (x.place == MAI_PLACE_WHOLE || gather_parts<T>(p, sh, x, g0 + i, heads))
+                heads.complete(p, x);
         }
         copy_wait<0>();
     }

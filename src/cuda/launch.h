@@ -70,7 +70,9 @@ typedef struct mai_cu_params {
     macattn_cuda_decision *decisions; /* [n_rows][n_heads] */
     float *partial_out;               /* [block][place][segment][heads_per_block][head_dim] */
     float *partial_lse;               /* the same without head_dim; base 2 */
-    uint32_t *arrived;                /* [group] blocks that have finished their part; 0 between calls */
+    /* How many have arrived, 0 between calls: [block][place] blocks of the bundle that begins there, then
+     * [group] bundles. */
+    uint32_t *arrived;
     mai_cu_counters *counters;        /* [n_layers][n_heads] */
 } mai_cu_params;
 

@@ -99,15 +99,12 @@ __device__ void copy_first(const mai_cu_params &p, Shared<D> &sh, int i)
         copy_piece<D>(p, sh, ring_of(p, slot, i % p.n_heads), 0, min(p.ring, piece_entries<D>()));
 }
 
-/* Load and encode the query; warp 0. */
+/* Encode the query; warp 0. */
 template <int D>
-__device__ EncodedQuery<D / 32> take_query(const mai_cu_params &p, Shared<D> &sh, const Search &x,
-                                           float *q)
+__device__ EncodedQuery<D / 32> take_query(Shared<D> &sh, const float *q)
 {
     constexpr int V = D / 32;
     const int lane = threadIdx.x & 31;
-    load_values<V>(p.q_dtype, p.q_match + x.row * p.m_row_stride + x.head * p.m_head_stride,
-                   lane * V, q);
     const EncodedQuery<V> e = encode_query<V>(q);
     const bool finite = all_finite<V>(q, e.scale);
 #pragma unroll
@@ -258,13 +255,18 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     Shared<D> &sh = *(Shared<D> *)memory;
     const int n_searches = p.n_rows * p.n_heads;
     let_next_start();
-    copy_first<D>(p, sh, blockIdx.x);
 #pragma unroll 1
     for (int i = blockIdx.x; i < n_searches; i += gridDim.x) {
         const Search x(p, i);
         float q[D / 32];
         EncodedQuery<D / 32> e;
-        if (threadIdx.x < 32) e = take_query<D>(p, sh, x, q);
+        if (threadIdx.x < 32) {
+            load_values<D / 32>(
+                p.q_dtype, p.q_match + x.row * p.m_row_stride + x.head * p.m_head_stride,
+                threadIdx.x * (D / 32), q);
+        }
+        if (i == blockIdx.x) copy_first<D>(p, sh, i);
+        if (threadIdx.x < 32) e = take_query<D>(sh, q);
         __syncthreads();
         const bool wanted = x.keeps && sh.finite && x.n >= p.min_tokens && p.radius2 > 0;
         search<D>(p, sh, x, wanted, i + gridDim.x);

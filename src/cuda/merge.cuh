@@ -28,12 +28,20 @@ __device__ __forceinline__ macattn_cuda_decision load_decision(const macattn_cud
     return macattn_cuda_decision{x.x, x.y, __int_as_float(x.z), x.w};
 }
 
-/* The partial results of a group that several blocks computed. */
+/* A group that several blocks compute. */
 struct Parts {
-    mai_segments segments;
-    mai_division all;
-    int first_unit;
-    mai_blocks blocks;
+    mai_blocks blocks, of[MAI_SEGMENTS]; /* that compute it, and each segment; last < 0: none */
+    int bundle;                          /* mai_bundle */
+
+    /* The first block of the bundle of a block. */
+    __device__ int bundle_of(int block) const
+    {
+        return block - (block - blocks.first) % bundle;
+    }
+    __device__ int place(int block) const
+    {
+        return block == blocks.first ? MAI_PLACE_BEGINS : MAI_PLACE_CONTINUES;
+    }
 };
 
 /* Softmax state: output = o / sum, log2-sum-exp = top + log2(sum). */
@@ -80,36 +88,31 @@ struct Sum {
     }
 };
 
-/* The partial results of a segment together, added in the order of their tokens: so the result does not
- * depend on which block finished when. */
+/* The partial results of a segment together, of blocks b0, b0 + step, ... up to b1, added in the order of
+ * their tokens: so the result does not depend on which block finished when. */
 template <int V>
-__device__ __forceinline__ Sum<V> gather_segment(const mai_cu_params &p, const Parts &x, int segment,
-                                                 int head_in_block)
+__device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &x, int segment,
+                                         int head_in_block, int b0, int b1, int step)
 {
-    constexpr int AT_A_TIME = 64 / V < 16 ? 64 / V : 16; /* loads in flight */
+    constexpr int AT_A_TIME = 32 / V; /* loads in flight */
     const int lane = threadIdx.x & 31;
-    Sum<V> sum;
-    sum.clear();
-    int first = x.first_unit;
-#pragma unroll
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
-        if (i < segment) first += x.segments.of[i].units;
-    }
-    const int units = x.segments.of[segment].units;
-    if (units == 0) return sum;
-    const int b0 = mai_block_in(x.all, x.blocks, first);
-    const int b1 = mai_block_in(x.all, x.blocks, first + units - 1);
     const int per_block = partial_at(p, 1, 0, 0, 0);
     const int begins = partial_at(p, 0, MAI_PLACE_BEGINS, 0, 0);
     const int at = partial_at(p, 0, MAI_PLACE_CONTINUES, segment, head_in_block);
+    Sum<V> sum;
+    sum.clear();
 #pragma unroll 1
-    for (int b = b0; b <= b1; b += AT_A_TIME) {
+    for (int b = b0; b <= b1; b += AT_A_TIME * step) {
         float o[AT_A_TIME][V], lse[AT_A_TIME], top = sum.top;
 #pragma unroll
         for (int i = 0; i < AT_A_TIME; i++) {
-            const int block = min(b + i, b1);
+            const int block = b + i * step;
+            lse[i] = -INFINITY;
+#pragma unroll
+            for (int j = 0; j < V; j++) o[i][j] = 0.0f;
+            if (block > b1) continue;
             const int from = at + block * per_block + (block == x.blocks.first ? begins : 0);
-            lse[i] = b + i <= b1 ? __ldcg(p.partial_lse + from) : -INFINITY;
+            lse[i] = __ldcg(p.partial_lse + from);
             const float *values = p.partial_out + (size_t)from * (32 * V) + lane * V;
 #pragma unroll
             for (int j = 0; j < V; j += 2) {
@@ -131,6 +134,30 @@ __device__ __forceinline__ Sum<V> gather_segment(const mai_cu_params &p, const P
     }
     sum.normalise();
     return sum;
+}
+
+/* Write a partial result: a normalised one. */
+template <int V>
+__device__ __forceinline__ void put_partial(const mai_cu_params &p, int at, const Sum<V> &x)
+{
+    const int lane = threadIdx.x & 31;
+    store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + (size_t)at * (32 * V)), lane * V, x.o);
+    if (lane == 0) p.partial_lse[at] = x.top;
+}
+
+/* What blocks [b0, b1] computed of each segment, or of their bundles: f(segment, sum). */
+template <int V, class F>
+__device__ __forceinline__ void gather_segments(const mai_cu_params &p, const Parts &x,
+                                                int head_in_block, int b0, int b1, int step, F f)
+{
+#pragma unroll 1
+    for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
+        const mai_blocks of = x.of[segment];
+        /* In steps, the first is the bundle that the segment begins in. */
+        const int from = step > 1 ? x.bundle_of(of.first) : max(of.first, b0);
+        const int to = min(of.last, b1);
+        if (from <= to) f(segment, gather<V>(p, x, segment, head_in_block, from, to, step));
+    }
 }
 
 __device__ inline void count(const mai_cu_params &p, int head, const macattn_cuda_decision &d, int n)

@@ -240,7 +240,7 @@ static macattn_status take_work(macattn_cuda *m)
     const size_t counters = rings_per_slot(c);
     TAKE(m, &p->partial_out, parts * (size_t)c->head_dim * sizeof(float), false, "partial results");
     TAKE(m, &p->partial_lse, parts * sizeof(float), false, "partial results");
-    TAKE(m, &p->arrived, groups * sizeof *p->arrived, true, "work lists");
+    TAKE(m, &p->arrived, (2 * (size_t)m->n_blocks + groups) * sizeof *p->arrived, true, "work lists");
     TAKE(m, &p->counters, counters * sizeof *p->counters, true, "statistics");
     DEVICE_TRY(m, "statistics",
                cudaMallocHost((void **)&m->host_counters, counters * sizeof *m->host_counters));

@@ -109,10 +109,19 @@ MAI_HD int32_t mai_block_of(mai_division d, int32_t unit)
     return unit < longer ? unit / (d.per + 1) : d.extra + (unit - longer) / d.per;
 }
 
+/* A group that costs no more is never shared. */
+enum { MAI_WHOLE_UNITS = 6 };
+
+MAI_HD int32_t mai_snap_of(mai_division d, int32_t cost)
+{
+    return cost <= MAI_WHOLE_UNITS ? cost : d.snap;
+}
+
 /* Where the boundary at unit u, in a group that costs units [begin, end), is moved. */
 MAI_HD int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
 {
-    return u - begin <= d.snap ? begin : end - u <= d.snap ? end : u;
+    const int32_t snap = mai_snap_of(d, end - begin);
+    return u - begin <= snap ? begin : end - u <= snap ? end : u;
 }
 
 /* The blocks that compute a group: the last whose moved begin is not after the group's, and the last whose
@@ -123,9 +132,9 @@ typedef struct mai_blocks {
 
 MAI_HD mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 {
-    const int32_t end = begin + s.cost, read_end = begin + s.units;
-    const int32_t to_begin = begin + d.snap < end - 1 ? begin + d.snap : end - 1;
-    const int32_t inside = (end - d.snap < read_end ? end - d.snap : read_end) - 1;
+    const int32_t end = begin + s.cost, read_end = begin + s.units, snap = mai_snap_of(d, s.cost);
+    const int32_t to_begin = begin + snap < end - 1 ? begin + snap : end - 1;
+    const int32_t inside = (end - snap < read_end ? end - snap : read_end) - 1;
     mai_blocks b;
     b.first = mai_block_of(d, to_begin);
     b.last = mai_block_of(d, to_begin > inside ? to_begin : inside);
@@ -137,6 +146,14 @@ MAI_HD int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
 {
     const int32_t i = mai_block_of(d, unit);
     return i < b.first ? b.first : i > b.last ? b.last : i;
+}
+
+/* Merging many partial results takes one block long, so it is done in two steps: of every `mai_bundle`
+ * consecutive blocks of a group the last to arrive merges their results into the place of the first. */
+MAI_HD int32_t mai_bundle(mai_blocks b)
+{
+    const int32_t n = b.last - b.first + 1;
+    return n <= 24 ? n : n <= 64 ? 8 : 12;
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
