@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `macattn bench`: the command line, and what the benchmarks share. */
 #include "bench.h"
+#include "bench_cuda.h"
 
 #include <argp.h>
 #include <math.h>
@@ -40,7 +41,8 @@ enum option_key {
     KEY_PEER,
     KEY_JSON,
     KEY_NO_CHECK,
-    KEY_SEED
+    KEY_SEED,
+    KEY_DEVICE
 };
 
 static const struct argp_option option_table[] = {
@@ -49,7 +51,10 @@ static const struct argp_option option_table[] = {
     {"head-dim", KEY_HEAD_DIM, "N", 0, "head size of q and K, a list (128)", 0},
     {"v-head-dim", KEY_V_HEAD_DIM, "N", 0, "head size of V (that of K)", 0},
     {"kv", KEY_KV, "TYPE", 0,
-     "type of K and V, a list of f32, f16, bf16, q8_0, or K's/V's as in f16/q8_0 (f16)", 0},
+     "type of K and V, a list of f32, f16, bf16, q8_0, or K's/V's as in f16/q8_0 (f16); on a GPU "
+     "f16, "
+     "bf16, f8_e4m3",
+     0},
     {"context", KEY_CONTEXT, "N", 0, "tokens in the cache, a list; 8k is 8192 (8k)", 0},
     {"batch", KEY_BATCH, "N", 0, "attend: sequences, a list (1)", 0},
     {"threads", KEY_THREADS, "N", 0, "a list (the CPUs this process may use)", 0},
@@ -67,6 +72,8 @@ static const struct argp_option option_table[] = {
     {"scattered", KEY_SCATTERED, NULL, 0, "misses fall on any query head (default)", 0},
     {"clustered", KEY_CLUSTERED, NULL, 0, "misses fall on all query heads of a KV head", 0},
     {NULL, 0, NULL, 0, "How to measure:", 3},
+    {"device", KEY_DEVICE, "NAME", 0,
+     "cpu, or cuda: attend and mac on the GPU (--batch also for mac; pages of 16) (cpu)", 0},
     {"peer", KEY_PEER, "NAME", 0, "attend: measure another implementation in turns: ggml", 0},
     {"reps", KEY_REPS, "N", 0, "repetitions (as many as --min-time takes, at least 7)", 0},
     {"min-time", KEY_MIN_TIME, "S", 0, "seconds of measured calls for a row (1)", 0},
@@ -129,7 +136,9 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     case KEY_KV: return parse_kv_list(arg, options);
     case KEY_CONTEXT: return tool_parse_int_list(arg, 1, max_tokens, &options->context);
     case KEY_BATCH: return tool_parse_int_list(arg, 1, 4096, &options->batch);
-    case KEY_THREADS: return tool_parse_int_list(arg, 1, 1024, &options->threads);
+    case KEY_THREADS:
+        options->threads_given = true;
+        return tool_parse_int_list(arg, 1, 1024, &options->threads);
     case KEY_PAGE_SIZE:
         return tool_parse_int(arg, 0, 1 << 20, &options->page_size) &&
                (options->page_size & (options->page_size - 1)) == 0;
@@ -143,6 +152,9 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     case KEY_REPS: return tool_parse_int(arg, 1, 1000000, &options->reps);
     case KEY_MIN_TIME: return tool_parse_real(arg, 0.0, 3600.0, &options->min_time);
     case KEY_SEED: return tool_parse_int(arg, 0, INT32_MAX, &options->seed);
+    case KEY_DEVICE:
+        options->cuda = strcmp(arg, "cuda") == 0;
+        return options->cuda || strcmp(arg, "cpu") == 0;
     case KEY_PEER: options->peer = arg; return strcmp(arg, "ggml") == 0;
     default: return false;
     }
@@ -172,7 +184,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
     default: break;
     }
-    if (key < KEY_HEADS || key > KEY_SEED) {
+    if (key < KEY_HEADS || key > KEY_DEVICE) {
         return ARGP_ERR_UNKNOWN;
     }
     if (!parse_value(key, arg, options)) {
@@ -240,7 +252,7 @@ int command_bench(int argc, char **argv)
         tool_die(TOOL_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
     run.report.json = options.json;
-    int status = kinds[kind].run(&run);
+    const int status = options.cuda ? bench_cuda(&run, kinds[kind].name) : kinds[kind].run(&run);
     machine_team_destroy(run.team);
     return status;
 }
@@ -252,7 +264,7 @@ void bench_each_shape(bench_run *run, void (*row)(bench_run *run, const bench_sh
     const bench_options *o = run->options;
     /* Threads first: making a team anew costs a second. */
     for (int t = 0; t < o->threads.n; t++) {
-        bench_use_team(run, (int)o->threads.values[t]);
+        if (!o->cuda) bench_use_team(run, (int)o->threads.values[t]);
         int total = o->n_heads * o->head_dim.n * o->n_kv * o->context.n * o->batch.n;
         for (int i = 0; i < total; i++) {
             int rest = i;

@@ -32,6 +32,8 @@ typedef struct bench_options {
     bool warm, huge, json, check;
     int64_t seed;
     const char *peer;
+    bool cuda;          /* --device cuda */
+    bool threads_given; /* --threads was */
 } bench_options;
 
 /* Lent by the driver to a benchmark: the machine, its ceilings on the row's number of threads. */
@@ -89,6 +91,9 @@ double bench_error(const float *out, const double *expected, int32_t n);
 #define BENCH_TOLERANCE 1e-3
 /* Peers round queries and sums to 16 or 8 bits. */
 #define BENCH_PEER_TOLERANCE 1e-1
+
+/* The float64 value of element i of a row. */
+double bench_value(macattn_dtype dtype, const void *row, int64_t i);
 
 /* float64 attention of one query head over the tokens [first, last) of a row. `q` is the query in all
  * heads, packed. */

@@ -3,6 +3,11 @@
 #include "bench.h"
 #include "ref.h"
 
+double bench_value(macattn_dtype dtype, const void *row, int64_t i)
+{
+    return ref_value(dtype, row, i);
+}
+
 void bench_reference(const macattn_config *cfg, const macattn_kv *kv, const macattn_row *where,
                      int32_t page_size, int32_t head, const float *q, int64_t first, int64_t last,
                      double *out, double *lse)

@@ -36,6 +36,23 @@ uint16_t tensors_bf16(float value)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+/* Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, so what is too large becomes 448. */
+static uint8_t encode_f8_e4m3(float value)
+{
+    const float size = fminf(fabsf(value), 448.0f);
+    const int sign = signbit(value) ? 0x80 : 0;
+    if (isnan(value)) {
+        return 0x7f;
+    }
+    int exponent = size >= 0x1p-6f ? ilogbf(size) : -6;
+    int eighths = (int)lrintf(ldexpf(size, 3 - exponent));
+    if (eighths == 16) { /* rounded up to the next power of two */
+        eighths = 8;
+        exponent++;
+    }
+    return (uint8_t)(sign | (eighths < 8 ? eighths : (exponent + 7) << 3 | (eighths - 8)));
+}
+
 static void encode_q8_block(const float *values, char *out)
 {
     float largest = 0.0f;
@@ -70,7 +87,11 @@ void tensors_encode(macattn_dtype dtype, const float *values, size_t n, void *ou
             encode_q8_block(values + i * Q8_BLOCK, (char *)out + i * Q8_BLOCK_BYTES);
         }
         break;
-    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
+    case MACATTN_DTYPE_F8_E4M3:
+        for (size_t i = 0; i < n; i++) {
+            ((uint8_t *)out)[i] = encode_f8_e4m3(values[i]);
+        }
+        break;
     }
 }
 

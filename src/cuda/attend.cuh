@@ -641,21 +641,31 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
     __syncthreads();
 }
 
-/* One thread: what the block has to know of a shared group when it has computed its part. */
+/* One warp: what the block has to know of a shared group when it has computed its part. Each lane finds one
+ * of the blocks, since every one costs a division. */
 template <class T>
 __device__ void make_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
                            const Share &share)
 {
-    const mai_segments segments = segments_of(p, x, T::UNIT);
-    sh.parts.blocks = mai_blocks_of(share.all, x.first_unit, segments);
-    sh.parts.bundle = mai_bundle(sh.parts.blocks);
-    int unit = x.first_unit;
+    const int lane = threadIdx.x & 31;
+    const mai_segments s = segments_of(p, x, T::UNIT);
+    int first = x.first_unit, unit = mai_first_at(share.all, x.first_unit, s);
+    if (lane == 1) unit = mai_last_at(share.all, x.first_unit, s);
+#pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        const int units = segments.of[i].units;
-        sh.parts.of[i] = {mai_block_in(share.all, sh.parts.blocks, unit),
-                          mai_block_in(share.all, sh.parts.blocks, unit + max(units, 1) - 1)};
-        if (units == 0) sh.parts.of[i].last = -1;
-        unit += units;
+        if (lane == 2 + 2 * i) unit = first;
+        first += s.of[i].units;
+        if (lane == 3 + 2 * i) unit = first - 1;
+    }
+    const int block = mai_block_of(share.all, unit);
+    const mai_blocks all = {__shfl_sync(ALL, block, 0), __shfl_sync(ALL, block, 1)};
+    if (lane == 0) sh.parts.blocks = all, sh.parts.bundle = mai_bundle(all);
+#pragma unroll
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        const int b0 = __shfl_sync(ALL, block, 2 + 2 * i), b1 = __shfl_sync(ALL, block, 3 + 2 * i);
+        if (lane != 0) continue;
+        sh.parts.of[i].first = min(max(b0, all.first), all.last);
+        sh.parts.of[i].last = s.of[i].units > 0 ? min(max(b1, all.first), all.last) : -1;
     }
 }
 
@@ -737,7 +747,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 #pragma unroll
             for (int k = 0; k < T::SLOTS; k++) heads.reused[k].decision = ahead.reused[k].decision;
             heads.begin(p, x);
-            if (threadIdx.x == 0 && x.place != MAI_PLACE_WHOLE) make_parts<T>(p, sh, x, share);
+            if (warp == 0 && x.place != MAI_PLACE_WHOLE) make_parts<T>(p, sh, x, share);
             if (i + 1 < n_items) {
                 queries.fetch(p, sh.items[i + 1]);
                 ahead.fetch_decisions(p, sh.items[i + 1]);

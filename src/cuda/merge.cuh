@@ -178,6 +178,7 @@ template <int V>
 struct Reused {
     macattn_cuda_decision decision;
     float o[V], lse; /* base 2 */
+    int count;       /* of the ring's entries */
 
     __device__ void fetch_decision(const mai_cu_params &p, int row, int head)
     {
@@ -188,9 +189,10 @@ struct Reused {
 
     __device__ void fetch_summary(const mai_cu_params &p, int row, int head)
     {
+        const size_t ring = ring_of(p, max(row_slot(p, row), 0), head);
+        count = decision.next >= 0 ? p.rings.count[ring] : 0;
         if (decision.entry < 0) return;
-        const size_t entry = ring_of(p, max(row_slot(p, row), 0), head) * (size_t)p.ring +
-                             (size_t)decision.entry;
+        const size_t entry = ring * (size_t)p.ring + (size_t)decision.entry;
         load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V),
                        (threadIdx.x & 31) * V, o);
         lse = p.rings.lse[entry] * LOG2E;
@@ -209,7 +211,7 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
     far.normalise();
     if (d.next >= 0) {
         const size_t ring = ring_of(p, max(row_slot(p, row), 0), head);
-        ring_complete<V>(p, ring, d.next, far.o, far.top * LN2);
+        ring_complete<V>(p, ring, d.next, reused.count, far.o, far.top * LN2);
     }
     if (decides(p) && lane == 0 && n > 0) count(p, head, d, n);
     out.add(far.top, far.o);

@@ -234,13 +234,15 @@ static macattn_status take_work(macattn_cuda *m)
 {
     const macattn_config *c = &m->cfg;
     mai_cu_params *p = &m->params;
-    const size_t parts = (size_t)m->n_blocks * MAI_PLACES * MAI_SEGMENTS * (size_t)p->heads_per_block;
+    const size_t parts =
+        (size_t)m->n_blocks * MAI_PLACES * MAI_SEGMENTS * (size_t)p->heads_per_block;
     const size_t groups =
         (size_t)m->cuda.max_rows * (size_t)c->n_kv_heads * (size_t)p->blocks_per_kv;
     const size_t counters = rings_per_slot(c);
     TAKE(m, &p->partial_out, parts * (size_t)c->head_dim * sizeof(float), false, "partial results");
     TAKE(m, &p->partial_lse, parts * sizeof(float), false, "partial results");
-    TAKE(m, &p->arrived, (2 * (size_t)m->n_blocks + groups) * sizeof *p->arrived, true, "work lists");
+    TAKE(m, &p->arrived, (2 * (size_t)m->n_blocks + groups) * sizeof *p->arrived, true,
+         "work lists");
     TAKE(m, &p->counters, counters * sizeof *p->counters, true, "statistics");
     DEVICE_TRY(m, "statistics",
                cudaMallocHost((void **)&m->host_counters, counters * sizeof *m->host_counters));

@@ -76,10 +76,10 @@ __device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const 
 }
 
 /* Then the summary, with which it counts. One that is not finite voids the entry: whatever was there
- * before is gone. */
+ * before is gone. `count`: entries before. */
 template <int V>
-__device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, const float *summary,
-                              float lse)
+__device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, int count,
+                              const float *summary, float lse)
 {
     constexpr int D = 32 * V;
     const int lane = threadIdx.x & 31;
@@ -93,7 +93,7 @@ __device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, con
     if (lane == 0) {
         r.lse[entry] = lse;
         r.head[ring] = next + 1 == p.ring ? 0 : next + 1;
-        if (r.count[ring] < p.ring) r.count[ring]++;
+        if (count < p.ring) r.count[ring] = count + 1;
     }
 }
 

@@ -125,19 +125,30 @@ MAI_HD int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end
 }
 
 /* The blocks that compute a group: the last whose moved begin is not after the group's, and the last whose
- * moved begin is before the end of what is read. */
+ * moved begin is before the end of what is read. They are those that these units fall to. */
 typedef struct mai_blocks {
     int32_t first, last;
 } mai_blocks;
 
+MAI_HD int32_t mai_first_at(mai_division d, int32_t begin, mai_segments s)
+{
+    const int32_t snap = mai_snap_of(d, s.cost);
+    return begin + (snap < s.cost - 1 ? snap : s.cost - 1);
+}
+
+MAI_HD int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
+{
+    const int32_t moved = s.cost - mai_snap_of(d, s.cost);
+    const int32_t inside = begin + (moved < s.units ? moved : s.units) - 1;
+    const int32_t first = mai_first_at(d, begin, s);
+    return first > inside ? first : inside;
+}
+
 MAI_HD mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 {
-    const int32_t end = begin + s.cost, read_end = begin + s.units, snap = mai_snap_of(d, s.cost);
-    const int32_t to_begin = begin + snap < end - 1 ? begin + snap : end - 1;
-    const int32_t inside = (end - snap < read_end ? end - snap : read_end) - 1;
     mai_blocks b;
-    b.first = mai_block_of(d, to_begin);
-    b.last = mai_block_of(d, to_begin > inside ? to_begin : inside);
+    b.first = mai_block_of(d, mai_first_at(d, begin, s));
+    b.last = mai_block_of(d, mai_last_at(d, begin, s));
     return b;
 }
 

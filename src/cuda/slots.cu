@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(32)
         if (!(share >= LEAST_SHARE) || !all_finite<V>(o, lse) || !all_finite<V>(q, e.scale)) continue;
         const int next = p.rings.head[ring];
         ring_begin<V>(p, ring, next, e, q, n - 1, b);
-        ring_complete<V>(p, ring, next, o, lse);
+        ring_complete<V>(p, ring, next, p.rings.count[ring], o, lse);
         __syncwarp();
     }
 }
