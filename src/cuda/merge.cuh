@@ -94,7 +94,7 @@ template <int V>
 __device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &x, int segment,
                                          int head_in_block, int b0, int b1, int step)
 {
-    constexpr int AT_A_TIME = 32 / V; /* loads in flight */
+    constexpr int AT_A_TIME = 48 / V; /* loads in flight */
     const int lane = threadIdx.x & 31;
     const int per_block = partial_at(p, 1, 0, 0, 0);
     const int begins = partial_at(p, 0, MAI_PLACE_BEGINS, 0, 0);
