@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Part 2: the reference MAC-Attention persistent decode kernel (YJHMITWEB/MAC-Attention 7314294).
 Synthetic hits as in its own benchmark: 'clust' = its exact quota (the misses are consecutive heads);
 'scat' = independent per query head (MAC_BENCH_EXACT_QUOTA=0). M = ring capacity (its benchmark 2048, its server 512)."""
