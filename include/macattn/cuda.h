@@ -10,6 +10,8 @@
  *    replayed while lengths, tables and hit patterns change. There is no plan: the work is divided on
  *    the device, by bytes, over all multiprocessors.
  *  - Device memory is taken in macattn_cuda_create alone.
+ *  - A miss is exact attention up to rounding: its sums are split at the band, so it is not bit for bit
+ *    what macattn_cuda_attend gives. Neither depends on which block finishes first.
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8: in
  *    f16) and summed in f32; ring summaries are f32.
