@@ -5,7 +5,7 @@
 
 #include <stdbool.h>
 
-#include "macattn/macattn.h"
+#include "macattn/ggml.h"
 
 typedef struct plugin_options {
     macattn_policy policy; /*!< MACATTN_POLICY: exact (default), paper, budget */
@@ -15,12 +15,21 @@ typedef struct plugin_options {
     int32_t band;          /*!< MACATTN_BAND, >= 1 */
     int64_t min_tokens;    /*!< MACATTN_MIN_TOKENS, >= 0 */
     int audit_every; /*!< MACATTN_AUDIT: recompute every n-th decode that reused anything; 0 = none */
+    bool count_bytes;            /*!< these three are set by programs only, see macattn/ggml.h */
+    macattn_ggml_audit on_audit;
+    void *audit_user;
     const char *stats; /*!< MACATTN_STATS: a file for the statistics, "-" for stderr; NULL = none */
 } plugin_options;
 
 /*! options_read() : read the environment.
  * @return : false, with a message on stderr, if a variable makes no sense. */
 bool options_read(plugin_options *options);
+
+/*! options_get(), options_set() : to and from what programs see of the settings.
+ * @return : E_ARG or E_RANGE with a sentence in `error`, the options being unchanged. */
+void options_get(const plugin_options *options, macattn_ggml_options *seen);
+macattn_status options_set(plugin_options *options, const macattn_ggml_options *seen, char *error,
+                           size_t error_size);
 
 /*! options_policy_name() : as MACATTN_POLICY names it. */
 const char *options_policy_name(macattn_policy policy);
