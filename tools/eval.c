@@ -121,6 +121,14 @@ static int make_settings(const eval_arguments *o, const macattn_ggml_options *li
     return n;
 }
 
+static void print_floor(const eval_result *r)
+{
+    if (r->floor.kl.n) {
+        printf("        rounding alone (exact, with %s instructions): KL mean %.6f, top-1 %.4f\n",
+               eval_other_isa(), metrics_kl_mean(&r->floor), metrics_agreement(&r->floor));
+    }
+}
+
 static void run(const eval_arguments *o)
 {
     eval_bench bench;
@@ -141,6 +149,9 @@ static void run(const eval_arguments *o)
             if (o->heads) {
                 eval_print_heads(&results[i]);
             }
+        }
+        print_floor(&results[0]);
+        for (int i = 0; i < n; i++) {
             eval_result_free(&results[i]);
         }
         free(results);

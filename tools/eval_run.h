@@ -27,6 +27,7 @@ typedef struct eval_head {
 /* What one setting gave, over all windows. */
 typedef struct eval_result {
     metrics all, first, last; /* all positions, and the first and last `n_edge` ones of each window */
+    metrics floor; /* exact attention that rounds otherwise; empty where that was not measured */
     int64_t n_edge;
     int n_windows;
     int n_layers, n_heads; /* n_heads: of the layer that has most */
@@ -55,6 +56,9 @@ double eval_result_saved(const eval_result *r);   /* of all bytes, less what the
 double eval_setting_value(const macattn_ggml_options *setting);
 const char *eval_policy_name(macattn_policy policy);
 bool eval_parse_policy(const char *name, macattn_policy *policy);
+
+/* The instruction set that rounds otherwise than the best; NULL if this machine has one only. */
+const char *eval_other_isa(void);
 
 /* A row with all that is known of a result; scripts rely on its names. */
 cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,

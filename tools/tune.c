@@ -2,6 +2,7 @@
 #include "commands.h"
 int command_tune(int argc, char **argv)
 {
-    (void)argc; (void)argv;
+    (void)argc;
+    (void)argv;
     return 1;
 }

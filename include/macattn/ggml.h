@@ -44,6 +44,7 @@ typedef struct macattn_ggml_options {
                                 exactly; 0 = none */
     int32_t count_bytes; /*!< not 0: count the bytes of steps with one sequence, see
                                 macattn_ggml_bytes */
+    const char *isa;             /*!< as in macattn_config; must last as long as the context */
     macattn_ggml_audit on_audit; /*!< may be NULL */
     void *audit_user;
 } macattn_ggml_options;

@@ -112,6 +112,7 @@ typedef struct trace {
 
 struct attention {
     plugin_options options;
+    bool said_misfit;
     bool tracks; /* made for a policy that reuses; may compute exactly for now */
     int n_threads;
     macattn_parallel_for parallel_for;
@@ -374,9 +375,29 @@ static bool trackers_create(attention *a, group *g)
     return g->trackers != NULL;
 }
 
-static bool tracks(const attention *a, const group *g)
+/* Whether the settings are for this model. Settings found for another one are not used. */
+static bool fits(attention *a, const group *g)
 {
-    return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0;
+    const plugin_model *m = &a->options.model;
+    const bool same = (!m->n_heads || m->n_heads == g->key.n_heads) &&
+                      (!m->n_kv_heads || m->n_kv_heads == g->key.n_kv_heads) &&
+                      (!m->head_dim || m->head_dim == g->key.head_dim) &&
+                      (!m->n_layers || m->n_layers == attention_n_layers(a));
+    if (!same && !a->said_misfit) {
+        a->said_misfit = true;
+        host_say(
+            "MACATTN_CONFIG=%s is for a model of %d layers with %d/%d heads of %d%s%s; this one "
+            "has %d with %d/%d of %d: nothing is reused",
+            a->options.config, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
+            (int)m->head_dim, *m->name ? ", " : "", m->name, (int)attention_n_layers(a),
+            (int)g->key.n_heads, (int)g->key.n_kv_heads, (int)g->key.head_dim);
+    }
+    return same;
+}
+
+static bool tracks(attention *a, const group *g)
+{
+    return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0 && fits(a, g);
 }
 
 /* The object, under the settings as they are. */
@@ -400,6 +421,7 @@ static bool object_make(attention *a, group *g, int n_layers)
     cfg.tau = a->options.tau;
     cfg.budget = a->options.budget;
     cfg.min_tokens = a->options.min_tokens;
+    cfg.isa = a->options.isa;
     cfg.n_threads = a->n_threads;
     cfg.parallel_for = a->parallel_for;
     cfg.parallel_user = &a->n_threads;

@@ -231,8 +231,9 @@ static void announce(void)
                  (double)(budget ? options.budget : options.tau), (int)options.ring,
                  (int)options.band);
     }
-    host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION,
-             isa, pool_parallel_for() ? "OpenMP's" : "own", policy);
+    host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
+             MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
+             options.config ? ", from " : "", options.config ? options.config : "");
 }
 
 static void fill_interfaces(void)
