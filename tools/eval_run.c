@@ -265,9 +265,27 @@ static bool same_prompt(const macattn_ggml_options *a, const macattn_ggml_option
     return a->ring == b->ring && a->band == b->band && a->min_tokens == b->min_tokens;
 }
 
+/* What one prompt's settings are compared with. The prompt is computed by parts that depend on ring and
+ * band, and so rounds differently: every prompt has a baseline of its own. */
+static void measure_baseline(run *r, const macattn_ggml_options *settings, int first,
+                             int n_settings, eval_result *results)
+{
+    tool_samples us = {0};
+    pass_baseline(r, &settings[first], &us);
+    for (int i = first; i < n_settings; i++) {
+        for (size_t k = 0; k < us.n && same_prompt(&settings[i], &settings[first]); k++) {
+            tool_samples_add(&results[i].us_baseline, us.values[k]);
+        }
+    }
+    tool_samples_free(&us);
+    if (first == 0 && !r->plan->ggml_baseline && eval_other_isa()) {
+        measure_floor(r, &settings[first], results, n_settings);
+    }
+}
+
 /* The settings from `first` on whose prompt is that of `first`, unless an earlier one's was. */
 static void run_settings(run *r, const macattn_ggml_options *settings, int first, int n_settings,
-                         bool *has_baseline, tool_samples *us, eval_result *results)
+                         eval_result *results)
 {
     for (int i = 0; i < first; i++) {
         if (same_prompt(&settings[i], &settings[first])) {
@@ -278,12 +296,8 @@ static void run_settings(run *r, const macattn_ggml_options *settings, int first
     options.policy = MACATTN_POLICY_PAPER; /* what a prompt leaves is the same for all that reuse */
     options.audit_every = 0;
     eval_model_prompt(r->m, r->prompt, r->plan->context, &options, false);
-    if (!*has_baseline) {
-        pass_baseline(r, &options, us);
-        *has_baseline = true;
-        if (!r->plan->ggml_baseline && eval_other_isa()) {
-            measure_floor(r, &options, results, n_settings);
-        }
+    if (!r->plan->free_run) { /* there, every setting writes a text of its own */
+        measure_baseline(r, settings, first, n_settings, results);
     }
     for (int i = first; i < n_settings; i++) {
         if (same_prompt(&settings[i], &settings[first])) {
@@ -297,7 +311,6 @@ void eval_run_window(eval_model *m, const eval_plan *plan, const eval_window *wi
 {
     const size_t n = (size_t)plan->n_tokens + 1;
     run r = {.m = m, .plan = plan, .prompt = window->tokens};
-    tool_samples us = {0};
     r.tokens = tool_alloc(n * sizeof *r.tokens);
     memcpy(r.tokens, window->tokens + plan->context, n * sizeof *r.tokens);
     r.baseline = store_open(plan->n_tokens, eval_model_vocab(m));
@@ -305,16 +318,9 @@ void eval_run_window(eval_model *m, const eval_plan *plan, const eval_window *wi
     if (plan->ggml_baseline) {
         eval_model_prompt(m, window->tokens, plan->context, NULL, true);
     }
-    bool has_baseline = plan->free_run; /* every text has one of its own */
     for (int i = 0; i < n_settings; i++) {
-        run_settings(&r, settings, i, n_settings, &has_baseline, &us, results);
+        run_settings(&r, settings, i, n_settings, results);
     }
-    for (int i = 0; i < n_settings && !plan->free_run; i++) {
-        for (size_t k = 0; k < us.n; k++) {
-            tool_samples_add(&results[i].us_baseline, us.values[k]);
-        }
-    }
-    tool_samples_free(&us);
     store_close(&r.baseline);
     store_close(&r.policy);
     free(r.tokens);
