@@ -460,10 +460,10 @@ static void add_saving(cJSON *row, const eval_result *r)
     report_add_real(row, "hit_ratio", eval_result_hit_ratio(r));
     report_add_real(row, "bytes_skipped", eval_result_skipped(r));
     report_add_real(row, "bytes_saved", eval_result_saved(r));
-    report_add_real(row, "kv_bytes", (double)r->bytes.total);
-    report_add_real(row, "kv_bytes_far", (double)r->bytes.far);
-    report_add_real(row, "kv_bytes_skipped", (double)r->bytes.skipped);
-    report_add_real(row, "search_bytes", (double)r->search_bytes);
+    report_add_int(row, "kv_bytes", (int64_t)r->bytes.total);
+    report_add_int(row, "kv_bytes_far", (int64_t)r->bytes.far);
+    report_add_int(row, "kv_bytes_skipped", (int64_t)r->bytes.skipped);
+    report_add_int(row, "search_bytes", (int64_t)r->search_bytes);
     report_add_int(row, "restarts", (int64_t)r->changes);
     report_add_int(row, "left_to_ggml", (int64_t)r->left_to_ggml);
 }

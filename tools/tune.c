@@ -301,10 +301,20 @@ static void conclude(const search *s)
     printf("\n%s\nwritten: %s (use it with MACATTN_CONFIG)\n", sentence, o->output);
 }
 
+/* Rather now than after hours of measuring. */
+static void check_output(const char *path)
+{
+    FILE *f = fopen(path, "a");
+    if (!f || fclose(f) != 0) {
+        tool_die(TOOL_FAILED, "cannot write %s: %s", path, strerror(errno));
+    }
+}
+
 static void tune(const tune_arguments *o)
 {
     static search s;
     s.arguments = o;
+    check_output(o->output);
     eval_bench_open(&s.bench, &o->common);
     add_policies(&s);
     measure(&s);
