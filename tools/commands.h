@@ -6,5 +6,7 @@
 int command_info(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_check(int argc, char **argv);
+int command_eval(int argc, char **argv);
+int command_tune(int argc, char **argv);
 
 #endif /* MACATTN_TOOLS_COMMANDS_H */

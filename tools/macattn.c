@@ -32,14 +32,17 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 int main(int argc, char **argv)
 {
     /* What usage messages call them. */
-    static char info[] = "macattn info", bench[] = "macattn bench", check[] = "macattn check";
+    static char info[] = "macattn info", bench[] = "macattn bench", check[] = "macattn check",
+                eval[] = "macattn eval", tune[] = "macattn tune";
     static const struct {
         const char *name;
         char *title;
         int (*run)(int argc, char **argv);
     } commands[] = {{"info", info, command_info},
                     {"bench", bench, command_bench},
-                    {"check", check, command_check}};
+                    {"check", check, command_check},
+                    {"eval", eval, command_eval},
+                    {"tune", tune, command_tune}};
     const struct argp argp = {
         NULL,
         parse_option,
@@ -47,7 +50,9 @@ int main(int argc, char **argv)
         "\nFast decode attention for long contexts, on the CPU.\v"
         "  info    what was built, and what this machine has\n"
         "  bench   measure attention: attend, mac, match\n"
-        "  check   compare every kernel of this machine with the reference\n\n"
+        "  check   compare every kernel of this machine with the reference\n"
+        "  eval    what reuse changes in a model's predictions, and what it saves\n"
+        "  tune    which settings suit a model\n\n"
         "macattn COMMAND --help says more. The manual page is macattn(1).",
         NULL,
         NULL,

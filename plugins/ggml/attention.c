@@ -40,8 +40,11 @@ typedef struct layer {
     const struct ggml_tensor *cache; /* K's buffer of cells */
     const char *k;                   /* its start, stream 0 */
     size_t cell_stride, head_stride, stream_stride;
-    int nth_use; /* of this cache in the graph: layers may share one */
+    int nth_use;  /* of this cache in the graph: layers may share one */
+    bool matches; /* its queries before RoPE can be had */
+    uint64_t n_decodes_with_hits;
     report_audit audit;
+    macattn_ggml_bytes bytes;
 } layer;
 
 typedef struct step_row {
@@ -72,6 +75,12 @@ typedef struct step {
     uint8_t *done; /* [n_layers] */
 } step;
 
+/* A slot, saved. */
+typedef struct kept_slot {
+    void *data; /* NULL: there was nothing */
+    size_t size;
+} kept_slot;
+
 typedef struct group {
     group_key key;
     int number;
@@ -83,7 +92,8 @@ typedef struct group {
     tracker *trackers;
     int n_sequences; /* of each tracker */
     step step;
-    uint64_t n_decodes_with_hits;
+    kept_slot *kept; /* [n_slots] what macattn_ggml_interface.keep remembered; NULL = nothing */
+    int n_slots;
 } group;
 
 /* Where the query before RoPE is to be had from. */
@@ -101,7 +111,9 @@ typedef struct trace {
 } trace;
 
 struct attention {
-    const plugin_options *options;
+    plugin_options options;
+    bool said_misfit;
+    bool tracks; /* made for a policy that reuses; may compute exactly for now */
     int n_threads;
     macattn_parallel_for parallel_for;
     group **groups;
@@ -299,6 +311,13 @@ static int layer_get(group *g, const struct ggml_tensor *k, int nth_use)
     return g->n_layers++;
 }
 
+/* Layers are numbered over all groups, for those who ask from outside. */
+static int layer_index(const attention *a, const group *g, int l)
+{
+    for (int i = 0; i < a->n_groups && a->groups[i] != g; i++) l += a->groups[i]->n_layers;
+    return l;
+}
+
 static void object_free(group *g)
 {
     for (int i = 0; g->m && i < g->m_layers && i < g->n_layers; i++) {
@@ -306,19 +325,35 @@ static void object_free(group *g)
         macattn_stats_get(g->m, i, -1, &stats);
         if (stats.steps > 0) report_layer(g->number, i, &stats, &g->layers[i].audit);
         g->layers[i].audit = (report_audit){0};
+        g->layers[i].bytes = (macattn_ggml_bytes){0};
+        g->layers[i].n_decodes_with_hits = 0;
     }
     macattn_destroy(g->m);
     g->m = NULL;
+    free(g->step.done);
+    g->step.done = NULL;
+}
+
+static void trackers_free(group *g)
+{
     for (int i = 0; g->trackers && i < g->key.n_streams; i++) tracker_free(&g->trackers[i]);
     free(g->trackers);
     g->trackers = NULL;
-    free(g->step.done);
-    g->step.done = NULL;
+}
+
+static void forget_kept(group *g)
+{
+    for (int i = 0; g->kept && i < g->n_slots; i++) free(g->kept[i].data);
+    free(g->kept);
+    g->kept = NULL;
+    g->n_slots = 0;
 }
 
 static void group_free(group *g)
 {
     object_free(g);
+    trackers_free(g);
+    forget_kept(g);
     free(g->layers);
     free(g->step.rows);
     free(g->step.cells);
@@ -340,18 +375,34 @@ static bool trackers_create(attention *a, group *g)
     return g->trackers != NULL;
 }
 
-static bool tracks(const attention *a, const group *g)
+/* Whether the settings are for this model. Settings found for another one are not used. */
+static bool fits(attention *a, const group *g)
 {
-    return a->options->policy != MACATTN_POLICY_EXACT && g->key.n_streams > 0 && g->hash_layer >= 0;
+    const plugin_model *m = &a->options.model;
+    const bool same = (!m->n_heads || m->n_heads == g->key.n_heads) &&
+                      (!m->n_kv_heads || m->n_kv_heads == g->key.n_kv_heads) &&
+                      (!m->head_dim || m->head_dim == g->key.head_dim) &&
+                      (!m->n_layers || m->n_layers == attention_n_layers(a));
+    if (!same && !a->said_misfit) {
+        a->said_misfit = true;
+        host_say(
+            "MACATTN_CONFIG=%s is for a model of %d layers with %d/%d heads of %d%s%s; this one "
+            "has %d with %d/%d of %d: nothing is reused",
+            a->options.config, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
+            (int)m->head_dim, *m->name ? ", " : "", m->name, (int)attention_n_layers(a),
+            (int)g->key.n_heads, (int)g->key.n_kv_heads, (int)g->key.head_dim);
+    }
+    return same;
 }
 
-/* The object and the trackers, for as many layers as are known. More layers than before: start over. */
-static bool object_create(attention *a, group *g)
+static bool tracks(attention *a, const group *g)
 {
-    const int n_layers = g->n_layers > 0 ? g->n_layers : 1;
-    if (g->m && g->m_layers >= n_layers) return true;
-    object_free(g);
-    const bool tracked = tracks(a, g);
+    return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0 && fits(a, g);
+}
+
+/* The object, under the settings as they are. */
+static bool object_make(attention *a, group *g, int n_layers)
+{
     macattn_config cfg;
     macattn_config_init(&cfg);
     cfg.n_layers = n_layers;
@@ -364,17 +415,17 @@ static bool object_create(attention *a, group *g)
     cfg.scale = g->key.scale;
     cfg.softcap = g->key.softcap;
     cfg.max_tokens = INT32_MAX;
-    cfg.policy = tracked ? a->options->policy : MACATTN_POLICY_EXACT;
-    cfg.ring = a->options->ring;
-    cfg.band = a->options->band;
-    cfg.tau = a->options->tau;
-    cfg.budget = a->options->budget;
-    cfg.min_tokens = a->options->min_tokens;
+    cfg.policy = g->trackers ? a->options.policy : MACATTN_POLICY_EXACT;
+    cfg.ring = a->options.ring;
+    cfg.band = a->options.band;
+    cfg.tau = a->options.tau;
+    cfg.budget = a->options.budget;
+    cfg.min_tokens = a->options.min_tokens;
+    cfg.isa = a->options.isa;
     cfg.n_threads = a->n_threads;
     cfg.parallel_for = a->parallel_for;
     cfg.parallel_user = &a->n_threads;
-    if (tracked && !trackers_create(a, g)) return false;
-    if (tracked) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
+    if (g->trackers) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
     g->step.done = calloc((size_t)n_layers, 1);
     char error[256] = "";
     if (!g->step.done || macattn_create(&cfg, &g->m, error, sizeof error) != MACATTN_OK) {
@@ -385,6 +436,20 @@ static bool object_create(attention *a, group *g)
     g->m_layers = n_layers;
     g->step.mask = NULL;
     return true;
+}
+
+/* The object and the trackers, for as many layers as are known. More layers than before: start over. */
+static bool object_create(attention *a, group *g)
+{
+    const int n_layers = g->n_layers > 0 ? g->n_layers : 1;
+    if (g->m && g->m_layers >= n_layers) return true;
+    object_free(g);
+    trackers_free(g);
+    if (tracks(a, g) && !trackers_create(a, g)) {
+        trackers_free(g);
+        return false;
+    }
+    return object_make(a, g, n_layers);
 }
 
 /* ----------------------------------------------------------------------------------------- trace -- */
@@ -424,7 +489,7 @@ static int nth_use(const attention *a, const struct ggml_tensor *cache)
 static void trace_query(const attention *a, trace *t, struct ggml_tensor *node,
                         struct ggml_backend_graph_optimize_params *params)
 {
-    if (a->options->policy == MACATTN_POLICY_EXACT) return;
+    if (!a->tracks) return;
     const struct ggml_tensor *q = node->src[0];
     const struct ggml_tensor *rope = rope_find(q, &t->plain);
     t->written = cells_written(node->src[1]->view_src);
@@ -457,6 +522,7 @@ void attention_trace(attention *a, struct ggml_tensor *node,
     trace *t = &a->traces[a->n_traces++];
     *t = (trace){.node = node, .group = g, .layer = l};
     trace_query(a, t, node, params);
+    g->layers[l].matches = t->rope != NULL;
     if (t->rope && l > g->hash_layer) g->hash_layer = l;
 }
 
@@ -804,7 +870,8 @@ static void begin_step(attention *a, group *g, const struct ggml_tensor *node, c
     finish_rows(s);
     if (g->trackers && !move_slots(g)) return;
     if (!expressible || s->n_rows == 0) return;
-    s->mode = g->trackers && may_reuse(s) ? STEP_REUSE : STEP_EXACT;
+    const bool reuses = g->trackers && a->options.policy != MACATTN_POLICY_EXACT;
+    s->mode = reuses && may_reuse(s) ? STEP_REUSE : STEP_EXACT;
     if (!plan(g, k)) s->mode = STEP_GGML;
 }
 
@@ -908,8 +975,34 @@ static double relative_error(const float *x, const float *y, int32_t n)
     return norm > 0 ? sqrt(error / norm) : error > 0;
 }
 
+/* A head's counters before a step. */
+typedef struct head_before {
+    uint64_t hits, skipped;
+} head_before;
+
+static void read_heads(const group *g, int l, head_before *heads)
+{
+    for (int32_t h = 0; h < g->key.n_heads; h++) {
+        macattn_stats stats = {.struct_size = sizeof stats};
+        macattn_stats_get(g->m, l, h, &stats);
+        heads[h] = (head_before){stats.hits, stats.tokens_skipped};
+    }
+}
+
+static void note_error(const attention *a, group *g, int l, int32_t head, double error)
+{
+    report_audit *report = &g->layers[l].audit;
+    report->n++;
+    report->sum += error;
+    if (error > report->max) report->max = error;
+    if (a->options.on_audit) {
+        a->options.on_audit(a->options.audit_user, layer_index(a, g, l), head, error);
+    }
+}
+
 /* Compute again, exactly, and compare the heads that hit. */
-static void audit(group *g, int l, const macattn_io *io, const uint64_t *hits_before)
+static void audit(const attention *a, group *g, int l, const macattn_io *io,
+                  const head_before *before, const head_before *after)
 {
     const step *s = &g->step;
     const size_t dv = (size_t)g->key.v_head_dim, n_heads = (size_t)g->key.n_heads;
@@ -921,38 +1014,62 @@ static void audit(group *g, int l, const macattn_io *io, const uint64_t *hits_be
         free(exact);
         return;
     }
-    report_audit *report = &g->layers[l].audit;
     for (size_t h = 0; h < n_heads; h++) {
-        macattn_stats stats = {.struct_size = sizeof stats};
-        macattn_stats_get(g->m, l, (int32_t)h, &stats);
-        if (stats.hits == hits_before[h]) continue;
+        if (after[h].hits == before[h].hits) continue;
         for (int r = 0; r < s->n_rows; r++) {
             const size_t at = ((size_t)r * n_heads + h) * dv;
-            const double e = relative_error(io->out + at, exact + at, (int32_t)dv);
-            report->n++;
-            report->sum += e;
-            if (e > report->max) report->max = e;
+            note_error(a, g, l, (int32_t)h, relative_error(io->out + at, exact + at, (int32_t)dv));
         }
     }
     free(exact);
 }
 
+/* What a step of one sequence read. A KV head's rows are left out as far as all its query heads leave
+ * them out. */
+static void count_bytes(const attention *a, group *g, int l, const head_before *before,
+                        const head_before *after)
+{
+    const int64_t n = g->step.rows[0].n_tokens, far = n - a->options.band;
+    const int32_t per_kv_head = g->key.n_heads / g->key.n_kv_heads;
+    const uint64_t row = macattn_dtype_row_bytes(g->key.k_dtype, g->key.head_dim) +
+                         macattn_dtype_row_bytes(g->key.v_dtype, g->key.v_head_dim);
+    macattn_ggml_bytes *bytes = &g->layers[l].bytes;
+    for (int32_t kv_head = 0; kv_head < g->key.n_kv_heads; kv_head++) {
+        uint64_t least = before ? UINT64_MAX : 0;
+        for (int32_t h = kv_head * per_kv_head; before && h < (kv_head + 1) * per_kv_head; h++) {
+            const uint64_t skipped = after[h].skipped - before[h].skipped;
+            if (skipped < least) least = skipped;
+        }
+        bytes->total += (uint64_t)n * row;
+        bytes->far += far > 0 ? (uint64_t)far * row : 0;
+        bytes->skipped += least * row;
+    }
+}
+
 static bool decode(attention *a, group *g, int l, const macattn_io *io)
 {
-    const int every = a->options->audit_every;
-    if (every == 0) return macattn_decode(g->m, l, io) == MACATTN_OK;
-    uint64_t before[1024], hits = 0;
-    for (int32_t h = 0; h < g->key.n_heads; h++) {
-        macattn_stats stats = {.struct_size = sizeof stats};
-        macattn_stats_get(g->m, l, h, &stats);
-        before[h] = stats.hits;
-        hits += stats.hits;
-    }
+    const int every = a->options.audit_every;
+    const bool count = a->options.count_bytes && g->step.n_rows == 1;
+    if (every == 0 && !count) return macattn_decode(g->m, l, io) == MACATTN_OK;
+    head_before before[1024], after[1024];
+    read_heads(g, l, before);
     if (macattn_decode(g->m, l, io) != MACATTN_OK) return false;
-    macattn_stats stats = {.struct_size = sizeof stats};
-    macattn_stats_get(g->m, l, -1, &stats);
-    if (stats.hits > hits && ++g->n_decodes_with_hits % (uint64_t)every == 0) {
-        audit(g, l, io, before);
+    read_heads(g, l, after);
+    if (count) count_bytes(a, g, l, before, after);
+    bool hit = false;
+    for (int32_t h = 0; h < g->key.n_heads; h++) hit = hit || after[h].hits > before[h].hits;
+    if (every > 0 && hit && ++g->layers[l].n_decodes_with_hits % (uint64_t)every == 0) {
+        audit(a, g, l, io, before, after);
+    }
+    return true;
+}
+
+static bool attend(attention *a, group *g, const trace *t, const macattn_io *io)
+{
+    if (macattn_attend(g->m, io) != MACATTN_OK) return false;
+    const step *s = &g->step;
+    if (t && a->options.count_bytes && s->single && s->n_rows == 1) {
+        count_bytes(a, g, t->layer, NULL, NULL);
     }
     return true;
 }
@@ -973,7 +1090,7 @@ static bool compute_by_macattn(attention *a, group *g, trace *t, struct ggml_ten
                      .sinks = node->src[4] ? node->src[4]->data : NULL,
                      .out = node->data};
     if (!set_query(a, node->src[0], &io)) return false;
-    if (s->mode == STEP_EXACT) return macattn_attend(g->m, &io) == MACATTN_OK;
+    if (s->mode == STEP_EXACT) return attend(a, g, t, &io);
     set_match(a, t, &io);
     if (s->single) return decode(a, g, t->layer, &io);
     return macattn_prefill(g->m, t->layer, &io) == MACATTN_OK;
@@ -1029,7 +1146,8 @@ attention *attention_create(const plugin_options *options)
 {
     attention *a = calloc(1, sizeof *a);
     if (!a) return NULL;
-    a->options = options;
+    a->options = *options;
+    a->tracks = options->policy != MACATTN_POLICY_EXACT;
     a->n_threads = 1;
     a->parallel_for = pool_parallel_for();
     return a;
@@ -1053,4 +1171,128 @@ void attention_free(attention *a)
 void attention_set_threads(attention *a, int n_threads)
 {
     a->n_threads = n_threads > 0 ? n_threads : 1;
+}
+
+/* ------------------------------------------------------------------------------- asked from outside -- */
+
+/* The group of a layer, and its number there. */
+static group *group_of(const attention *a, int32_t index, int *l)
+{
+    for (int i = 0; i < a->n_groups && index >= 0; i++) {
+        if (index < a->groups[i]->n_layers) {
+            *l = index;
+            return a->groups[i];
+        }
+        index -= a->groups[i]->n_layers;
+    }
+    return NULL;
+}
+
+int32_t attention_n_layers(const attention *a)
+{
+    int32_t n = 0;
+    for (int i = 0; i < a->n_groups; i++) n += a->groups[i]->n_layers;
+    return n;
+}
+
+macattn_status attention_layer(const attention *a, int32_t index, macattn_ggml_layer *info)
+{
+    int l;
+    const group *g = group_of(a, index, &l);
+    if (!info || info->struct_size != sizeof *info) return MACATTN_E_ARG;
+    if (!g) return MACATTN_E_RANGE;
+    const char *name = g->layers[l].cache->name;
+    *info = (macattn_ggml_layer){.struct_size = sizeof *info,
+                                 .number = -1,
+                                 .group = g->number,
+                                 .n_heads = g->key.n_heads,
+                                 .n_kv_heads = g->key.n_kv_heads,
+                                 .head_dim = g->key.head_dim,
+                                 .v_head_dim = g->key.v_head_dim,
+                                 .reuses = g->trackers && g->layers[l].matches};
+    if (is_key_cache(g->layers[l].cache)) {
+        info->number = (int32_t)strtol(name + strlen("cache_k_l"), NULL, 10);
+    }
+    return MACATTN_OK;
+}
+
+macattn_status attention_stats(attention *a, int32_t index, int32_t head, macattn_stats *stats)
+{
+    int l;
+    group *g = group_of(a, index, &l);
+    if (!g || !g->m || l >= g->m_layers) return MACATTN_E_RANGE;
+    return macattn_stats_get(g->m, l, head, stats);
+}
+
+macattn_status attention_bytes(const attention *a, int32_t index, macattn_ggml_bytes *bytes)
+{
+    int l;
+    const group *g = group_of(a, index, &l);
+    if (!bytes) return MACATTN_E_ARG;
+    if (!g) return MACATTN_E_RANGE;
+    *bytes = g->layers[l].bytes;
+    return MACATTN_OK;
+}
+
+const report_totals *attention_totals(const attention *a)
+{
+    return &a->totals;
+}
+
+static bool keep_slot(group *g, int32_t slot, kept_slot *kept)
+{
+    int64_t length = 0;
+    if (macattn_slot_length(g->m, slot, &length) != MACATTN_OK) return false;
+    if (length == 0) return true;
+    if (macattn_slot_save(g->m, slot, NULL, &kept->size) != MACATTN_OK) return false;
+    kept->data = malloc(kept->size);
+    return kept->data && macattn_slot_save(g->m, slot, kept->data, &kept->size) == MACATTN_OK;
+}
+
+static bool keep_group(group *g)
+{
+    forget_kept(g);
+    if (!g->m || !g->trackers) return true;
+    const int n = (int)g->key.n_streams * g->n_sequences;
+    g->kept = calloc((size_t)n, sizeof *g->kept);
+    if (!g->kept) return false;
+    g->n_slots = n;
+    for (int i = 0; i < n; i++) {
+        if (!keep_slot(g, i, &g->kept[i])) return false;
+    }
+    return true;
+}
+
+macattn_status attention_keep(attention *a)
+{
+    bool ok = true;
+    for (int i = 0; ok && i < a->n_groups; i++) ok = keep_group(a->groups[i]);
+    for (int i = 0; !ok && i < a->n_groups; i++) forget_kept(a->groups[i]);
+    return ok ? MACATTN_OK : MACATTN_E_NOMEM;
+}
+
+static bool restart_group(attention *a, group *g)
+{
+    const int n_layers = g->m_layers;
+    if (!g->m) return true;
+    object_free(g);
+    if (!object_make(a, g, n_layers)) return false;
+    for (int i = 0; g->kept && i < g->n_slots; i++) {
+        const kept_slot *kept = &g->kept[i];
+        if (kept->data && macattn_slot_load(g->m, i, kept->data, kept->size) != MACATTN_OK) {
+            return false;
+        }
+    }
+    return true;
+}
+
+macattn_status attention_restart(attention *a, const plugin_options *options)
+{
+    if (!a->tracks && options->policy != MACATTN_POLICY_EXACT) return MACATTN_E_STATE;
+    a->options = *options;
+    report_add(&a->totals);
+    a->totals = (report_totals){0};
+    bool ok = true;
+    for (int i = 0; i < a->n_groups; i++) ok = restart_group(a, a->groups[i]) && ok;
+    return ok ? MACATTN_OK : MACATTN_E_NOMEM;
 }

@@ -6,14 +6,16 @@
 #include <stdbool.h>
 
 #include "host.h"
+#include "macattn/ggml.h"
 #include "options.h"
+#include "report.h"
 
 typedef struct attention attention;
 
 /*! attention_supports() : whether a FLASH_ATTN_EXT node is of a kind that macattn computes. */
 bool attention_supports(const struct ggml_tensor *node);
 
-/*! attention_create() : `options` is borrowed.  @return : NULL without memory. */
+/*! attention_create() : `options` is copied.  @return : NULL without memory. */
 attention *attention_create(const plugin_options *options);
 
 /*! attention_free() : adds its statistics to the process's, see report.h. */
@@ -36,5 +38,14 @@ void attention_trace(attention *a, struct ggml_tensor *node,
 
 /*! attention_compute() : compute one node. */
 enum ggml_status attention_compute(attention *a, struct ggml_tensor *node);
+
+/* What macattn_ggml_interface (macattn/ggml.h) offers of a context. Layers are numbered over all groups. */
+int32_t attention_n_layers(const attention *a);
+macattn_status attention_layer(const attention *a, int32_t layer, macattn_ggml_layer *info);
+macattn_status attention_stats(attention *a, int32_t layer, int32_t head, macattn_stats *stats);
+macattn_status attention_bytes(const attention *a, int32_t layer, macattn_ggml_bytes *bytes);
+const report_totals *attention_totals(const attention *a);
+macattn_status attention_keep(attention *a);
+macattn_status attention_restart(attention *a, const plugin_options *options);
 
 #endif

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "host.h"
+#include "interface.h"
 #include "options.h"
 #include "pool.h"
 #include "report.h"
@@ -46,6 +47,7 @@ static const char *backend_name(ggml_backend_t backend)
 
 static void backend_free(ggml_backend_t backend)
 {
+    interface_note_end(backend->context);
     attention_free(backend->context);
     free(backend);
 }
@@ -133,6 +135,7 @@ static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
     backend->iface.graph_optimize = backend_optimize;
     backend->device = dev;
     backend->context = a;
+    interface_note_context(a);
     probe_graph.waiting = true;
     probe_graph.n_tokens = -1;
     return backend;
@@ -164,7 +167,7 @@ static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor 
     case GGML_OP_SET_ROWS: attention_note_write(node); return false;
     case GGML_OP_FLASH_ATTN_EXT:
         attention_note_division();
-        return !is_probe(node) && attention_supports(node);
+        return !is_probe(node) && interface_enabled() && attention_supports(node);
     default: return false;
     }
 }
@@ -200,7 +203,9 @@ static void *registry_function(ggml_backend_reg_t reg, const char *name)
     (void)reg;
     void *function = NULL;
     ggml_backend_set_n_threads_t set = set_n_threads;
+    macattn_ggml_interface_t interface = interface_get;
     if (strcmp(name, "ggml_backend_set_n_threads") == 0) memcpy(&function, &set, sizeof function);
+    if (strcmp(name, MACATTN_GGML_INTERFACE) == 0) memcpy(&function, &interface, sizeof function);
     return function;
 }
 
@@ -226,8 +231,12 @@ static void announce(void)
                  (double)(budget ? options.budget : options.tau), (int)options.ring,
                  (int)options.band);
     }
-    host_say("%s for ggml %s, %s, %s threads, policy %s", macattn_version(), MACATTN_GGML_VERSION,
-             isa, pool_parallel_for() ? "OpenMP's" : "own", policy);
+    host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
+             MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
+             options.config ? ", from " : "", options.config ? options.config : "");
+    if (options.budget_scale) {
+        host_say("budget_scale is not used: this version has one budget for all heads");
+    }
 }
 
 static void fill_interfaces(void)
@@ -259,6 +268,7 @@ ggml_backend_reg_t ggml_backend_init(void)
     if (loaded) return &registry;
     if (!host_find(__builtin_return_address(0)) || !options_read(&options)) return NULL;
     fill_interfaces();
+    interface_init(&options);
     atexit(at_exit);
     announce();
     loaded = true;

@@ -3,9 +3,11 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "config.h"
 #include "host.h"
 
 static const char *const policy_names[] = {[MACATTN_POLICY_EXACT] = "exact",
@@ -48,33 +50,51 @@ static bool integer(const char *name, double low, double high, double *value)
     return true;
 }
 
-static bool policy(macattn_policy *value)
+bool options_parse_policy(const char *name, macattn_policy *policy)
 {
-    const char *s = text("MACATTN_POLICY");
-    if (!s) return true;
     for (size_t i = 0; i < sizeof policy_names / sizeof policy_names[0]; i++) {
-        if (strcmp(s, policy_names[i]) == 0) {
-            *value = (macattn_policy)i;
+        if (strcmp(name, policy_names[i]) == 0) {
+            *policy = (macattn_policy)i;
             return true;
         }
     }
+    return false;
+}
+
+static bool read_policy(macattn_policy *policy)
+{
+    const char *s = text("MACATTN_POLICY");
+    if (!s || options_parse_policy(s, policy)) return true;
     host_say("not loaded: MACATTN_POLICY=%s is none of: exact, paper, budget", s);
     return false;
 }
 
+static plugin_options defaults(void)
+{
+    macattn_config c;
+    macattn_config_init(&c);
+    return (plugin_options){.policy = MACATTN_POLICY_EXACT,
+                            .tau = c.tau,
+                            .budget = c.budget,
+                            .ring = c.ring,
+                            .band = c.band,
+                            .min_tokens = c.min_tokens,
+                            .config = text("MACATTN_CONFIG"),
+                            .stats = text("MACATTN_STATS")};
+}
+
 bool options_read(plugin_options *options)
 {
-    macattn_config defaults;
-    macattn_config_init(&defaults);
-    double budget = (double)defaults.budget, tau = (double)defaults.tau, ring = defaults.ring,
-           band = defaults.band;
-    double min_tokens = (double)defaults.min_tokens, audit = 0;
-    *options = (plugin_options){.policy = MACATTN_POLICY_EXACT, .stats = text("MACATTN_STATS")};
-    if (!policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
-        !number("MACATTN_BUDGET", 0, 1, &budget) || !integer("MACATTN_RING", 1, 4096, &ring) ||
-        !integer("MACATTN_BAND", 1, 1 << 30, &band) ||
-        !integer("MACATTN_MIN_TOKENS", 0, 1 << 30, &min_tokens) ||
-        !integer("MACATTN_AUDIT", 0, 1 << 30, &audit)) {
+    *options = defaults();
+    if (options->config && !config_read(options->config, options)) return false;
+    double budget = (double)options->budget, tau = (double)options->tau, ring = options->ring;
+    double band = options->band, min_tokens = (double)options->min_tokens, audit = 0;
+    if (!read_policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
+        !number("MACATTN_BUDGET", 0, 1, &budget) ||
+        !integer("MACATTN_RING", 1, OPTIONS_MAX_RING, &ring) ||
+        !integer("MACATTN_BAND", 1, OPTIONS_MAX_TOKENS, &band) ||
+        !integer("MACATTN_MIN_TOKENS", 0, OPTIONS_MAX_TOKENS, &min_tokens) ||
+        !integer("MACATTN_AUDIT", 0, OPTIONS_MAX_TOKENS, &audit)) {
         return false;
     }
     options->tau = (float)tau;
@@ -84,4 +104,64 @@ bool options_read(plugin_options *options)
     options->min_tokens = (int64_t)min_tokens;
     options->audit_every = (int)audit;
     return true;
+}
+
+void options_get(const plugin_options *options, macattn_ggml_options *seen)
+{
+    if (!seen || seen->struct_size != sizeof *seen) return;
+    *seen = (macattn_ggml_options){.struct_size = sizeof *seen,
+                                   .policy = options->policy,
+                                   .tau = options->tau,
+                                   .budget = options->budget,
+                                   .ring = options->ring,
+                                   .band = options->band,
+                                   .min_tokens = options->min_tokens,
+                                   .audit_every = options->audit_every,
+                                   .count_bytes = options->count_bytes,
+                                   .isa = options->isa,
+                                   .on_audit = options->on_audit,
+                                   .audit_user = options->audit_user};
+}
+
+macattn_status options_set(plugin_options *options, const macattn_ggml_options *seen, char *error,
+                           size_t error_size)
+{
+    if (!seen || seen->struct_size != sizeof *seen) {
+        snprintf(error, error_size, "struct_size is not sizeof(macattn_ggml_options)");
+        return MACATTN_E_ARG;
+    }
+    const struct {
+        const char *name;
+        double value, low, high;
+    } ranges[] = {{"policy", (double)seen->policy, MACATTN_POLICY_EXACT, MACATTN_POLICY_BUDGET},
+                  {"tau", (double)seen->tau, 0, 1},
+                  {"budget", (double)seen->budget, 0, 1},
+                  {"ring", seen->ring, 1, OPTIONS_MAX_RING},
+                  {"band", seen->band, 1, OPTIONS_MAX_TOKENS},
+                  {"min_tokens", (double)seen->min_tokens, 0, OPTIONS_MAX_TOKENS},
+                  {"audit_every", seen->audit_every, 0, OPTIONS_MAX_TOKENS}};
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        if (ranges[i].value >= ranges[i].low && ranges[i].value <= ranges[i].high) continue;
+        snprintf(error, error_size, "%s is %g; it must be in [%g, %g]", ranges[i].name,
+                 ranges[i].value, ranges[i].low, ranges[i].high);
+        return MACATTN_E_RANGE;
+    }
+    if (seen->isa && !macattn_isa_supported(seen->isa)) {
+        snprintf(error, error_size, "there is no instruction set %s here", seen->isa);
+        return MACATTN_E_ISA;
+    }
+    options->model = (plugin_model){0}; /* the program knows what it sets */
+    options->budget_scale = NULL;
+    options->isa = seen->isa;
+    options->policy = seen->policy;
+    options->tau = seen->tau;
+    options->budget = seen->budget;
+    options->ring = seen->ring;
+    options->band = seen->band;
+    options->min_tokens = seen->min_tokens;
+    options->audit_every = seen->audit_every;
+    options->count_bytes = seen->count_bytes != 0;
+    options->on_audit = seen->on_audit;
+    options->audit_user = seen->audit_user;
+    return MACATTN_OK;
 }

@@ -134,6 +134,57 @@ class options(Case):
         self.assertRegex(done.stderr, r'macattn: \d+\.\d+\.\d+ for ggml \S+, \w+, .* threads, policy paper, tau 0.6, ring 128')
 
 
+class config(Case):
+    """MACATTN_CONFIG; what the file may hold is in test_config.c."""
+
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.path = pathlib.Path(self.folder.name) / 'config.json'
+
+    def write(self, **settings):
+        self.path.write_text(json.dumps({'macattn_config': 1, **settings}))
+
+    def bench(self, **settings):
+        """A few tokens behind a context that may be reused: (what was said, statistics)."""
+        stats = self.path.with_name('stats')
+        done = run('llama-bench', '-m', MODEL, '-t', 2, '-fa', 1, '-p', 0, '-n', 8, '-d', 600, '-r', 1,
+                   env=environment(True, config=self.path, stats=stats, **settings))
+        return done.stderr, json.loads(stats.read_text())
+
+    def test_settings_are_taken(self):
+        self.write(policy='paper', tau=0.75, ring=64, band=32, min_tokens=0,
+                   model={'layers': 12, 'heads': 8, 'kv_heads': 2, 'head_dim': 64, 'name': 'bundled'})
+        said, stats = self.bench()
+        self.assertIn(f'policy paper, tau 0.75, ring 64, band 32, from {self.path}', said)
+        self.assertNotIn('nothing is reused', said)
+        self.assertEqual(stats['policy'], 'paper')
+        self.assertEqual(stats['steps'] % (12 * 8), 0)
+        self.assertGreater(stats['steps'], 0)
+
+    def test_the_environment_overrides(self):
+        self.write(policy='paper', tau=0.75)
+        said, _ = self.bench(tau=0.5, ring=16)
+        self.assertIn('policy paper, tau 0.5, ring 16, band 256, from', said)
+
+    def test_another_model_is_exact(self):
+        for other in ({'layers': 13}, {'heads': 16}, {'kv_heads': 8}, {'head_dim': 128}):
+            self.write(policy='paper', tau=0, min_tokens=0, model={'layers': 12, 'heads': 8, **other})
+            said, stats = self.bench()
+            self.assertRegex(said, 'is for a model of .* this one has 12 with 8/2 of 64: nothing is reused')
+            self.assertEqual((stats['hits'], stats['left_to_ggml']['calls']), (0, 0))
+
+    def test_bad_files_are_refused(self):
+        for text, complaint in (('{"macattn_config": 1, "tau": 2}', r'line 1: tau is 2; it must be a number in \[0, 1\]'),
+                                ('{\n"macattn_config": 1,\n "tua": 0}', 'line 3: there is no setting "tua"'), ('', "'{' expected")):
+            self.path.write_text(text)
+            done = run('llama-bench', '--list-devices', env=environment(True, config=self.path), ok=False)
+            self.assertRegex(done.stderr, f'not loaded: MACATTN_CONFIG={self.path}: .*{complaint}')
+            self.assertNotIn('loaded MACATTN backend', done.stderr)
+        done = run('llama-bench', '--list-devices', env=environment(True, config='/none'), ok=False)
+        self.assertIn('not loaded: cannot read MACATTN_CONFIG=/none: No such file', done.stderr)
+
+
 class texts(Case):
     def complete(self, text, plugin, *args, **settings):
         with Server('-c', 8192, '-np', 1, *args, plugin=plugin, **settings) as server:

@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+#include "json.h"
+
+enum { MAX_BYTES = 1 << 24, CONFIG_VERSION = 1 };
+
+/* A number in a range; whole if asked for. */
+static bool number(json *j, const char *key, double low, double high, bool whole, double *value)
+{
+    if (!json_number(j, value)) return false;
+    if (*value >= low && *value <= high && (!whole || *value == floor(*value))) return true;
+    return json_fail(j, "%s is %g; it must be a %snumber in [%g, %g]", key, *value,
+                     whole ? "whole " : "", low, high);
+}
+
+static bool integer(json *j, const char *key, double low, double high, int32_t *value)
+{
+    double x;
+    if (!number(j, key, low, high, true, &x)) return false;
+    *value = (int32_t)x;
+    return true;
+}
+
+static bool share(json *j, const char *key, float *value)
+{
+    double x;
+    if (!number(j, key, 0, 1, false, &x)) return false;
+    *value = (float)x;
+    return true;
+}
+
+static bool read_model(json *j, plugin_model *model)
+{
+    bool first = true;
+    char key[32];
+    while (json_next_key(j, &first, key, sizeof key)) {
+        bool ok;
+        if (strcmp(key, "layers") == 0) {
+            ok = integer(j, key, 1, 65536, &model->n_layers);
+        } else if (strcmp(key, "heads") == 0) {
+            ok = integer(j, key, 1, 1024, &model->n_heads);
+        } else if (strcmp(key, "kv_heads") == 0) {
+            ok = integer(j, key, 1, 1024, &model->n_kv_heads);
+        } else if (strcmp(key, "head_dim") == 0) {
+            ok = integer(j, key, 1, 1024, &model->head_dim);
+        } else if (strcmp(key, "name") == 0) {
+            ok = json_string(j, model->name, sizeof model->name);
+        } else {
+            ok = json_fail(j, "model has no \"%s\"", key);
+        }
+        if (!ok) return false;
+    }
+    return json_ok(j);
+}
+
+static bool read_policy(json *j, macattn_policy *policy)
+{
+    char name[32] = "";
+    if (!json_string(j, name, sizeof name)) return false;
+    return options_parse_policy(name, policy) ||
+           json_fail(j, "policy \"%s\" is none of: exact, paper, budget", name);
+}
+
+static bool read_scale_row(json *j, plugin_options *o, size_t *n)
+{
+    bool first = true;
+    int32_t heads = 0;
+    while (json_next_element(j, &first)) {
+        double x;
+        float *scale = realloc(o->budget_scale, (*n + 1) * sizeof *scale);
+        if (!scale) return json_fail(j, "out of memory");
+        o->budget_scale = scale;
+        if (!number(j, "budget_scale", 0, 1e6, false, &x)) return false;
+        scale[(*n)++] = (float)x;
+        heads++;
+    }
+    if (json_ok(j) && o->scale_layers > 0 && heads != o->scale_heads) {
+        return json_fail(j, "budget_scale has layers of %d and of %d heads", (int)o->scale_heads,
+                         (int)heads);
+    }
+    o->scale_heads = heads;
+    o->scale_layers++;
+    return json_ok(j);
+}
+
+/* [[of each head] of each layer] */
+static bool read_scale(json *j, plugin_options *o)
+{
+    bool first = true;
+    size_t n = 0;
+    if (o->budget_scale) return json_fail(j, "budget_scale is there twice");
+    while (json_next_element(j, &first)) {
+        if (!read_scale_row(j, o, &n)) return false;
+    }
+    return json_ok(j) && (n > 0 || json_fail(j, "budget_scale is empty"));
+}
+
+static bool fits_model(json *j, const plugin_options *o)
+{
+    const plugin_model *m = &o->model;
+    if (!o->budget_scale || ((!m->n_layers || m->n_layers == o->scale_layers) &&
+                             (!m->n_heads || m->n_heads == o->scale_heads))) {
+        return true;
+    }
+    return json_fail(j, "budget_scale has %d layers of %d heads, the model %d of %d",
+                     (int)o->scale_layers, (int)o->scale_heads, (int)m->n_layers, (int)m->n_heads);
+}
+
+static bool read_key(json *j, const char *key, plugin_options *o)
+{
+    int32_t n;
+    if (strcmp(key, "macattn_config") == 0) {
+        return integer(j, key, CONFIG_VERSION, CONFIG_VERSION, &n);
+    }
+    if (strcmp(key, "model") == 0) return read_model(j, &o->model);
+    if (strcmp(key, "policy") == 0) return read_policy(j, &o->policy);
+    if (strcmp(key, "tau") == 0) return share(j, key, &o->tau);
+    if (strcmp(key, "budget") == 0) return share(j, key, &o->budget);
+    if (strcmp(key, "ring") == 0) return integer(j, key, 1, OPTIONS_MAX_RING, &o->ring);
+    if (strcmp(key, "band") == 0) return integer(j, key, 1, OPTIONS_MAX_TOKENS, &o->band);
+    if (strcmp(key, "min_tokens") == 0) {
+        if (!integer(j, key, 0, OPTIONS_MAX_TOKENS, &n)) return false;
+        o->min_tokens = n;
+        return true;
+    }
+    if (strcmp(key, "budget_scale") == 0) return read_scale(j, o);
+    if (strcmp(key, "evidence") == 0) return json_skip(j); /* for people */
+    return json_fail(j, "there is no setting \"%s\"", key);
+}
+
+static bool parse(json *j, plugin_options *options)
+{
+    bool first = true, versioned = false;
+    char key[32];
+    while (json_next_key(j, &first, key, sizeof key)) {
+        versioned = versioned || strcmp(key, "macattn_config") == 0;
+        if (!read_key(j, key, options)) return false;
+    }
+    if (json_ok(j) && !versioned) json_fail(j, "there is no \"macattn_config\": 1");
+    return json_ok(j) && fits_model(j, options) && json_at_end(j);
+}
+
+static char *read_file(const char *path, size_t *bytes)
+{
+    FILE *f = fopen(path, "rb");
+    char *text = f ? malloc(MAX_BYTES + 1) : NULL;
+    *bytes = text ? fread(text, 1, MAX_BYTES + 1, f) : 0;
+    const bool failed = !text || ferror(f);
+    if (failed) {
+        host_say("not loaded: cannot read MACATTN_CONFIG=%s: %s", path, strerror(errno));
+    } else if (*bytes > MAX_BYTES) {
+        host_say("not loaded: MACATTN_CONFIG=%s is too long", path);
+    }
+    if (f) fclose(f);
+    if (failed || *bytes > MAX_BYTES) {
+        free(text);
+        return NULL;
+    }
+    text[*bytes] = '\0';
+    return text;
+}
+
+bool config_read(const char *path, plugin_options *options)
+{
+    json j;
+    size_t bytes;
+    plugin_options read = *options;
+    read.budget_scale = NULL;
+    read.scale_layers = read.scale_heads = 0;
+    char *text = read_file(path, &bytes);
+    if (!text) return false;
+    json_open(&j, text, bytes);
+    const bool ok = parse(&j, &read);
+    if (ok) {
+        *options = read;
+    } else {
+        host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);
+        free(read.budget_scale);
+    }
+    free(text);
+    return ok;
+}

@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""usage: test_eval.py MACATTN CASE
+
+`macattn eval` and `macattn tune` on the bundled model and a short text: this repository's own pages.
+"""
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
+BINARY = None
+
+# What scripts rely on.
+FIELDS = ('policy', 'setting', 'context', 'kl_mean', 'kl_p99', 'top1_agreement', 'ppl_exact', 'ppl_policy', 'rel_error_mean',
+          'rel_error_p99', 'hit_ratio', 'bytes_skipped', 'kl_max', 'rel_error_max', 'tokens', 'model', 'dtype', 'threads',
+          'machine', 'version', 'commit', 'llama_version', 'ggml_version', 'per_layer_head')
+SHORT = ('--context', '1k', '--tokens', '24', '--windows', '1', '--min-tokens', '0', '--threads', '1')
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+        self.path = pathlib.Path(self.folder.name)
+        self.text = self.path / 'text'
+        pages = b'\n'.join(p.read_bytes() for p in sorted((ROOT / 'docs').glob('*.md')))
+        self.text.write_bytes(b'\0short\0' + pages + b'\0\0' + pages[::-1])
+
+    def run_macattn(self, *args, status=0):
+        env = {k: v for k, v in os.environ.items() if not k.startswith(('MACATTN_', 'GGML_'))}
+        done = subprocess.run([str(BINARY), *map(str, args)], env=env, capture_output=True, text=True, timeout=600, check=False)
+        self.assertEqual(done.returncode, status, done.stderr[-2000:])
+        return done
+
+    def eval(self, *args, text=None):
+        rows = self.path / 'rows'
+        self.run_macattn('eval', '--model', MODEL, '--text', text or self.text, '--json', rows, *SHORT, *args)
+        rows = [json.loads(line) for line in rows.read_text().splitlines()]
+        for row in rows:
+            for field in FIELDS:
+                self.assertIn(field, row)
+        return rows
+
+
+class exact(Case):
+    def test_exact_is_exact(self):
+        rows = self.eval('--policy', 'exact,paper', '--tau', '1')
+        self.assertEqual([r['policy'] for r in rows], ['exact', 'paper'])
+        for row in rows:    # nothing is that similar: all misses
+            self.assertEqual((row['kl_mean'], row['kl_max'], row['top1_agreement'], row['hit_ratio']), (0, 0, 1, 0))
+            self.assertEqual(row['ppl_exact'], row['ppl_policy'])
+            self.assertEqual(row['tokens'], 24)
+            self.assertEqual(row['left_to_ggml'], 0)
+            self.assertIsNone(row['rel_error_mean'])
+        self.assertIsNone(rows[0]['setting'])
+
+    def test_other_caches(self):
+        for kv in ('q8_0', 'bf16'):
+            row = self.eval('--policy', 'exact', '--kv', kv)[0]
+            self.assertEqual((row['kl_mean'], row['dtype']), (0, kv))
+
+    def test_ggml_as_baseline(self):
+        row = self.eval('--policy', 'exact', '--baseline', 'ggml')[0]
+        self.assertGreater(row['kl_mean'], 0)      # it rounds otherwise
+        self.assertLess(row['kl_mean'], 0.05)
+        self.assertEqual(row['baseline'], 'ggml')
+
+
+class reuse(Case):
+    def test_settings_on_one_prompt(self):
+        rows = self.eval('--policy', 'paper', '--tau', '0,0.6,0', '--policy', 'budget', '--budget', '0', '--audit-every', '1')
+        all_, some, again, none = rows
+        self.assertGreater(all_['kl_mean'], 0)
+        self.assertGreater(all_['hit_ratio'], 0.9)
+        self.assertGreater(all_['bytes_skipped'], 0.5)
+        self.assertLess(some['hit_ratio'], all_['hit_ratio'])
+        self.assertLess(some['kl_mean'], all_['kl_mean'])
+        for field in ('kl_mean', 'kl_max', 'hit_ratio', 'bytes_skipped', 'rel_error_mean', 'ppl_policy'):
+            self.assertEqual(all_[field], again[field], field)    # going back leaves nothing behind
+        self.assertEqual(none['kl_mean'], 0)
+        self.assertEqual([r['setting'] for r in rows], [0, 0.6, 0, 0])
+        grid = all_['per_layer_head']
+        self.assertEqual([len(line) for line in grid], [8] * 12)
+        self.assertAlmostEqual(sum(map(sum, grid)) / 96, all_['hit_ratio'], 3)
+        for row in (all_, some):
+            self.assertLessEqual(row['rel_error_mean'], row['rel_error_p99'])
+            self.assertLessEqual(row['rel_error_p99'], row['rel_error_max'])
+            self.assertLessEqual(row['kl_mean'], row['kl_max'])
+            self.assertLessEqual(row['kv_bytes_skipped'], row['kv_bytes_far'])
+            self.assertEqual(row['restarts'], 0)
+
+    def test_bytes_add_up(self):
+        row = self.eval('--policy', 'paper', '--tau', '0', '--band', '128')[0]
+        a_row = 12 * 2 * (64 + 64) * 2    # layers, KV heads, K and V, f16
+        lengths = range(1025, 1025 + 24)
+        self.assertEqual(row['kv_bytes'], sum(lengths) * a_row)
+        self.assertEqual(row['kv_bytes_far'], sum(n - 128 for n in lengths) * a_row)
+
+    def test_prompt_alone_or_shared(self):
+        """A setting gives the same after other settings as alone."""
+        alone = self.eval('--policy', 'paper', '--tau', '0.5')[0]
+        shared = self.eval('--policy', 'exact,paper', '--tau', '0.2,0.5')[2]
+        for field in ('kl_mean', 'hit_ratio', 'bytes_skipped', 'ppl_policy'):
+            self.assertEqual(alone[field], shared[field], field)
+
+    def test_several_windows_and_lengths(self):
+        rows = self.eval('--context', '600,900', '--windows', '3', '--policy', 'paper', '--tau', '0.5')
+        self.assertEqual([r['context'] for r in rows], [600, 900])
+        self.assertEqual([r['tokens'] for r in rows], [72, 72])
+
+
+class free_run(Case):
+    def test_drift_is_measured(self):
+        exact_, reused = self.eval('--free-run', '--policy', 'exact,paper', '--tau', '0')
+        self.assertEqual((exact_['kl_mean'], exact_['top1_agreement']), (0, 1))
+        self.assertGreater(reused['kl_mean'], 0)
+        self.assertEqual((reused['mode'], reused['edge_tokens']), ('free-run', 12))
+        self.assertAlmostEqual((reused['kl_first'] + reused['kl_last']) / 2, reused['kl_mean'], 5)
+
+    def test_sampling_is_repeatable(self):
+        args = ('--free-run', '--temperature', '1', '--policy', 'paper', '--tau', '0.5')
+        first, again, other = self.eval(*args), self.eval(*args), self.eval(*args, '--seed', '2')
+        self.assertEqual(first[0]['ppl_policy'], again[0]['ppl_policy'])
+        self.assertNotEqual(first[0]['ppl_policy'], other[0]['ppl_policy'])
+
+
+class tune(Case):
+    def tune(self, *args):
+        config = self.path / 'config.json'
+        done = self.run_macattn('tune', '--model', MODEL, '--text', self.text, '--output', config, *SHORT, '--tokens', '4',
+                                '--context', '512', *args)
+        return json.loads(config.read_text()), done.stdout
+
+    def test_pays_if_all_is_allowed(self):
+        config, text = self.tune('--kl', '1000', '--top1', '0')
+        self.assertEqual(config['macattn_config'], 1)
+        self.assertIn(config['policy'], ('paper', 'budget'))
+        self.assertEqual({k: v for k, v in config['model'].items() if k != 'name'},
+                         {'layers': 12, 'heads': 8, 'kv_heads': 2, 'head_dim': 64})
+        self.assertGreaterEqual(config['evidence']['bytes_saved'], 0.05)
+        self.assertIn(f'ring {config["ring"]}, band {config["band"]} saves', text)
+
+    def test_exact_if_nothing_pays(self):
+        config, text = self.tune('--kl', '0', '--top1', '1', '--gain', '0.9', '--ring', '64', '--band', '64')
+        self.assertEqual(config['policy'], 'exact')
+        self.assertNotIn('tau', config)
+        self.assertIn('reuse does not pay', text)
+
+    def test_text_of_its_own(self):
+        self.run_macattn('tune', '--model', MODEL, '--output', self.path / 'c', *SHORT, '--tokens', '4', '--context', '300',
+                         '--ring', '64', '--band', '64')
+        self.assertEqual(json.loads((self.path / 'c').read_text())['evidence']['text'], 'sampled from the model')
+
+
+class errors(Case):
+    def refuse(self, status, sentence, *args):
+        self.assertIn(sentence, self.run_macattn(*args, status=status).stderr)
+
+    def test_command_line(self):
+        self.refuse(2, '--model is missing', 'eval', '--text', self.text)
+        self.refuse(2, '--text is missing', 'eval', '--model', MODEL)
+        model = ('eval', '--model', MODEL, '--text', self.text)
+        self.refuse(2, "--policy does not take 'fastest'", *model, '--policy', 'fastest')
+        self.refuse(2, "--tau does not take '1.5'", *model, '--tau', '1.5')
+        self.refuse(2, '--tau is for --policy paper', *model, '--policy', 'budget', '--tau', '0.5')
+        self.refuse(2, '--budget is for --policy budget', *model, '--budget', '0.5')
+        self.refuse(2, '--temperature is for --free-run', *model, '--temperature', '1')
+        self.refuse(2, "--context does not take '0'", *model, '--context', '0')
+        self.refuse(2, "--tokens does not take '1'", *model, '--tokens', '1')
+        self.refuse(2, "--kv does not take 'f12'", *model, '--kv', 'f12')
+        self.refuse(2, "--baseline does not take 'torch'", *model, '--baseline', 'torch')
+        self.refuse(2, "--kl does not take 'x'", 'tune', '--kl', 'x')
+
+    def test_files(self):
+        self.refuse(1, 'llama.cpp does not load', 'eval', '--model', self.text, '--text', self.text)
+        self.refuse(1, 'cannot read', 'eval', '--model', MODEL, '--text', self.path / 'none', *SHORT)
+        self.refuse(1, 'cannot read', 'eval', '--model', MODEL, '--text', self.path, *SHORT)
+        self.refuse(1, 'there is no plug-in', 'eval', '--model', MODEL, '--text', self.text, '--plugin', '/none')
+        self.refuse(1, 'was not loaded', 'eval', '--model', MODEL, '--text', self.text, '--plugin', self.text)
+        self.refuse(1, 'cannot write', 'eval', '--model', MODEL, '--text', self.text, '--json', '/none/rows')
+        self.refuse(1, 'cannot write', 'tune', '--model', MODEL, '--text', self.text, '--output', '/none/config')
+        self.refuse(1, 'no document has the', 'eval', '--model', MODEL, '--text', self.text, *SHORT, '--context', '64k')
+
+    def test_nothing_to_reuse(self):
+        """A cache in f32 reaches attention as a copy: always exact, and said so."""
+        self.refuse(1, 'can reuse anything', 'eval', '--model', MODEL, '--text', self.text, *SHORT, '--kv', 'f32')
+
+
+if __name__ == '__main__':
+    BINARY = pathlib.Path(sys.argv[1]).resolve()
+    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
