@@ -126,6 +126,7 @@ static void print_floor(const eval_result *r)
     if (r->floor.kl.n) {
         printf("        rounding alone (exact, with %s instructions): KL mean %.6f, top-1 %.4f\n",
                eval_other_isa(), metrics_kl_mean(&r->floor), metrics_agreement(&r->floor));
+        fflush(stdout);
     }
 }
 

@@ -23,7 +23,8 @@ try:
 except ImportError:
     sys.exit('plot_eval.py needs matplotlib')
 
-POLICIES = {'paper': ('tau', 'C0', 'o'), 'budget': ('budget', 'C1', 's')}
+# parameter, colour, marker, where its value is written
+POLICIES = {'paper': ('tau', 'C0', 'o', (4, 5)), 'budget': ('budget', 'C1', 's', (4, -11))}
 
 
 def read(paths):
@@ -51,7 +52,7 @@ def subtitle(rows):
 def plot_error(rows, context, path):
     """Without reuse the divergence is 0, which has no place on a logarithmic axis."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for policy, (parameter, colour, marker) in POLICIES.items():
+    for policy, (parameter, colour, marker, offset) in POLICIES.items():
         points = sorted((row['bytes_skipped'], row['kl_mean'], row['setting']) for row in rows
                         if row['policy'] == policy and row['kl_mean'])
         if not points:
@@ -59,7 +60,7 @@ def plot_error(rows, context, path):
         x, y, settings = zip(*points)
         axes.plot([100 * v for v in x], y, color=colour, marker=marker, label=f'{policy} ({parameter})')
         for px, py, setting in points:
-            axes.annotate(f'{setting:g}', (100 * px, py), textcoords='offset points', xytext=(4, 5), fontsize=8)
+            axes.annotate(f'{setting:g}', (100 * px, py), textcoords='offset points', xytext=offset, fontsize=8)
     floors = [row['kl_floor'] for row in rows if row.get('kl_floor')]
     if floors:
         axes.axhline(sum(floors) / len(floors), color='grey', linestyle='--', linewidth=1, label='rounding alone')

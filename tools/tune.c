@@ -77,12 +77,13 @@ static void add(search *s, macattn_ggml_options options)
     }
 }
 
-/* What is asked, or what rounding alone makes of the same model, if that is worse. */
+/* What is asked is what reuse may add to what rounding alone makes of the same model: any other rounding,
+ * however slight, makes about that, and small independent divergences add up. */
 static bool is_faithful(const tune_arguments *o, const eval_result *r)
 {
     const double kl_floor = metrics_kl_mean(&r->floor), top1_floor = metrics_agreement(&r->floor);
-    const double kl = fmax(o->kl, isnan(kl_floor) ? 0.0 : kl_floor);
-    const double top1 = fmin(o->top1, isnan(top1_floor) ? 1.0 : top1_floor);
+    const double kl = o->kl + (isnan(kl_floor) ? 0.0 : kl_floor);
+    const double top1 = o->top1 - (isnan(top1_floor) ? 0.0 : 1.0 - top1_floor);
     return metrics_kl_mean(&r->all) <= kl && metrics_agreement(&r->all) >= top1;
 }
 
@@ -293,8 +294,8 @@ static void conclude(const search *s)
     } else {
         snprintf(
             sentence, sizeof sentence,
-            "reuse does not pay on this model and text: no setting has a mean KL of %g and a top-1 "
-            "of %g, or what rounding alone makes; exact it is",
+            "reuse does not pay on this model and text: no setting keeps a mean KL of %g and a "
+            "top-1 of %g beyond what rounding alone makes; exact it is",
             o->kl, o->top1);
     }
     write_config(s, c, pays, sentence);
