@@ -38,7 +38,7 @@ typedef struct macattn_ggml_options {
     size_t struct_size;    /*!< sizeof(macattn_ggml_options), set by the caller */
     macattn_policy policy; /*!< EXACT keeps no rings: a context made so stays exact */
     float tau, budget;
-    int32_t ring, band;
+    int32_t ring, band; /*!< band 0 = MACATTN_DEFAULT_BAND(policy) */
     int64_t min_tokens;
     int32_t audit_every; /*!< in every layer, compute every n-th step that reused anything again,
                                 exactly; 0 = none */

@@ -417,7 +417,7 @@ static bool object_make(attention *a, group *g, int n_layers)
     cfg.max_tokens = INT32_MAX;
     cfg.policy = g->trackers ? a->options.policy : MACATTN_POLICY_EXACT;
     cfg.ring = a->options.ring;
-    cfg.band = a->options.band;
+    cfg.band = options_band(&a->options);
     cfg.tau = a->options.tau;
     cfg.budget = a->options.budget;
     cfg.min_tokens = a->options.min_tokens;
@@ -1029,7 +1029,7 @@ static void audit(const attention *a, group *g, int l, const macattn_io *io,
 static void count_bytes(const attention *a, group *g, int l, const head_before *before,
                         const head_before *after)
 {
-    const int64_t n = g->step.rows[0].n_tokens, far = n - a->options.band;
+    const int64_t n = g->step.rows[0].n_tokens, far = n - options_band(&a->options);
     const int32_t per_kv_head = g->key.n_heads / g->key.n_kv_heads;
     const uint64_t row = macattn_dtype_row_bytes(g->key.k_dtype, g->key.head_dim) +
                          macattn_dtype_row_bytes(g->key.v_dtype, g->key.v_head_dim);

@@ -92,7 +92,7 @@ bool options_read(plugin_options *options)
     if (!read_policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
         !number("MACATTN_BUDGET", 0, 1, &budget) ||
         !integer("MACATTN_RING", 1, OPTIONS_MAX_RING, &ring) ||
-        !integer("MACATTN_BAND", 1, OPTIONS_MAX_TOKENS, &band) ||
+        !integer("MACATTN_BAND", 0, OPTIONS_MAX_TOKENS, &band) ||
         !integer("MACATTN_MIN_TOKENS", 0, OPTIONS_MAX_TOKENS, &min_tokens) ||
         !integer("MACATTN_AUDIT", 0, OPTIONS_MAX_TOKENS, &audit)) {
         return false;
@@ -137,7 +137,7 @@ macattn_status options_set(plugin_options *options, const macattn_ggml_options *
                   {"tau", (double)seen->tau, 0, 1},
                   {"budget", (double)seen->budget, 0, 1},
                   {"ring", seen->ring, 1, OPTIONS_MAX_RING},
-                  {"band", seen->band, 1, OPTIONS_MAX_TOKENS},
+                  {"band", seen->band, 0, OPTIONS_MAX_TOKENS},
                   {"min_tokens", (double)seen->min_tokens, 0, OPTIONS_MAX_TOKENS},
                   {"audit_every", seen->audit_every, 0, OPTIONS_MAX_TOKENS}};
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
