@@ -171,6 +171,15 @@ void eval_bench_close(eval_bench *bench)
     }
 }
 
+const char *eval_bench_text(const eval_bench *bench)
+{
+    if (bench->common->n_texts == 0) {
+        return "sampled from the model";
+    }
+    const char *slash = strrchr(bench->common->texts[0], '/');
+    return slash ? slash + 1 : bench->common->texts[0];
+}
+
 macattn_ggml_options eval_bench_options(const eval_bench *bench)
 {
     const eval_common *common = bench->common;
@@ -221,7 +230,7 @@ void eval_bench_row(eval_bench *bench, const eval_plan *plan, const macattn_ggml
     cJSON *row = eval_result_row(bench->model, plan, setting, result);
     report_add_text(row, "dtype", tool_kv_name(bench->common->kv, dtype));
     report_add_text(row, "machine", bench->machine.cpu);
-    report_add_text(row, "text", bench->common->n_texts ? bench->common->texts[0] : "sampled");
+    report_add_text(row, "text", eval_bench_text(bench));
     report_add_machine(row, &bench->machine, chosen_isa());
     if (bench->json) {
         char *text = cJSON_PrintUnformatted(row);

@@ -42,6 +42,9 @@ typedef struct eval_bench {
 void eval_bench_open(eval_bench *bench, const eval_common *common);
 void eval_bench_close(eval_bench *bench);
 
+/* What records call the text: the first file's name without its folder. */
+const char *eval_bench_text(const eval_bench *bench);
+
 /* The plug-in's defaults with what the command line says. */
 macattn_ggml_options eval_bench_options(const eval_bench *bench);
 

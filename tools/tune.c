@@ -237,7 +237,7 @@ static cJSON *evidence(const search *s, const candidate *c, const char *conclusi
     for (int i = 0; contexts && i < o->common.contexts.n; i++) {
         cJSON_AddItemToArray(contexts, cJSON_CreateNumber((double)o->common.contexts.values[i]));
     }
-    report_add_text(row, "text", o->common.n_texts ? o->common.texts[0] : "sampled from the model");
+    report_add_text(row, "text", eval_bench_text(&s->bench));
     report_add_int(row, "settings_tried", s->n);
     if (c) {
         report_add_int(row, "tokens", c->tokens);

@@ -69,6 +69,51 @@ static bool read_policy(json *j, macattn_policy *policy)
            json_fail(j, "policy \"%s\" is none of: exact, paper, budget", name);
 }
 
+static bool read_scale_row(json *j, plugin_options *o, size_t *n)
+{
+    bool first = true;
+    int32_t heads = 0;
+    while (json_next_element(j, &first)) {
+        double x;
+        float *scale = realloc(o->budget_scale, (*n + 1) * sizeof *scale);
+        if (!scale) return json_fail(j, "out of memory");
+        o->budget_scale = scale;
+        if (!number(j, "budget_scale", 0, 1e6, false, &x)) return false;
+        scale[(*n)++] = (float)x;
+        heads++;
+    }
+    if (json_ok(j) && o->scale_layers > 0 && heads != o->scale_heads) {
+        return json_fail(j, "budget_scale has layers of %d and of %d heads", (int)o->scale_heads,
+                         (int)heads);
+    }
+    o->scale_heads = heads;
+    o->scale_layers++;
+    return json_ok(j);
+}
+
+/* [[of each head] of each layer] */
+static bool read_scale(json *j, plugin_options *o)
+{
+    bool first = true;
+    size_t n = 0;
+    if (o->budget_scale) return json_fail(j, "budget_scale is there twice");
+    while (json_next_element(j, &first)) {
+        if (!read_scale_row(j, o, &n)) return false;
+    }
+    return json_ok(j) && (n > 0 || json_fail(j, "budget_scale is empty"));
+}
+
+static bool fits_model(json *j, const plugin_options *o)
+{
+    const plugin_model *m = &o->model;
+    if (!o->budget_scale || ((!m->n_layers || m->n_layers == o->scale_layers) &&
+                             (!m->n_heads || m->n_heads == o->scale_heads))) {
+        return true;
+    }
+    return json_fail(j, "budget_scale has %d layers of %d heads, the model %d of %d",
+                     (int)o->scale_layers, (int)o->scale_heads, (int)m->n_layers, (int)m->n_heads);
+}
+
 static bool read_key(json *j, const char *key, plugin_options *o)
 {
     int32_t n;
@@ -86,6 +131,7 @@ static bool read_key(json *j, const char *key, plugin_options *o)
         o->min_tokens = n;
         return true;
     }
+    if (strcmp(key, "budget_scale") == 0) return read_scale(j, o);
     if (strcmp(key, "evidence") == 0) return json_skip(j); /* for people */
     return json_fail(j, "there is no setting \"%s\"", key);
 }
@@ -99,7 +145,7 @@ static bool parse(json *j, plugin_options *options)
         if (!read_key(j, key, options)) return false;
     }
     if (json_ok(j) && !versioned) json_fail(j, "there is no \"macattn_config\": 1");
-    return json_ok(j) && json_at_end(j);
+    return json_ok(j) && fits_model(j, options) && json_at_end(j);
 }
 
 static char *read_file(const char *path, size_t *bytes)
@@ -127,6 +173,8 @@ bool config_read(const char *path, plugin_options *options)
     json j;
     size_t bytes;
     plugin_options read = *options;
+    read.budget_scale = NULL;
+    read.scale_layers = read.scale_heads = 0;
     char *text = read_file(path, &bytes);
     if (!text) return false;
     json_open(&j, text, bytes);
@@ -135,6 +183,7 @@ bool config_read(const char *path, plugin_options *options)
         *options = read;
     } else {
         host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);
+        free(read.budget_scale);
     }
     free(text);
     return ok;

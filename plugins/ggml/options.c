@@ -151,6 +151,7 @@ macattn_status options_set(plugin_options *options, const macattn_ggml_options *
         return MACATTN_E_ISA;
     }
     options->model = (plugin_model){0}; /* the program knows what it sets */
+    options->budget_scale = NULL;
     options->isa = seen->isa;
     options->policy = seen->policy;
     options->tau = seen->tau;

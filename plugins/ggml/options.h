@@ -29,6 +29,9 @@ typedef struct plugin_options {
     const char *isa;    /*!< NULL = the best; set by programs only */
     const char *config; /*!< MACATTN_CONFIG: a file with settings (config.h); NULL = none */
     plugin_model model; /*!< from there: the model they are for */
+    float *budget_scale; /*!< from there: [scale_layers][scale_heads] factors of the budget; NULL = none.
+                              Allocated, and kept until the process ends */
+    int32_t scale_layers, scale_heads;
     const char *stats; /*!< MACATTN_STATS: a file for the statistics, "-" for stderr; NULL = none */
 } plugin_options;
 

@@ -19,9 +19,10 @@ static void expect(bool ok, const char *what)
 
 static const char good[] =
     "{\"macattn_config\": 1,\n"
-    " \"model\": {\"name\": \"a \\\"b\\\"\", \"layers\": 12, \"heads\": 8, \"kv_heads\": 2, "
+    " \"model\": {\"name\": \"a \\\"b\\\"\", \"layers\": 1, \"heads\": 8, \"kv_heads\": 2, "
     "\"head_dim\": 64},\n"
     " \"policy\": \"paper\", \"tau\": 0.75, \"budget\": 1e-3,\n"
+    " \"budget_scale\": [[1, 2, 0.5, 1, 1, 1, 1, 1.0]],\n"
     " \"ring\": 128, \"band\": 64, \"min_tokens\": 1024,\n"
     " \"evidence\": {\"list\": [1, -2.5e3, {}, [], [null, true, false]], \"text\": \"\\u00e4\"}}\n";
 
@@ -43,9 +44,11 @@ static void takes_all(void)
     expect(read_text(good, strlen(good), &o), "the good file is read");
     expect(o.policy == MACATTN_POLICY_PAPER && o.tau == 0.75f && o.budget == 1e-3f, "policy");
     expect(o.ring == 128 && o.band == 64 && o.min_tokens == 1024, "sizes");
-    expect(o.model.n_layers == 12 && o.model.n_heads == 8 && o.model.n_kv_heads == 2 &&
+    expect(o.model.n_layers == 1 && o.model.n_heads == 8 && o.model.n_kv_heads == 2 &&
                o.model.head_dim == 64 && strcmp(o.model.name, "a \"b\"") == 0,
            "model");
+    expect(o.scale_layers == 1 && o.scale_heads == 8 && o.budget_scale[2] == 0.5f, "budget_scale");
+    free(o.budget_scale);
 }
 
 static void keeps_what_is_not_there(void)
@@ -75,6 +78,13 @@ static void refuses(void)
         "{\"macattn_config\": 1, \"polcy\": \"paper\"}",
         "{\"macattn_config\": 1, \"model\": {\"width\": 3}}",
         "{\"macattn_config\": 1, \"model\": 3}",
+        "{\"macattn_config\": 1, \"budget_scale\": []}",
+        "{\"macattn_config\": 1, \"budget_scale\": [[]]}",
+        "{\"macattn_config\": 1, \"budget_scale\": [[1, 2], [1]]}",
+        "{\"macattn_config\": 1, \"budget_scale\": [[1, -2]]}",
+        "{\"macattn_config\": 1, \"budget_scale\": [1, 2]}",
+        "{\"macattn_config\": 1, \"budget_scale\": [[1]], \"budget_scale\": [[1]]}",
+        "{\"macattn_config\": 1, \"budget_scale\": [[1]], \"model\": {\"layers\": 2}}",
         "{\"macattn_config\": 1,}",
         "{\"macattn_config\": 1} x",
         "{\"macattn_config\" 1}",
@@ -116,20 +126,25 @@ static void cut_and_damaged(void)
         text[i] = with[i % (sizeof with)];
         (void)read_text(text, sizeof good - 1, &o);
         expect(o.ring >= 1 && o.tau >= 0 && o.tau <= 1, "damaged, but in range");
+        free(o.budget_scale);
     }
 }
 
 static void environment_overrides(void)
 {
     plugin_options o;
-    (void)read_text(good, strlen(good), &o);
+    options_read(&o);
+    expect(read_text(good, strlen(good), &o), "the good file");
+    free(o.budget_scale);
     setenv("MACATTN_CONFIG", path, 1);
     setenv("MACATTN_TAU", "0.25", 1);
     expect(options_read(&o), "file and environment");
     expect(o.policy == MACATTN_POLICY_PAPER && o.ring == 128, "what the file says");
     expect(o.tau == 0.25f, "what the environment says");
+    free(o.budget_scale);
     setenv("MACATTN_POLICY", "exact", 1);
     expect(options_read(&o) && o.policy == MACATTN_POLICY_EXACT, "the policy, too");
+    free(o.budget_scale);
     setenv("MACATTN_CONFIG", "/nonexistent/macattn", 1);
     expect(!options_read(&o), "a file that is not there");
 }
