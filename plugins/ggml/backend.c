@@ -234,9 +234,6 @@ static void announce(void)
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
              MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
              options.config ? ", from " : "", options.config ? options.config : "");
-    if (options.budget_scale) {
-        host_say("budget_scale is not used: this version has one budget for all heads");
-    }
 }
 
 static void fill_interfaces(void)

@@ -180,6 +180,7 @@ bool config_read(const char *path, plugin_options *options)
     json_open(&j, text, bytes);
     const bool ok = parse(&j, &read);
     if (ok) {
+        read.scale = read.budget_scale;
         *options = read;
     } else {
         host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);

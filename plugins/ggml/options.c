@@ -113,6 +113,9 @@ void options_get(const plugin_options *options, macattn_ggml_options *seen)
                                    .policy = options->policy,
                                    .tau = options->tau,
                                    .budget = options->budget,
+                                   .budget_scale = options->scale,
+                                   .scale_layers = options->scale_layers,
+                                   .scale_heads = options->scale_heads,
                                    .ring = options->ring,
                                    .band = options->band,
                                    .min_tokens = options->min_tokens,
@@ -146,12 +149,20 @@ macattn_status options_set(plugin_options *options, const macattn_ggml_options *
                  ranges[i].value, ranges[i].low, ranges[i].high);
         return MACATTN_E_RANGE;
     }
+    if (seen->budget_scale && (seen->scale_layers < 1 || seen->scale_heads < 1)) {
+        snprintf(error, error_size, "budget_scale has %d layers of %d heads",
+                 (int)seen->scale_layers, (int)seen->scale_heads);
+        return MACATTN_E_ARG;
+    }
     if (seen->isa && !macattn_isa_supported(seen->isa)) {
         snprintf(error, error_size, "there is no instruction set %s here", seen->isa);
         return MACATTN_E_ISA;
     }
     options->model = (plugin_model){0}; /* the program knows what it sets */
     options->budget_scale = NULL;
+    options->scale = seen->budget_scale;
+    options->scale_layers = seen->budget_scale ? seen->scale_layers : 0;
+    options->scale_heads = seen->budget_scale ? seen->scale_heads : 0;
     options->isa = seen->isa;
     options->policy = seen->policy;
     options->tau = seen->tau;

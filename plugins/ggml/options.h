@@ -31,6 +31,7 @@ typedef struct plugin_options {
     plugin_model model; /*!< from there: the model they are for */
     float *budget_scale; /*!< from there: [scale_layers][scale_heads] factors of the budget; NULL = none.
                               Allocated, and kept until the process ends */
+    const float *scale; /*!< those in force: the file's, or a program's */
     int32_t scale_layers, scale_heads;
     const char *stats; /*!< MACATTN_STATS: a file for the statistics, "-" for stderr; NULL = none */
 } plugin_options;
