@@ -374,6 +374,7 @@ typedef struct macattn_stats {
     uint64_t match_ns, attend_ns, merge_ns;   /*!< wall time of the decode calls of the layers asked
                                   for, all heads: searching the rings; reading K and V; merging and
                                   remembering */
+    uint64_t judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

@@ -477,9 +477,11 @@ static float relative_error(const float *x, const float *y, int n)
 static void judge_rows(mai_run *run)
 {
     mai_plan *plan = run->plan;
+    const int64_t start = mai_now_ns();
     mai_threads_run(run->m->threads, plan->n_rows * run->m->shape.n_kv_heads, judge_task, run);
     int64_t *below = plan->below.ptr, any = 0;
     for (int r = 0; r < plan->n_rows; r++) any |= below[r] = refuse_groups(run, r);
+    run->judge_ns += mai_now_ns() - start;
     if (any == 0) return;
     const pass again = {true, below};
     mai_threads_run(run->m->threads, make_items(run, &again, plan->items.ptr), attend_task, run);
@@ -500,8 +502,9 @@ static void learn_group(const mai_run *run, int r, int kv_head)
 }
 
 /* Learn from what was refused. One after the other: rows share the records. */
-static void learn(const mai_run *run)
+static void learn(mai_run *run)
 {
+    const int64_t start = mai_now_ns();
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
         mai_habit *habit = habit_of(run, kv_head);
         if (habit->rest > 0) habit->rest--;
@@ -509,6 +512,7 @@ static void learn(const mai_run *run)
             if (run->plan->rows[r].row.n_queries == 1) learn_group(run, r, kv_head);
         }
     }
+    run->judge_ns += mai_now_ns() - start;
 }
 
 static void count_row(const mai_run *run, int r)
@@ -542,7 +546,7 @@ void mai_run_decode(mai_run *run)
     mai_threads_run(m->threads, n_tasks, merge_task, run);
     if (judges(run)) learn(run);
     if (run->layer < 0) return;
-    mai_stats_add_times(m, run->layer, matched - start, attended - matched,
-                        mai_now_ns() - attended);
+    mai_stats_add_times(m, run->layer, matched - start, attended - matched, mai_now_ns() - attended,
+                        run->judge_ns);
     for (int r = 0; r < plan->n_rows; r++) count_row(run, r);
 }

@@ -107,7 +107,7 @@ typedef struct mai_counters {
 } mai_counters;
 /* Wall time of a layer's decode calls, by phase. */
 typedef struct mai_times {
-    uint64_t match_ns, attend_ns, merge_ns;
+    uint64_t match_ns, attend_ns, merge_ns, judge_ns;
 } mai_times;
 macattn_status mai_stats_create(macattn *m);
 void mai_stats_destroy(macattn *m);
@@ -116,7 +116,7 @@ void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_
                    int64_t n_skipped, double distance2);
 
 void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
-                         int64_t merge_ns);
+                         int64_t merge_ns, int64_t judge_ns);
 
 /* -------------------------------------------------------------------------------------- policy -- */
 
