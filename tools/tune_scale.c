@@ -5,35 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LARGEST_FACTOR 16.0
-#define LEAST_KL 1e-8 /* smaller differences are not worth telling apart */
+#include "budgets.h"
+
 #define WORST_ERROR 2.0
 
 void tune_scale_free(tune_scale *scale)
 {
     free(scale->at);
     *scale = (tune_scale){NULL, 0, 0};
-}
-
-/* What a head's error costs grows with its square: cost = s e^2. The most is skipped for a given sum of costs
- * where all heads' budgets allow the same cost: e = constant / sqrt(s). */
-void tune_scale_from(int n, const double *kl, const double *error2, double *factors)
-{
-    double sum = 0.0;
-    int known = 0;
-    for (int i = 0; i < n; i++) {
-        factors[i] = 0.0;
-        if (!(error2[i] > 0.0)) {
-            continue;
-        }
-        factors[i] = -0.5 * log(fmax(kl[i], LEAST_KL) / error2[i]);
-        sum += factors[i];
-        known++;
-    }
-    const double mean = known > 0 ? sum / known : 0.0, most = log(LARGEST_FACTOR);
-    for (int i = 0; i < n; i++) {
-        factors[i] = error2[i] > 0.0 ? exp(fmin(fmax(factors[i] - mean, -most), most)) : 1.0;
-    }
 }
 
 static macattn_ggml_layer layer_of(const eval_bench *bench, int32_t l)
@@ -121,7 +100,7 @@ tune_scale tune_scale_measure(eval_bench *bench, const eval_plan *plan,
         error2[i] = squared_errors(&results[i], i / n_kv, i % n_kv * group, group);
         eval_result_free(&results[i]);
     }
-    tune_scale_from(n, kl, error2, factors);
+    budgets_factors(n, kl, error2, factors);
     scale = (tune_scale){tool_alloc(size * sizeof *scale.at), n_layers, n_heads};
     for (int i = 0; i < n; i++) {
         const int32_t at = layer_of(bench, i / n_kv).number * n_heads + i % n_kv * group;

@@ -18,9 +18,4 @@ tune_scale tune_scale_measure(eval_bench *bench, const eval_plan *plan,
                               const macattn_ggml_options *like);
 void tune_scale_free(tune_scale *scale);
 
-/* From what one KV head's reuse changed (`kl`, without what rounding makes) and the mean over all steps of the
- * sum of its heads' squared errors. Exposed for its test: factors are inverse to the root of kl / error2,
- * have a geometric mean of 1, and stay within 1/16 and 16; where error2 is 0, nothing is known: 1. */
-void tune_scale_from(int n, const double *kl, const double *error2, double *factors);
-
 #endif /* MACATTN_TOOLS_TUNE_SCALE_H */
