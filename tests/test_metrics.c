@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "budgets.h"
 #include "metrics.h"
 
 #define NEAR(x, y) assert_true(fabs((x) - (y)) <= 1e-6 * (1.0 + fabs(y)))
@@ -98,6 +99,29 @@ static void sums(void **state)
     metrics_free(&m);
 }
 
+/* Ten times the cost for the same errors: a budget smaller by the root of that. */
+static void budgets_by_cost(void **state)
+{
+    (void)state;
+    const double kl[] = {1e-4, 1e-3, 1e-4, 0}, error2[] = {1e-2, 1e-2, 1e-1, 0};
+    double f[4];
+    budgets_factors(3, kl, error2, f);
+    NEAR(f[0] / f[1], sqrt(10.0));
+    NEAR(f[2] / f[0], sqrt(10.0));
+    NEAR(f[0] * f[1] * f[2], 1.0);
+    budgets_factors(4, kl, error2, f); /* nothing is known of the last, and it changes nothing */
+    NEAR(f[0], 1.0);
+    NEAR(f[3], 1.0);
+    const double far_kl[] = {1e3, 1e-8}, same[] = {1, 1};
+    budgets_factors(2, far_kl, same, f);
+    NEAR(f[0], 1.0 / 16.0);
+    NEAR(f[1], 16.0);
+    const double none[] = {0, 0};
+    budgets_factors(2, far_kl, none, f);
+    NEAR(f[0], 1.0);
+    NEAR(f[1], 1.0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(same_logits_differ_by_nothing),
@@ -107,6 +131,7 @@ int main(void)
                                        cmocka_unit_test(impossible_tokens),
                                        cmocka_unit_test(nan_is_not_hidden),
                                        cmocka_unit_test(first_of_equals),
-                                       cmocka_unit_test(sums)};
+                                       cmocka_unit_test(sums),
+                                       cmocka_unit_test(budgets_by_cost)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

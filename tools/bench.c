@@ -66,9 +66,9 @@ static const struct argp_option option_table[] = {
     {"isa", KEY_ISA, "NAME", 0, "instruction set (the best this machine has)", 0},
     {NULL, 0, NULL, 0, "Reuse (mac, match):", 2},
     {"hit-ratio", KEY_HIT_RATIO, "X", 0, "share of query heads that hit, a list (0,0.5,0.95,1)", 0},
-    {"policy", KEY_POLICY, "NAME", 0, "paper", 0},
+    {"policy", KEY_POLICY, "NAME", 0, "paper (default), or budget, whose misses are clustered", 0},
     {"ring", KEY_RING, "K", 0, "queries remembered (mac: the first one), a list (512)", 0},
-    {"band", KEY_BAND, "R", 0, "newest tokens never covered (256)", 0},
+    {"band", KEY_BAND, "R", 0, "newest tokens never covered (paper 256, budget 2048)", 0},
     {"scattered", KEY_SCATTERED, NULL, 0, "misses fall on any query head (default)", 0},
     {"clustered", KEY_CLUSTERED, NULL, 0, "misses fall on all query heads of a KV head", 0},
     {NULL, 0, NULL, 0, "How to measure:", 3},
@@ -146,7 +146,9 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     case KEY_SOFTCAP: return tool_parse_real(arg, 0.0, 1e6, &options->softcap);
     case KEY_ISA: options->isa = arg; return is_isa(arg);
     case KEY_HIT_RATIO: return tool_parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
-    case KEY_POLICY: return strcmp(arg, "paper") == 0;
+    case KEY_POLICY:
+        options->policy = strcmp(arg, "paper") == 0 ? MACATTN_POLICY_PAPER : MACATTN_POLICY_BUDGET;
+        return options->policy == MACATTN_POLICY_PAPER || strcmp(arg, "budget") == 0;
     case KEY_RING: return tool_parse_int_list(arg, 2, 4096, &options->ring);
     case KEY_BAND: return tool_parse_int(arg, 1, max_tokens, &options->band);
     case KEY_REPS: return tool_parse_int(arg, 1, 1000000, &options->reps);
@@ -206,7 +208,7 @@ static void default_options(bench_options *options, int n_cpus)
                                .n_queries = 1,
                                .hit_ratio = {{0.0, 0.5, 0.95, 1.0}, 4},
                                .ring = {{512}, 1},
-                               .band = 256,
+                               .policy = MACATTN_POLICY_PAPER,
                                .min_time = 1.0,
                                .check = true,
                                .seed = 1};
@@ -248,6 +250,9 @@ int command_bench(int argc, char **argv)
     }
     argp_err_exit_status = TOOL_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
+    if (options.band == 0) {
+        options.band = MACATTN_DEFAULT_BAND(options.policy);
+    }
     if (kind < 0) {
         tool_die(TOOL_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }

@@ -25,6 +25,7 @@ typedef struct bench_options {
     tool_real_list hit_ratio;
     tool_int_list ring;
     int64_t band;
+    macattn_policy policy;
     bool clustered; /* misses fall on all query heads of a KV head together */
     /* How to measure. */
     int64_t reps;    /* 0 = until min_time */

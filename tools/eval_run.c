@@ -478,6 +478,7 @@ cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,
     report_add_int(row, "ring", setting->ring);
     report_add_int(row, "band", setting->band);
     report_add_int(row, "min_tokens", setting->min_tokens);
+    report_add_int(row, "head_budgets", setting->budget_scale != NULL);
     report_add_text(row, "mode", plan->free_run ? "free-run" : "teacher-forced");
     report_add_text(row, "baseline", plan->ggml_baseline ? "ggml" : "exact");
     report_add_int(row, "windows", r->n_windows);

@@ -9,6 +9,7 @@
 #include "commands.h"
 #include "commit.h"
 #include "eval_options.h"
+#include "tune_scale.h"
 
 #define MAX_CANDIDATES 64
 
@@ -16,16 +17,19 @@ typedef struct tune_arguments {
     eval_common common;
     double kl, top1; /* what is asked of the predictions */
     double gain;     /* the least share of K and V's bytes worth the trouble */
+    bool one_budget; /* for all heads */
     const char *output;
 } tune_arguments;
 
-enum { KEY_KL = 512, KEY_TOP1, KEY_GAIN, KEY_OUTPUT = 'o' };
+enum { KEY_KL = 512, KEY_TOP1, KEY_GAIN, KEY_ONE_BUDGET, KEY_OUTPUT = 'o' };
 
 static const struct argp_option options_table[] = {
     {"kl", KEY_KL, "X", 0, "largest mean KL divergence allowed, in nats (default 1e-4)", 6},
     {"top1", KEY_TOP1, "X", 0, "least share of equal most likely tokens (default 0.999)", 6},
     {"gain", KEY_GAIN, "X", 0,
      "least share of the KV cache's bytes that has to be saved (default 0.05)", 6},
+    {"one-budget", KEY_ONE_BUDGET, NULL, 0,
+     "do not measure how much each layer's KV heads matter (one more measurement for each)", 6},
     {"output", KEY_OUTPUT, "FILE", 0,
      "the configuration that the plug-in reads as MACATTN_CONFIG (default macattn-config.json)", 7},
     {0}};
@@ -46,6 +50,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_KL: real(state, "kl", arg, 1000.0, &o->kl); return 0;
     case KEY_TOP1: real(state, "top1", arg, 1.0, &o->top1); return 0;
     case KEY_GAIN: real(state, "gain", arg, 1.0, &o->gain); return 0;
+    case KEY_ONE_BUDGET: o->one_budget = true; return 0;
     case KEY_OUTPUT: o->output = arg; return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -68,6 +73,7 @@ typedef struct search {
     eval_bench bench;
     candidate candidates[MAX_CANDIDATES];
     int n;
+    tune_scale scale;
 } search;
 
 static void add(search *s, macattn_ggml_options options)
@@ -144,21 +150,57 @@ static const candidate *best(const search *s)
     return found;
 }
 
+static void set_band(macattn_ggml_options *options)
+{
+    if (options->band == 0) {
+        options->band = MACATTN_DEFAULT_BAND(options->policy);
+    }
+}
+
+static void add_budgets(search *s, macattn_ggml_options options)
+{
+    static const float budgets[] = {0.005f, 0.01f, 0.02f, 0.03f, 0.05f, 0.1f};
+    options.policy = MACATTN_POLICY_BUDGET;
+    set_band(&options);
+    for (size_t i = 0; i < sizeof budgets / sizeof budgets[0]; i++) {
+        options.budget = budgets[i];
+        add(s, options);
+    }
+}
+
 static void add_policies(search *s)
 {
     static const float taus[] = {0.45f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f};
-    static const float budgets[] = {0.001f, 0.002f, 0.005f, 0.01f, 0.02f, 0.05f};
     macattn_ggml_options options = eval_bench_options(&s->bench);
     options.policy = MACATTN_POLICY_PAPER;
+    set_band(&options);
     for (size_t i = 0; i < sizeof taus / sizeof taus[0]; i++) {
         options.tau = taus[i];
         add(s, options);
     }
-    options = eval_bench_options(&s->bench);
+    add_budgets(s, eval_bench_options(&s->bench));
+}
+
+/* The same budgets, divided among the heads by how much they matter. */
+static void add_scaled(search *s)
+{
+    const eval_common *common = &s->arguments->common;
+    macattn_ggml_options options = eval_bench_options(&s->bench);
+    const eval_plan plan = {.context = common->contexts.values[common->contexts.n - 1],
+                            .n_tokens = common->n_tokens,
+                            .ggml_baseline = common->ggml_baseline,
+                            .seed = (uint64_t)common->seed};
+    if (s->arguments->one_budget) {
+        return;
+    }
     options.policy = MACATTN_POLICY_BUDGET;
-    for (size_t i = 0; i < sizeof budgets / sizeof budgets[0]; i++) {
-        options.budget = budgets[i];
-        add(s, options);
+    set_band(&options);
+    s->scale = tune_scale_measure(&s->bench, &plan, &options);
+    if (s->scale.at) {
+        options.budget_scale = s->scale.at;
+        options.scale_layers = s->scale.n_layers;
+        options.scale_heads = s->scale.n_heads;
+        add_budgets(s, options);
     }
 }
 
@@ -179,7 +221,7 @@ static void add_rings(search *s)
 
 static void add_bands(search *s)
 {
-    static const int32_t bands[] = {64, 128, 256, 512, 1024};
+    static const int32_t bands[] = {128, 256, 512, 1024, 2048, 4096};
     const candidate *c = best(s);
     for (size_t i = 0; c && s->arguments->common.band < 0 && i < sizeof bands / sizeof bands[0];
          i++) {
@@ -247,6 +289,20 @@ static cJSON *evidence(const search *s, const candidate *c, const char *conclusi
     return row;
 }
 
+/* A list of lists: [layer][head]. */
+static void add_scale(cJSON *config, const macattn_ggml_options *options)
+{
+    cJSON *layers = cJSON_AddArrayToObject(config, "budget_scale");
+    for (int32_t l = 0; l < options->scale_layers; l++) {
+        cJSON *heads = cJSON_CreateArray();
+        for (int32_t h = 0; h < options->scale_heads; h++) {
+            const double x = (double)options->budget_scale[l * options->scale_heads + h];
+            cJSON_AddItemToArray(heads, cJSON_CreateNumber(round(x * 1e3) / 1e3));
+        }
+        cJSON_AddItemToArray(layers, heads);
+    }
+}
+
 static void write_config(const search *s, const candidate *c, bool pays, const char *conclusion)
 {
     cJSON *config = report_row();
@@ -256,6 +312,9 @@ static void write_config(const search *s, const candidate *c, bool pays, const c
     if (pays) {
         report_add_real(config, c->options.policy == MACATTN_POLICY_PAPER ? "tau" : "budget",
                         eval_setting_value(&c->options));
+        if (c->options.policy == MACATTN_POLICY_BUDGET && c->options.budget_scale) {
+            add_scale(config, &c->options);
+        }
         report_add_int(config, "ring", c->options.ring);
         report_add_int(config, "band", c->options.band);
         report_add_int(config, "min_tokens", c->options.min_tokens);
@@ -319,11 +378,14 @@ static void tune(const tune_arguments *o)
     eval_bench_open(&s.bench, &o->common);
     add_policies(&s);
     measure(&s);
+    add_scaled(&s);
+    measure(&s);
     add_rings(&s);
     measure(&s);
     add_bands(&s);
     measure(&s);
     conclude(&s);
+    tune_scale_free(&s.scale);
     eval_bench_close(&s.bench);
 }
 

@@ -11,7 +11,8 @@ typedef struct mai_run {
     mai_plan *plan;
     macattn_io io;
     int32_t layer;
-    bool reuse; /* match and remember */
+    bool reuse;       /* match and remember */
+    int64_t judge_ns; /* spent so far on judging and learning */
 } mai_run;
 
 /* run.c. Check io against the configuration and the plan; fill `run`. */

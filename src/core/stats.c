@@ -43,11 +43,12 @@ void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_
 }
 
 void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
-                         int64_t merge_ns)
+                         int64_t merge_ns, int64_t judge_ns)
 {
     m->times[layer].match_ns += (uint64_t)match_ns;
     m->times[layer].attend_ns += (uint64_t)attend_ns;
     m->times[layer].merge_ns += (uint64_t)merge_ns;
+    m->times[layer].judge_ns += (uint64_t)judge_ns;
 }
 
 static void accumulate(macattn_stats *sum, const mai_counters *c)
@@ -83,6 +84,7 @@ macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macatt
             sum.match_ns += m->times[l].match_ns;
             sum.attend_ns += m->times[l].attend_ns;
             sum.merge_ns += m->times[l].merge_ns;
+            sum.judge_ns += m->times[l].judge_ns;
         }
         for (int h = 0; h < m->cfg.n_heads; h++) {
             if ((layer == -1 || layer == l) && (head == -1 || head == h))

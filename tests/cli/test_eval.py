@@ -33,15 +33,17 @@ class Case(unittest.TestCase):
         pages = b'\n'.join(p.read_bytes() for p in sorted((ROOT / 'docs').glob('*.md')))
         self.text.write_bytes(b'\0short\0' + pages + b'\0\0' + pages[::-1])
 
-    def run_macattn(self, *args, status=0):
+    def run_macattn(self, *args, status=0, config=None):
         env = {k: v for k, v in os.environ.items() if not k.startswith(('MACATTN_', 'GGML_'))}
+        if config:
+            env['MACATTN_CONFIG'] = str(config)
         done = subprocess.run([str(BINARY), *map(str, args)], env=env, capture_output=True, text=True, timeout=600, check=False)
         self.assertEqual(done.returncode, status, done.stderr[-2000:])
         return done
 
-    def eval(self, *args, text=None):
+    def eval(self, *args, text=None, config=None):
         rows = self.path / 'rows'
-        self.run_macattn('eval', '--model', MODEL, '--text', text or self.text, '--json', rows, *SHORT, *args)
+        self.run_macattn('eval', '--model', MODEL, '--text', text or self.text, '--json', rows, *SHORT, *args, config=config)
         rows = [json.loads(line) for line in rows.read_text().splitlines()]
         for row in rows:
             for field in FIELDS:
@@ -152,6 +154,21 @@ class tune(Case):
         self.assertEqual(config['policy'], 'exact')
         self.assertNotIn('tau', config)
         self.assertIn('reuse does not pay', text)
+
+    def test_budgets_of_heads(self):
+        scale = [[0] * 8 for _ in range(12)]
+        scale[3][4:] = [2] * 4      # one KV head of layer 3
+        config = self.path / 'config.json'
+        config.write_text(json.dumps({'macattn_config': 1, 'policy': 'budget', 'budget': 0.5, 'band': 64, 'budget_scale': scale}))
+        row = self.eval('--policy', 'budget', '--budget', '0.5', '--tokens', '48', config=config)[0]
+        self.assertEqual((row['head_budgets'], row['band']), (1, 64))
+        for layer, heads in enumerate(row['per_layer_head']):
+            for head, hits in enumerate(heads):
+                if layer == 3 and head >= 4:
+                    self.assertGreater(hits, 0.3)       # after the first 16 steps
+                else:
+                    self.assertEqual(hits, 0)
+        self.assertGreater(row['kl_mean'], 0)
 
     def test_text_of_its_own(self):
         self.run_macattn('tune', '--model', MODEL, '--output', self.path / 'c', *SHORT, '--tokens', '4', '--context', '300',
