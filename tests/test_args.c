@@ -110,7 +110,7 @@ static void test_config_state(void **state)
     REFUSE(E_RANGE, "policy", cfg.policy = (macattn_policy)-1);
     REFUSE(E_RANGE, "ring", cfg.ring = 0);
     REFUSE(E_RANGE, "ring", cfg.ring = 4097);
-    REFUSE(E_RANGE, "band", cfg.band = 0);
+    REFUSE(E_RANGE, "band", cfg.band = -1);
     REFUSE(E_RANGE, "fresh_tokens", cfg.fresh_tokens = -1);
     REFUSE(E_RANGE, "min_tokens", cfg.min_tokens = -1);
     REFUSE(E_RANGE, "tau", cfg.tau = -0.1f);

@@ -95,6 +95,9 @@ static int add_settings(macattn_ggml_options *settings, int n, const macattn_ggm
         macattn_ggml_options *s = &settings[n++];
         *s = *like;
         s->policy = policy;
+        if (s->band == 0) {
+            s->band = MACATTN_DEFAULT_BAND(policy);
+        }
         if (values->n && policy == MACATTN_POLICY_PAPER) {
             s->tau = (float)values->values[i];
         } else if (values->n && policy == MACATTN_POLICY_BUDGET) {

@@ -34,7 +34,8 @@ static const struct argp_option options_table[] = {
     {"kv", KEY_KV, "TYPE", 0, "type of K and V in the cache (default f16)", 2},
     {"threads", KEY_THREADS, "N", 0, "threads (default: the processors this process may use)", 2},
     {"ring", KEY_RING, "K", 0, "queries remembered (default 512)", 3},
-    {"band", KEY_BAND, "R", 0, "newest tokens that no summary covers (default 256)", 3},
+    {"band", KEY_BAND, "R", 0,
+     "newest tokens that no summary covers (default: 256 for paper, 2048 for budget)", 3},
     {"min-tokens", KEY_MIN_TOKENS, "N", 0, "shorter contexts reuse nothing (default 2048)", 3},
     {"audit-every", KEY_AUDIT, "N", 0,
      "compute every n-th step of a layer exactly as well, for the errors of heads (default 8; 0 = "

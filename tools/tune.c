@@ -143,18 +143,27 @@ static const candidate *best(const search *s)
     return found;
 }
 
+static void set_band(macattn_ggml_options *options)
+{
+    if (options->band == 0) {
+        options->band = MACATTN_DEFAULT_BAND(options->policy);
+    }
+}
+
 static void add_policies(search *s)
 {
     static const float taus[] = {0.45f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f};
     static const float budgets[] = {0.001f, 0.002f, 0.005f, 0.01f, 0.02f, 0.05f};
     macattn_ggml_options options = eval_bench_options(&s->bench);
     options.policy = MACATTN_POLICY_PAPER;
+    set_band(&options);
     for (size_t i = 0; i < sizeof taus / sizeof taus[0]; i++) {
         options.tau = taus[i];
         add(s, options);
     }
     options = eval_bench_options(&s->bench);
     options.policy = MACATTN_POLICY_BUDGET;
+    set_band(&options);
     for (size_t i = 0; i < sizeof budgets / sizeof budgets[0]; i++) {
         options.budget = budgets[i];
         add(s, options);
@@ -178,7 +187,7 @@ static void add_rings(search *s)
 
 static void add_bands(search *s)
 {
-    static const int32_t bands[] = {64, 128, 256, 512, 1024};
+    static const int32_t bands[] = {128, 256, 512, 1024, 2048, 4096};
     const candidate *c = best(s);
     for (size_t i = 0; c && s->arguments->common.band < 0 && i < sizeof bands / sizeof bands[0];
          i++) {

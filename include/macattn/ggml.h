@@ -38,7 +38,13 @@ typedef struct macattn_ggml_options {
     size_t struct_size;    /*!< sizeof(macattn_ggml_options), set by the caller */
     macattn_policy policy; /*!< EXACT keeps no rings: a context made so stays exact */
     float tau, budget;
-    int32_t ring, band;
+    const float *budget_scale; /*!< [scale_layers][scale_heads] factors of `budget` by the model's number of
+                                the layer and by head, >= 0 (macattn_set_head_budget; larger
+                                products than 1 count as 1); layers beyond, or of another
+                                number of heads, have 1. NULL = all 1. Must last as long as the
+                                context */
+    int32_t scale_layers, scale_heads;
+    int32_t ring, band; /*!< band 0 = MACATTN_DEFAULT_BAND(policy) */
     int64_t min_tokens;
     int32_t audit_every; /*!< in every layer, compute every n-th step that reused anything again,
                                 exactly; 0 = none */

@@ -116,17 +116,24 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  PAPER : reuse iff ||q - p|| < sqrt(2 head_dim) (1 - tau), p being the nearest query in the ring
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
  *          `min_tokens` tokens. MAC-Attention section 3 (match).
- *  BUDGET: reuse iff the error this is expected to make in the head's output, ||o - exact|| / ||exact||,
- *          is at most `budget`. The nearest query in the ring is the candidate, whatever its distance;
- *          the error is estimated from the share of the probability mass its summary would carry, from
- *          the distance, from the error the summary has inherited, and from what such reuse was seen to
- *          cost this head of this layer: each refused candidate is compared with the exact result, which
- *          is computed anyway. Nothing is reused before a head has shown enough of these. */
+ *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a KV
+ *          head, ||o - exact|| / ||exact||, is at most `budget` (root mean square over these heads). The
+ *          nearest query in the ring is the candidate, whatever its distance; the error is estimated from
+ *          the share of the probability mass its summary would carry, from the distance, also that at
+ *          which the summary was itself reused, and from what such reuse was seen to cost this head of
+ *          this layer: each refused candidate is compared with the exact result, which is computed
+ *          anyway. Nothing is reused before a head has shown enough of these. Heads whose candidates are
+ *          refused time after time stop searching and try again now and then. A head's own budget, if it
+ *          is to have one: macattn_set_head_budget. */
 typedef enum macattn_policy {
     MACATTN_POLICY_EXACT = 0,
     MACATTN_POLICY_PAPER = 1,
     MACATTN_POLICY_BUDGET = 2
 } macattn_policy;
+
+/*! Newest tokens that no summary covers, unless the configuration says otherwise. BUDGET has more, because
+ *  summaries without the recent past age much more slowly (docs/algorithm.md). */
+#define MACATTN_DEFAULT_BAND(policy) ((policy) == MACATTN_POLICY_BUDGET ? 2048 : 256)
 
 /* ------------------------------------------------------------------------------------- config -- */
 
@@ -158,11 +165,12 @@ typedef struct macattn_config {
     int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
     macattn_policy policy; /*!< default PAPER */
     int32_t ring;          /*!< K: queries remembered per slot, layer and head, 1 to 4096 (512) */
-    int32_t band;          /*!< r: newest tokens never covered by a summary, >= 1 (256) */
+    int32_t band;          /*!< r: newest tokens never covered by a summary; 0 (default) =
+                                 MACATTN_DEFAULT_BAND(policy) */
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
-    float budget;          /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.02) */
+    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.02) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */
@@ -294,6 +302,16 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *           queries, the layer was already computed under this plan, or a slot was reset,
  *           truncated, forked or loaded since the plan was made. */
 MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io);
+
+/*! macattn_set_head_budget() : BUDGET: the relative error allowed in the output of one head of one layer, in
+ *  [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
+ *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
+ *  measures it). 0 : the head's whole group, which shares a KV head, neither searches nor remembers.
+ *  From the next macattn_decode on, for all slots; saved states know nothing of it. Until then every
+ *  head has the configuration's `budget`.
+ * @return : E_STATE (the policy is another), E_RANGE (layer, head, budget). */
+MACATTN_API macattn_status macattn_set_head_budget(macattn *m, int32_t layer, int32_t head,
+                                                   float budget);
 
 /*! macattn_prefill() : exact causal attention for the planned rows, any n_queries each; remembers the
  *  last `ring` queries of every row, with their summaries. Once per layer and plan.

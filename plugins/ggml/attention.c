@@ -400,6 +400,27 @@ static bool tracks(attention *a, const group *g)
     return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0 && fits(a, g);
 }
 
+/* In the model, as llama.cpp names its cache; -1 = unknown. */
+static int32_t layer_number(const layer *l)
+{
+    if (!is_key_cache(l->cache)) return -1;
+    return (int32_t)strtol(l->cache->name + strlen("cache_k_l"), NULL, 10);
+}
+
+static void set_head_budgets(const attention *a, const group *g)
+{
+    const plugin_options *o = &a->options;
+    if (!o->scale || o->policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads) return;
+    for (int l = 0; l < g->n_layers; l++) {
+        const int32_t number = layer_number(&g->layers[l]);
+        if (number < 0 || number >= o->scale_layers) continue;
+        for (int32_t h = 0; h < g->key.n_heads; h++) {
+            const float budget = o->budget * o->scale[number * o->scale_heads + h];
+            macattn_set_head_budget(g->m, l, h, budget < 1.0f ? budget : 1.0f);
+        }
+    }
+}
+
 /* The object, under the settings as they are. */
 static bool object_make(attention *a, group *g, int n_layers)
 {
@@ -417,7 +438,7 @@ static bool object_make(attention *a, group *g, int n_layers)
     cfg.max_tokens = INT32_MAX;
     cfg.policy = g->trackers ? a->options.policy : MACATTN_POLICY_EXACT;
     cfg.ring = a->options.ring;
-    cfg.band = a->options.band;
+    cfg.band = options_band(&a->options);
     cfg.tau = a->options.tau;
     cfg.budget = a->options.budget;
     cfg.min_tokens = a->options.min_tokens;
@@ -434,6 +455,7 @@ static bool object_make(attention *a, group *g, int n_layers)
         return false;
     }
     g->m_layers = n_layers;
+    if (g->trackers) set_head_budgets(a, g);
     g->step.mask = NULL;
     return true;
 }
@@ -1029,7 +1051,7 @@ static void audit(const attention *a, group *g, int l, const macattn_io *io,
 static void count_bytes(const attention *a, group *g, int l, const head_before *before,
                         const head_before *after)
 {
-    const int64_t n = g->step.rows[0].n_tokens, far = n - a->options.band;
+    const int64_t n = g->step.rows[0].n_tokens, far = n - options_band(&a->options);
     const int32_t per_kv_head = g->key.n_heads / g->key.n_kv_heads;
     const uint64_t row = macattn_dtype_row_bytes(g->key.k_dtype, g->key.head_dim) +
                          macattn_dtype_row_bytes(g->key.v_dtype, g->key.v_head_dim);
@@ -1201,18 +1223,14 @@ macattn_status attention_layer(const attention *a, int32_t index, macattn_ggml_l
     const group *g = group_of(a, index, &l);
     if (!info || info->struct_size != sizeof *info) return MACATTN_E_ARG;
     if (!g) return MACATTN_E_RANGE;
-    const char *name = g->layers[l].cache->name;
     *info = (macattn_ggml_layer){.struct_size = sizeof *info,
-                                 .number = -1,
+                                 .number = layer_number(&g->layers[l]),
                                  .group = g->number,
                                  .n_heads = g->key.n_heads,
                                  .n_kv_heads = g->key.n_kv_heads,
                                  .head_dim = g->key.head_dim,
                                  .v_head_dim = g->key.v_head_dim,
                                  .reuses = g->trackers && g->layers[l].matches};
-    if (is_key_cache(g->layers[l].cache)) {
-        info->number = (int32_t)strtol(name + strlen("cache_k_l"), NULL, 10);
-    }
     return MACATTN_OK;
 }
 

@@ -229,14 +229,11 @@ static void announce(void)
         snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
                  options_policy_name(options.policy), budget ? "budget" : "tau",
                  (double)(budget ? options.budget : options.tau), (int)options.ring,
-                 (int)options.band);
+                 (int)options_band(&options));
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
              MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
              options.config ? ", from " : "", options.config ? options.config : "");
-    if (options.budget_scale) {
-        host_say("budget_scale is not used: this version has one budget for all heads");
-    }
 }
 
 static void fill_interfaces(void)

@@ -125,7 +125,7 @@ static bool read_key(json *j, const char *key, plugin_options *o)
     if (strcmp(key, "tau") == 0) return share(j, key, &o->tau);
     if (strcmp(key, "budget") == 0) return share(j, key, &o->budget);
     if (strcmp(key, "ring") == 0) return integer(j, key, 1, OPTIONS_MAX_RING, &o->ring);
-    if (strcmp(key, "band") == 0) return integer(j, key, 1, OPTIONS_MAX_TOKENS, &o->band);
+    if (strcmp(key, "band") == 0) return integer(j, key, 0, OPTIONS_MAX_TOKENS, &o->band);
     if (strcmp(key, "min_tokens") == 0) {
         if (!integer(j, key, 0, OPTIONS_MAX_TOKENS, &n)) return false;
         o->min_tokens = n;
@@ -180,6 +180,7 @@ bool config_read(const char *path, plugin_options *options)
     json_open(&j, text, bytes);
     const bool ok = parse(&j, &read);
     if (ok) {
+        read.scale = read.budget_scale;
         *options = read;
     } else {
         host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);

@@ -92,7 +92,7 @@ bool options_read(plugin_options *options)
     if (!read_policy(&options->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
         !number("MACATTN_BUDGET", 0, 1, &budget) ||
         !integer("MACATTN_RING", 1, OPTIONS_MAX_RING, &ring) ||
-        !integer("MACATTN_BAND", 1, OPTIONS_MAX_TOKENS, &band) ||
+        !integer("MACATTN_BAND", 0, OPTIONS_MAX_TOKENS, &band) ||
         !integer("MACATTN_MIN_TOKENS", 0, OPTIONS_MAX_TOKENS, &min_tokens) ||
         !integer("MACATTN_AUDIT", 0, OPTIONS_MAX_TOKENS, &audit)) {
         return false;
@@ -113,6 +113,9 @@ void options_get(const plugin_options *options, macattn_ggml_options *seen)
                                    .policy = options->policy,
                                    .tau = options->tau,
                                    .budget = options->budget,
+                                   .budget_scale = options->scale,
+                                   .scale_layers = options->scale_layers,
+                                   .scale_heads = options->scale_heads,
                                    .ring = options->ring,
                                    .band = options->band,
                                    .min_tokens = options->min_tokens,
@@ -137,7 +140,7 @@ macattn_status options_set(plugin_options *options, const macattn_ggml_options *
                   {"tau", (double)seen->tau, 0, 1},
                   {"budget", (double)seen->budget, 0, 1},
                   {"ring", seen->ring, 1, OPTIONS_MAX_RING},
-                  {"band", seen->band, 1, OPTIONS_MAX_TOKENS},
+                  {"band", seen->band, 0, OPTIONS_MAX_TOKENS},
                   {"min_tokens", (double)seen->min_tokens, 0, OPTIONS_MAX_TOKENS},
                   {"audit_every", seen->audit_every, 0, OPTIONS_MAX_TOKENS}};
     for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
@@ -146,12 +149,20 @@ macattn_status options_set(plugin_options *options, const macattn_ggml_options *
                  ranges[i].value, ranges[i].low, ranges[i].high);
         return MACATTN_E_RANGE;
     }
+    if (seen->budget_scale && (seen->scale_layers < 1 || seen->scale_heads < 1)) {
+        snprintf(error, error_size, "budget_scale has %d layers of %d heads",
+                 (int)seen->scale_layers, (int)seen->scale_heads);
+        return MACATTN_E_ARG;
+    }
     if (seen->isa && !macattn_isa_supported(seen->isa)) {
         snprintf(error, error_size, "there is no instruction set %s here", seen->isa);
         return MACATTN_E_ISA;
     }
     options->model = (plugin_model){0}; /* the program knows what it sets */
     options->budget_scale = NULL;
+    options->scale = seen->budget_scale;
+    options->scale_layers = seen->budget_scale ? seen->scale_layers : 0;
+    options->scale_heads = seen->budget_scale ? seen->scale_heads : 0;
     options->isa = seen->isa;
     options->policy = seen->policy;
     options->tau = seen->tau;

@@ -40,7 +40,7 @@ typedef struct mai_ring_dims {
     int32_t n_chunks;                 /* ceil(d / MAI_CHUNK) */
     size_t q_bytes;                   /* of one query, in q_dtype */
     /* Offsets of the arrays in the allocation, and its size. */
-    size_t off_head, off_count, off_pos, off_end, off_lse, off_error, off_scale, off_residual,
+    size_t off_head, off_count, off_pos, off_end, off_lse, off_moved, off_scale, off_residual,
         off_norm2, off_q8, off_q, off_out, bytes;
 } mai_ring_dims;
 
@@ -51,7 +51,7 @@ typedef struct mai_ring_view {
     int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
     float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
     float
-        *error; /* [n_heads][capacity] estimated error of the summary (judge.c); insert writes 0 */
+        *moved; /* [n_heads][capacity] how far the summary was reused (judge.c); insert writes 0 */
     float *scale;    /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
     float *residual; /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
     float *norm2;    /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */
@@ -122,6 +122,7 @@ typedef struct mai_match_args {
     const char *q;         /* head0's query before RoPE, [d] in q_dtype */
     int64_t q_head_stride; /* bytes */
     double radius;         /* exclusive */
+    uint32_t asleep;       /* bit i: head0 + i is not searched, only seen to be finite or not */
     int64_t max_end;
     void *scratch;
 } mai_match_args;

@@ -19,7 +19,6 @@ macattn_status macattn_config_init(macattn_config *config)
         .max_tokens = 131072,
         .policy = MACATTN_POLICY_PAPER,
         .ring = 512,
-        .band = 256,
         .min_tokens = 2048,
         .tau = 0.45f,
         .budget = 0.02f,
@@ -132,7 +131,7 @@ static macattn_status check_model(const verdict *v, macattn_config *c)
     return check_range(v, "window", c->window, 0, INT32_MAX);
 }
 
-static macattn_status check_state(const verdict *v, const macattn_config *c)
+static macattn_status check_state(const verdict *v, macattn_config *c)
 {
     MAI_TRY(check_range(v, "max_slots", c->max_slots, 1, 65536));
     MAI_TRY(check_range(v, "max_tokens", c->max_tokens, 1, INT32_MAX));
@@ -142,7 +141,8 @@ static macattn_status check_state(const verdict *v, const macattn_config *c)
                       (int)c->policy);
     }
     MAI_TRY(check_range(v, "ring", c->ring, 1, 4096));
-    MAI_TRY(check_range(v, "band", c->band, 1, INT32_MAX));
+    MAI_TRY(check_range(v, "band", c->band, 0, INT32_MAX));
+    if (c->band == 0) c->band = MACATTN_DEFAULT_BAND(c->policy);
     MAI_TRY(check_range(v, "fresh_tokens", c->fresh_tokens, 0, INT32_MAX / 2));
     MAI_TRY(check_range(v, "min_tokens", c->min_tokens, 0, INT64_MAX));
     MAI_TRY(check_real(v, "budget", c->budget, 0, 1));

@@ -30,6 +30,34 @@ static mai_ring *run_ring(const mai_run *run, const mai_row_plan *p)
     return run->m->slots[p->row.slot].rings[run->layer];
 }
 
+static bool judges(const mai_run *run)
+{
+    return run->reuse && mai_policy_get(run->m->cfg.policy)->judges;
+}
+
+static mai_record *record_of(const mai_run *run, int head)
+{
+    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
+}
+
+static mai_habit *habit_of(const mai_run *run, int kv_head)
+{
+    return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+}
+
+/* Bit i: head h0 + i does not search in this step. */
+static uint32_t heads_asleep(const mai_run *run, int h0, int n)
+{
+    const int group = run->m->shape.group;
+    uint32_t asleep = 0;
+    for (int i = 0; i < n && judges(run); i++) {
+        const int kv_head = (h0 + i) / group;
+        const mai_record *records = record_of(run, kv_head * group);
+        if (!mai_group_searches(records, group, habit_of(run, kv_head))) asleep |= 1u << i;
+    }
+    return asleep;
+}
+
 /* Search the rings of heads [h0, h0 + n) of a row. */
 static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, void *scratch,
                         mai_match *matches)
@@ -44,6 +72,7 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
         .q = mai_run_q_match(run, p->first_query, h0),
         .q_head_stride = run->io.q_match_head_stride,
         .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, p->row.n_tokens),
+        .asleep = heads_asleep(run, h0, n),
         .max_end = p->far_end,
         .scratch = scratch,
     };
@@ -57,7 +86,10 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     /* Under a window the first tokens are nothing special. */
     mai_decision decision = {.entry = -1, .start = m->cfg.window > 0 ? 0 : p->fresh_end};
     if (!run->reuse) return decision;
-    decision.remember = match->finite && p->far_end > p->fresh_end;
+    const int group = m->shape.group;
+    decision.remember =
+        match->finite && p->far_end > p->fresh_end &&
+        (!judges(run) || mai_group_remembers(record_of(run, head / group * group), group));
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;
@@ -245,7 +277,7 @@ static void merge_summary(const mai_run *run, part_list *parts, int first)
 }
 
 static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
-                     float lse, float error)
+                     float lse, float moved)
 {
     const macattn *m = run->m;
     const mai_ring_view *ring = &run_ring(run, p)->view;
@@ -254,7 +286,7 @@ static void remember(const mai_run *run, const mai_row_plan *p, int head, const 
     m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head,
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
                        (int32_t)p->far_end, lse, summary);
-    ring->error[at] = error;
+    ring->moved[at] = moved;
 }
 
 /* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
@@ -282,10 +314,10 @@ static void add_summary(const mai_run *run, const mai_row_plan *p, int head, int
     add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
 }
 
-/* Remember the error with which a reused summary goes on: its own, by its share of the new one. */
-static float error_passed_on(const mai_decision *decision, float used_lse, float summary_lse)
+/* The distance that a reused summary goes on with: its own, by its share of the new one. */
+static float moved_so_far(const mai_decision *decision, float used_lse, float summary_lse)
 {
-    return decision->hit ? decision->error * expf(used_lse - summary_lse) : 0.0f;
+    return decision->hit ? decision->moved * expf(used_lse - summary_lse) : 0.0f;
 }
 
 static void merge_head(const mai_run *run, int r, int head, part_list *parts)
@@ -311,7 +343,7 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
     if (decision->remember) {
         remember(run, p, head, parts->summary, summary_lse,
-                 error_passed_on(decision, used_lse, summary_lse));
+                 moved_so_far(decision, used_lse, summary_lse));
     }
 }
 
@@ -328,11 +360,6 @@ static void merge_task(void *arg, int i, int worker)
 
 /* --------------------------------------------------------------------------------------- judge -- */
 
-static mai_record *record_of(const mai_run *run, int head)
-{
-    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
-}
-
 static float *refused_out(const mai_run *run, int r, int head)
 {
     const size_t at = (size_t)r * (size_t)run->m->shape.n_heads + (size_t)head;
@@ -348,56 +375,90 @@ static float first_share(const part_list *parts)
     return expf(parts->lse[0] - top) / sum;
 }
 
-/* The candidate of one head: judge it, and, if it is refused, note what it would have given. */
-static void judge_head(const mai_run *run, int r, int head, part_list *parts)
+/* What a head's output is made of if its candidate is used, the candidate's summary first. */
+static void candidate_parts(const mai_run *run, int r, int head, part_list *parts)
 {
-    const macattn *m = run->m;
     const mai_row_plan *p = &run->plan->rows[r];
-    mai_decision *decision = decision_of(run, r, head);
-    if (!decision->hit) return;
-    const size_t at = entry_at(run, head, decision->entry);
+    const mai_decision *decision = decision_of(run, r, head);
     parts->n = 0;
     add_summary(run, p, head, decision->entry, parts);
     const int c = add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) add_part(parts, run->plan->zeros, run->io.sinks[head]);
-    decision->refused = !mai_judge(m, record_of(run, head), first_share(parts),
-                                   run_ring(run, p)->view.error[at], decision);
-    if (!decision->refused) return;
-    float lse;
-    m->backend->merge(m->shape.dv, parts->n, parts->o, parts->lse, refused_out(run, r, head), &lse);
+}
+
+/* What is expected of one head's candidate, in units of its budget. */
+static float expect_head(const mai_run *run, int r, int head, part_list *parts)
+{
+    mai_decision *decision = decision_of(run, r, head);
+    const size_t at = entry_at(run, head, decision->entry);
+    candidate_parts(run, r, head, parts);
+    return mai_expect(record_of(run, head), first_share(parts),
+                      run_ring(run, &run->plan->rows[r])->view.moved[at], decision);
+}
+
+/* Judge the candidates of a group; if they are refused, note what they would have given. */
+static void judge_group(const mai_run *run, int r, int kv_head, part_list *parts)
+{
+    const macattn *m = run->m;
+    const int group = m->shape.group, h0 = kv_head * group;
+    float sum2 = 0, lse;
+    if (!decision_of(run, r, h0)->hit) return; /* then none has one */
+    for (int h = h0; h < h0 + group; h++) {
+        const float error = expect_head(run, r, h, parts);
+        sum2 += error * error;
+    }
+    if (mai_group_accepts(record_of(run, h0), group, habit_of(run, kv_head), sum2)) return;
+    for (int h = h0; h < h0 + group; h++) {
+        decision_of(run, r, h)->refused = true;
+        candidate_parts(run, r, h, parts);
+        m->backend->merge(m->shape.dv, parts->n, parts->o, parts->lse, refused_out(run, r, h),
+                          &lse);
+    }
 }
 
 static void judge_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
-    const int r = i / head_blocks(run), h0 = i % head_blocks(run) * MAI_MATCH_HEADS;
+    const int n_kv_heads = run->m->shape.n_kv_heads, r = i / n_kv_heads;
     part_list parts = parts_in_scratch(run, worker);
-    for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
-        judge_head(run, r, head, &parts);
+    if (run->plan->rows[r].row.n_queries == 1) judge_group(run, r, i % n_kv_heads, &parts);
+}
+
+/* Keys and values are read for a group as a whole: where one head of it has no candidate, those of the
+ * others are of no use. */
+static void settle_candidates(const mai_run *run)
+{
+    const mai_shape *shape = &run->m->shape;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        int64_t *start = (int64_t *)run->plan->start.ptr + (size_t)r * (size_t)shape->n_heads;
+        if (run->plan->rows[r].row.n_queries != 1) continue;
+        for (int h0 = 0; h0 < shape->n_heads; h0 += shape->group) {
+            bool all = true;
+            for (int h = h0; h < h0 + shape->group; h++) all = all && decision_of(run, r, h)->hit;
+            for (int h = h0; h < h0 + shape->group && !all; h++) {
+                decision_of(run, r, h)->hit = false;
+                decision_of(run, r, h)->start = start[h] = run->plan->rows[r].fresh_end;
+            }
+        }
     }
 }
 
-/* Where one head of a group is refused, the keys and values are read, and all of its heads that have a
- * candidate are computed: their summaries are made anew for no further bytes. Returns the end of what has
- * to be read again of the row; 0: nothing. Sets the starts of that pass. */
+/* Refused groups are computed in full: their summaries are made anew for no further bytes. Returns the end
+ * of what has to be read again of the row; 0: nothing. Sets the starts of that pass. */
 static int64_t refuse_groups(const mai_run *run, int r)
 {
     const mai_shape *shape = &run->m->shape;
     int64_t *start = (int64_t *)run->plan->start.ptr + (size_t)r * (size_t)shape->n_heads;
     int64_t below = 0;
-    for (int kv_head = 0; kv_head < shape->n_kv_heads; kv_head++) {
-        const int h0 = kv_head * shape->group, h1 = h0 + shape->group;
-        bool refused = false;
-        for (int h = h0; h < h1; h++) refused = refused || decision_of(run, r, h)->refused;
-        for (int h = h0; h < h1; h++) {
-            mai_decision *decision = decision_of(run, r, h);
-            start[h] = INT64_MAX;
-            if (!refused || !decision->hit) continue;
-            if (decision->start > below) below = decision->start;
-            decision->hit = false;
-            decision->start = start[h] = run->plan->rows[r].fresh_end;
-        }
+    if (run->plan->rows[r].row.n_queries != 1) return 0;
+    for (int h = 0; h < shape->n_heads; h++) {
+        mai_decision *decision = decision_of(run, r, h);
+        start[h] = INT64_MAX;
+        if (!decision->refused) continue;
+        if (decision->start > below) below = decision->start;
+        decision->hit = false;
+        decision->start = start[h] = run->plan->rows[r].fresh_end;
     }
     return below;
 }
@@ -413,10 +474,10 @@ static float relative_error(const float *x, const float *y, int n)
 }
 
 /* Judge all candidates and compute again what was refused. */
-static void judge_rows(mai_run *run, int n_tasks)
+static void judge_rows(mai_run *run)
 {
     mai_plan *plan = run->plan;
-    mai_threads_run(run->m->threads, n_tasks, judge_task, run);
+    mai_threads_run(run->m->threads, plan->n_rows * run->m->shape.n_kv_heads, judge_task, run);
     int64_t *below = plan->below.ptr, any = 0;
     for (int r = 0; r < plan->n_rows; r++) any |= below[r] = refuse_groups(run, r);
     if (any == 0) return;
@@ -424,17 +485,28 @@ static void judge_rows(mai_run *run, int n_tasks)
     mai_threads_run(run->m->threads, make_items(run, &again, plan->items.ptr), attend_task, run);
 }
 
+static void learn_group(const mai_run *run, int r, int kv_head)
+{
+    const int group = run->m->shape.group, h0 = kv_head * group, dv = run->m->shape.dv;
+    const mai_decision *first = decision_of(run, r, h0);
+    mai_habit_note(habit_of(run, kv_head), first->hit       ? MAI_USED
+                                           : first->refused ? MAI_REFUSED
+                                                            : MAI_NO_CANDIDATE);
+    for (int h = h0; h < h0 + group && first->refused; h++) {
+        const float *out = mai_run_out(run, run->plan->rows[r].first_query, h);
+        mai_record_sample(record_of(run, h), decision_of(run, r, h),
+                          relative_error(refused_out(run, r, h), out, dv));
+    }
+}
+
 /* Learn from what was refused. One after the other: rows share the records. */
 static void learn(const mai_run *run)
 {
-    for (int r = 0; r < run->plan->n_rows; r++) {
-        for (int head = 0; head < run->m->shape.n_heads; head++) {
-            const mai_decision *decision = decision_of(run, r, head);
-            if (decision->hit) mai_record_use(record_of(run, head));
-            if (!decision->refused) continue;
-            const float *out = mai_run_out(run, run->plan->rows[r].first_query, head);
-            mai_record_sample(record_of(run, head), decision,
-                              relative_error(refused_out(run, r, head), out, run->m->shape.dv));
+    for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
+        mai_habit *habit = habit_of(run, kv_head);
+        if (habit->rest > 0) habit->rest--;
+        for (int r = 0; r < run->plan->n_rows; r++) {
+            if (run->plan->rows[r].row.n_queries == 1) learn_group(run, r, kv_head);
         }
     }
 }
@@ -463,12 +535,12 @@ void mai_run_decode(mai_run *run)
     mai_threads_run(m->threads, n_tasks, match_task, run);
     const int64_t matched = mai_now_ns();
     const pass first = {false, NULL};
-    const bool judges = run->reuse && mai_policy_get(m->cfg.policy)->judges;
+    if (judges(run)) settle_candidates(run);
     mai_threads_run(m->threads, make_items(run, &first, plan->items.ptr), attend_task, run);
-    if (judges) judge_rows(run, n_tasks);
+    if (judges(run)) judge_rows(run);
     const int64_t attended = mai_now_ns();
     mai_threads_run(m->threads, n_tasks, merge_task, run);
-    if (judges) learn(run);
+    if (judges(run)) learn(run);
     if (run->layer < 0) return;
     mai_stats_add_times(m, run->layer, matched - start, attended - matched,
                         mai_now_ns() - attended);

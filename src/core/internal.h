@@ -131,11 +131,20 @@ const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
 
 /* judge.c: what one head of one layer has shown of the error that reuse makes. */
 typedef struct mai_record {
-    float mean, variance; /* of log(error / prediction), newer samples counting more */
-    float distance;       /* typical distance of a candidate */
+    float budget; /* relative error allowed in its output */
+    float error2,
+        predicted2; /* mean squares of samples: the errors, and w' D (judge.c) of the same */
+    float weight, distance; /* means: share of the mass a summary would carry, distance */
     int32_t n_samples;
-    int32_t unchecked; /* candidates taken since the newest sample */
 } mai_record;
+
+/* What one KV head's group of heads has made of its candidates. */
+typedef struct mai_habit {
+    int32_t unchecked; /* candidates used since the newest sample */
+    int32_t refusals;  /* candidates refused since the newest one used */
+    int32_t pause;     /* length of the newest rest; 0: candidates are used */
+    int32_t rest;      /* steps still to pass without a search */
+} mai_habit;
 macattn_status mai_records_create(macattn *m);
 void mai_records_destroy(macattn *m);
 
@@ -157,6 +166,7 @@ struct macattn {
     mai_counters *counters; /* [n_layers][n_heads] */
     mai_times *times;       /* [n_layers] */
     mai_record *records;    /* [n_layers][n_heads]; NULL unless the policy judges */
+    mai_habit *habits;      /* [n_layers][n_kv_heads]; the same */
     mai_plan *plan;
     char error[320];
 };

@@ -2,7 +2,7 @@
 /* Saving and loading a slot.
  *
  * Layout, little-endian: the header below; then for each layer and head a count and so many entries,
- * from the oldest to the newest: position, end, lse, error, query (q_dtype), output (f32); then the CRC-32C of
+ * from the oldest to the newest: position, end, lse, distance moved, query (q_dtype), output (f32); then the CRC-32C of
  * all that. The int8 forms are made anew on loading. */
 #include <string.h>
 
@@ -118,7 +118,7 @@ static uint8_t *put_head(const macattn *m, const mai_slot *s, int layer, int hea
         at = put(at, &ring->pos[row], sizeof(int32_t));
         at = put(at, &ring->end[row], sizeof(int32_t));
         at = put(at, &ring->lse[row], sizeof(float));
-        at = put(at, &ring->error[row], sizeof(float));
+        at = put(at, &ring->moved[row], sizeof(float));
         at = put(at, ring->q + row * q_bytes, q_bytes);
         at = put(at, ring->out + row * dv, sizeof(float) * dv);
     }
@@ -151,7 +151,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
 
 typedef struct saved_entry {
     int32_t pos, end;
-    float lse, error;
+    float lse, moved;
     const uint8_t *q, *out; /* as they lie in the file: not aligned */
 } saved_entry;
 
@@ -161,7 +161,7 @@ static saved_entry get_entry(const macattn *m, const uint8_t *at)
     memcpy(&e.pos, at, 4);
     memcpy(&e.end, at + 4, 4);
     memcpy(&e.lse, at + 8, 4);
-    memcpy(&e.error, at + 12, 4);
+    memcpy(&e.moved, at + 12, 4);
     e.q = at + 16;
     e.out = e.q + m->ring_dims.q_bytes;
     return e;
@@ -193,7 +193,7 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
 {
     return e->pos > pos_before && e->pos < length && e->end > m->cfg.fresh_tokens &&
            e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse, 1) &&
-           floats_finite((const uint8_t *)&e->error, 1) && e->error >= 0 && query_finite(m, e->q) &&
+           floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && query_finite(m, e->q) &&
            floats_finite(e->out, (size_t)m->shape.dv);
 }
 
@@ -265,8 +265,8 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
             const int slot = rings[layer]->view.head[head];
             m->backend->insert(&m->ring_dims, &rings[layer]->view, m->shape.q_dtype, head, e.q,
                                e.pos, e.end, e.lse, out);
-            rings[layer]->view.error[(size_t)head * (size_t)m->ring_dims.capacity + (size_t)slot] =
-                e.error;
+            rings[layer]->view.moved[(size_t)head * (size_t)m->ring_dims.capacity + (size_t)slot] =
+                e.moved;
         }
     }
     if (at != stop) return mai_fail(m, MACATTN_E_FORMAT, "%zu bytes are left over", stop - at);

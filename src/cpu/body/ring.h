@@ -83,7 +83,7 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
     memcpy(ring->q + slot * dims->q_bytes, q, dims->q_bytes);
     memcpy(ring->out + slot * (size_t)dims->dv, out, sizeof(float) * (size_t)dims->dv);
     ring->lse[slot] = lse;
-    ring->error[slot] = 0;
+    ring->moved[slot] = 0;
     ring->pos[slot] = pos;
     ring->end[slot] = end;
     ring->head[head] = at + 1 == dims->capacity ? 0 : at + 1;
@@ -249,6 +249,7 @@ static void ring_search_begin(const mai_match_args *a, int head, const char *que
     s->n_blocks = 0;
     s->promising = -1;
     if (!result->finite || count == 0 || !(a->radius > 0)) return;
+    if (a->asleep >> (head - a->head0) & 1) return;
     /* Entries fill the circle from 0; before it is full for the first time, only a part is in use. */
     const bool from_zero = a->ring->head[head] == count % dims->capacity;
     s->n_blocks = from_zero ? (count + MAI_LANES - 1) / MAI_LANES : dims->n_blocks;
