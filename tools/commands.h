@@ -8,5 +8,6 @@ int command_bench(int argc, char **argv);
 int command_check(int argc, char **argv);
 int command_eval(int argc, char **argv);
 int command_tune(int argc, char **argv);
+int command_tasks(int argc, char **argv);
 
 #endif /* MACATTN_TOOLS_COMMANDS_H */

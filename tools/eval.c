@@ -6,6 +6,7 @@
 
 #include "commands.h"
 #include "eval_options.h"
+#include "eval_tasks.h"
 
 #define MAX_SETTINGS (2 * TOOL_LIST_MAX + 1)
 
@@ -175,6 +176,9 @@ int command_eval(int argc, char **argv)
         children,
         NULL,
         NULL};
+    for (int i = 1; i < argc; i++) {
+        if (strncmp(argv[i], "--tasks", 7) == 0) return command_eval_tasks(argc, argv);
+    }
     eval_arguments o = {.any_policy = false};
     eval_common_defaults(&o.common);
     argp_err_exit_status = TOOL_USAGE;

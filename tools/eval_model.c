@@ -241,6 +241,12 @@ int32_t eval_model_first_token(const eval_model *m)
     return llama_vocab_get_add_bos(m->vocab) ? llama_vocab_bos(m->vocab) : -1;
 }
 
+size_t eval_model_piece(const eval_model *m, int32_t token, char *out, size_t room)
+{
+    const int32_t n = llama_token_to_piece(m->vocab, token, out, (int32_t)room, 0, false);
+    return n > 0 ? (size_t)n : 0;
+}
+
 int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, size_t *n)
 {
     if (bytes > INT32_MAX) {

@@ -35,6 +35,9 @@ void eval_model_describe(const eval_model *m, cJSON *row);
 int32_t eval_model_vocab(const eval_model *m);
 bool eval_model_is_end(const eval_model *m, int32_t token); /* ends the text */
 
+/* The bytes of a token, at most `room`; returns how many. */
+size_t eval_model_piece(const eval_model *m, int32_t token, char *out, size_t room);
+
 /* The tokens of a text, without any that the model wants at the start; to be freed. */
 int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, size_t *n);
 /* The token a sequence begins with, -1 if the model wants none. */

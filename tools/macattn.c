@@ -33,7 +33,7 @@ int main(int argc, char **argv)
 {
     /* What usage messages call them. */
     static char info[] = "macattn info", bench[] = "macattn bench", check[] = "macattn check",
-                eval[] = "macattn eval", tune[] = "macattn tune";
+                eval[] = "macattn eval", tune[] = "macattn tune", tasks[] = "macattn tasks";
     static const struct {
         const char *name;
         char *title;
@@ -42,17 +42,19 @@ int main(int argc, char **argv)
                     {"bench", bench, command_bench},
                     {"check", check, command_check},
                     {"eval", eval, command_eval},
-                    {"tune", tune, command_tune}};
+                    {"tune", tune, command_tune},
+                    {"tasks", tasks, command_tasks}};
     const struct argp argp = {
         NULL,
         parse_option,
         "COMMAND [OPTION...]",
-        "\nFast decode attention for long contexts, on the CPU.\v"
+        "\nFast decode attention for long contexts.\v"
         "  info    what was built, and what this machine has\n"
         "  bench   measure attention: attend, mac, match\n"
         "  check   compare every kernel of this machine with the reference\n"
         "  eval    what reuse changes in a model's predictions, and what it saves\n"
-        "  tune    which settings suit a model\n\n"
+        "  tune    which settings suit a model\n"
+        "  tasks   long-context tasks: samples and scores\n\n"
         "macattn COMMAND --help says more. The manual page is macattn(1).",
         NULL,
         NULL,
