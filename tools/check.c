@@ -242,7 +242,8 @@ static int check_reuse(const check_options *o, const char *isa)
     static const int32_t dims[] = {96, 112, 128, 256};
     reuse_result result = {0};
     for (int i = 0; i < 4; i++) {
-        bench_options options = {.isa = isa, .band = 32, .seed = o->seed + i};
+        bench_options options = {
+            .isa = isa, .policy = MACATTN_POLICY_PAPER, .band = 32, .seed = o->seed + i};
         bench_run run = {.options = &options, .n_rows = 4, .rows_done = i};
         bench_shape shape = {.heads = heads[i],
                              .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16},

@@ -38,12 +38,9 @@ int main(int argc, char **argv)
         const char *name;
         char *title;
         int (*run)(int argc, char **argv);
-    } commands[] = {{"info", info, command_info},
-                    {"bench", bench, command_bench},
-                    {"check", check, command_check},
-                    {"eval", eval, command_eval},
-                    {"tune", tune, command_tune},
-                    {"tasks", tasks, command_tasks}};
+    } commands[] = {{"info", info, command_info},    {"bench", bench, command_bench},
+                    {"check", check, command_check}, {"eval", eval, command_eval},
+                    {"tune", tune, command_tune},    {"tasks", tasks, command_tasks}};
     const struct argp argp = {
         NULL,
         parse_option,
