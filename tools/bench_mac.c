@@ -211,8 +211,12 @@ static void mac_shape(bench_run *run, const bench_shape *shape)
                  ring, (int)o->band, ring + (int)o->band + 1);
     }
     stream s;
-    stream_create(run, shape, ring, shape->context, slots_wanted(run, shape), 0, &s);
     for (int i = 0; i < o->hit_ratio.n; i++) {
+        /* What the policy budget has learnt of one hit ratio is not to judge the next one. */
+        if (i == 0 || o->policy == MACATTN_POLICY_BUDGET) {
+            if (i > 0) stream_destroy(&s);
+            stream_create(run, shape, ring, shape->context, slots_wanted(run, shape), 0, &s);
+        }
         hit_ratio_row(run, shape, &s, o->hit_ratio.values[i]);
     }
     stream_destroy(&s);

@@ -31,49 +31,57 @@ typedef struct tile_rows {
     ((type) == MACATTN_DTYPE_F32 ? VL * 4 : (type) == MACATTN_DTYPE_Q8_0 ? VL * 34 / 32 : VL * 2)
 #define VEC_LINES(type, count) ((count)*VEC_BYTES(type) >= 64 ? (count)*VEC_BYTES(type) / 64 : 1)
 
+/* What a block of the loops below fetches of the next tile: from `at` on what lies there side by side, or
+ * its own part of `rows`, from `offset` on. Both NULL: nothing. */
+typedef struct fetch {
+    const char *at;
+    const char *const *rows;
+    int64_t offset;
+} fetch;
+
 /* scores[h * TILE + t] for HB heads and TB = DOT_ACC / HB tokens from `rows` on, TS rows at a time:
  * rows often lie a multiple of 4 KiB apart, where the first-level cache holds only about eight of them. */
-#define DEFINE_DOT(name, HB, TS)                                                              \
-    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,         \
-                         const float *const *q, int d, float *scores, const char *next)       \
-    {                                                                                         \
-        enum { TB = DOT_ACC / (HB) };                                                         \
-        V acc[DOT_ACC];                                                                       \
-        const int n_vec = d / VL, rest = d % VL;                                              \
-        MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                       \
-        MAI_UNROLL for (int u = 0; u < TB; u += (TS))                                         \
-        {                                                                                     \
-            const char *row[TS];                                                              \
-            MAI_UNROLL for (int t = 0; t < (TS); t++) row[t] = rows[u + t] + offset;          \
-            for (int j = 0; j < n_vec; j++) {                                                 \
-                V k[TS];                                                                      \
-                if (next) {                                                                   \
-                    for (int i = 0; i < VEC_LINES(type, TS); i++)                             \
-                        v_prefetch(next +                                                     \
-                                   ((size_t)u * n_vec + (size_t)j * (TS)) * VEC_BYTES(type) + \
-                                   i * 64);                                                   \
-                }                                                                             \
-                MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);    \
-                MAI_UNROLL for (int h = 0; h < (HB); h++)                                     \
-                {                                                                             \
-                    V x = v_load(q[h] + (size_t)j * VL);                                      \
-                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =           \
-                        v_fma(x, k[t], acc[h * TB + u + t]);                                  \
-                }                                                                             \
-            }                                                                                 \
-            if (rest) {                                                                       \
-                MAI_UNROLL for (int h = 0; h < (HB); h++)                                     \
-                {                                                                             \
-                    V x = v_load_n(q[h] + (size_t)n_vec * VL, rest);                          \
-                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =           \
-                        v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);   \
-                }                                                                             \
-            }                                                                                 \
-        }                                                                                     \
-        float sum[DOT_ACC];                                                                   \
-        v_hsum(acc, sum);                                                                     \
-        MAI_UNROLL for (int h = 0; h < (HB); h++)                                             \
-            memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);              \
+#define DEFINE_DOT(name, HB, TS)                                                                   \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset,              \
+                         const float *const *q, int d, float *scores, const fetch *next)           \
+    {                                                                                              \
+        enum { TB = DOT_ACC / (HB) };                                                              \
+        V acc[DOT_ACC];                                                                            \
+        const int n_vec = d / VL, rest = d % VL;                                                   \
+        MAI_UNROLL for (int i = 0; i < DOT_ACC; i++) acc[i] = v_zero();                            \
+        MAI_UNROLL for (int u = 0; u < TB; u += (TS))                                              \
+        {                                                                                          \
+            const char *row[TS];                                                                   \
+            MAI_UNROLL for (int t = 0; t < (TS); t++) row[t] = rows[u + t] + offset;               \
+            for (int j = 0; j < n_vec; j++) {                                                      \
+                V k[TS];                                                                           \
+                for (int i = 0; next->at && i < VEC_LINES(type, TS); i++)                          \
+                    v_prefetch(next->at +                                                          \
+                               ((size_t)u * n_vec + (size_t)j * (TS)) * VEC_BYTES(type) + i * 64); \
+                for (int i = j * VEC_LINES(type, TS);                                              \
+                     next->rows && i < (j + 1) * VEC_LINES(type, TS); i++)                         \
+                    v_prefetch(next->rows[u + i % (TS)] + next->offset + i / (TS)*64);             \
+                MAI_UNROLL for (int t = 0; t < (TS); t++) k[t] = row_vec(type, row[t], j);         \
+                MAI_UNROLL for (int h = 0; h < (HB); h++)                                          \
+                {                                                                                  \
+                    V x = v_load(q[h] + (size_t)j * VL);                                           \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =                \
+                        v_fma(x, k[t], acc[h * TB + u + t]);                                       \
+                }                                                                                  \
+            }                                                                                      \
+            if (rest) {                                                                            \
+                MAI_UNROLL for (int h = 0; h < (HB); h++)                                          \
+                {                                                                                  \
+                    V x = v_load_n(q[h] + (size_t)n_vec * VL, rest);                               \
+                    MAI_UNROLL for (int t = 0; t < (TS); t++) acc[h * TB + u + t] =                \
+                        v_fma(x, row_tail(type, row[t], n_vec, rest), acc[h * TB + u + t]);        \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+        float sum[DOT_ACC];                                                                        \
+        v_hsum(acc, sum);                                                                          \
+        MAI_UNROLL for (int h = 0; h < (HB); h++)                                                  \
+            memcpy(scores + (size_t)h * TILE, sum + h * TB, sizeof(float) * TB);                   \
     }
 
 DEFINE_DOT(dot_heads4, 4, DOT_ACC / 4)
@@ -81,30 +89,30 @@ DEFINE_DOT(dot_heads2, 2, DOT_ACC / 2)
 DEFINE_DOT(dot_heads1, 1, 8)
 
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for HB heads, NV vectors from j */
-#define DEFINE_PV(name, HB, NV)                                                               \
-    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0, \
-                         int t1, const float *p, float *const *o, int j, const char *next)    \
-    {                                                                                         \
-        V acc[(HB) * (NV)];                                                                   \
-        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)   \
-            acc[h * (NV) + i] = v_load(o[h] + (size_t)(j + i) * VL);                          \
-        for (int t = t0; t < t1; t++) {                                                       \
-            V v[NV];                                                                          \
-            if (next) {                                                                       \
-                for (int i = 0; i < VEC_LINES(type, NV); i++)                                 \
-                    v_prefetch(next + (size_t)t * (NV)*VEC_BYTES(type) + i * 64);             \
-            }                                                                                 \
-            MAI_UNROLL for (int i = 0; i < (NV); i++) v[i] =                                  \
-                row_vec(type, rows[t] + offset, j + i);                                       \
-            MAI_UNROLL for (int h = 0; h < (HB); h++)                                         \
-            {                                                                                 \
-                V w = v_set1(p[h * TILE + t]);                                                \
-                MAI_UNROLL for (int i = 0; i < (NV); i++) acc[h * (NV) + i] =                 \
-                    v_fma(w, v[i], acc[h * (NV) + i]);                                        \
-            }                                                                                 \
-        }                                                                                     \
-        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)   \
-            v_store(o[h] + (size_t)(j + i) * VL, acc[h * (NV) + i]);                          \
+#define DEFINE_PV(name, HB, NV)                                                                  \
+    MAI_INLINE void name(macattn_dtype type, const char *const *rows, int64_t offset, int t0,    \
+                         int t1, const float *p, float *const *o, int j, const fetch *next)      \
+    {                                                                                            \
+        V acc[(HB) * (NV)];                                                                      \
+        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)      \
+            acc[h * (NV) + i] = v_load(o[h] + (size_t)(j + i) * VL);                             \
+        for (int t = t0; t < t1; t++) {                                                          \
+            V v[NV];                                                                             \
+            for (int i = 0; next->at && i < VEC_LINES(type, NV); i++)                            \
+                v_prefetch(next->at + (size_t)t * (NV)*VEC_BYTES(type) + i * 64);                \
+            for (int i = 0; next->rows && i < VEC_LINES(type, NV); i++)                          \
+                v_prefetch(next->rows[t] + next->offset + (size_t)j * VEC_BYTES(type) + i * 64); \
+            MAI_UNROLL for (int i = 0; i < (NV); i++) v[i] =                                     \
+                row_vec(type, rows[t] + offset, j + i);                                          \
+            MAI_UNROLL for (int h = 0; h < (HB); h++)                                            \
+            {                                                                                    \
+                V w = v_set1(p[h * TILE + t]);                                                   \
+                MAI_UNROLL for (int i = 0; i < (NV); i++) acc[h * (NV) + i] =                    \
+                    v_fma(w, v[i], acc[h * (NV) + i]);                                           \
+            }                                                                                    \
+        }                                                                                        \
+        MAI_UNROLL for (int h = 0; h < (HB); h++) MAI_UNROLL for (int i = 0; i < (NV); i++)      \
+            v_store(o[h] + (size_t)(j + i) * VL, acc[h * (NV) + i]);                             \
     }
 
 enum { PV_NV = PV_ACC / 4 };
@@ -125,28 +133,38 @@ MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t off
     v_store_n(o + (size_t)j * VL, acc, rest);
 }
 
-/* The next tile's K or V rows as one stream of bytes, of which every kv head fetches its share. */
+/* The next tile's K or V rows. `stream`: one stream of bytes, of which every kv head fetches its share;
+ * else each fetches its own part of each row. */
 typedef struct ahead {
     const char *const *rows; /* NULL: nothing to fetch */
-    int64_t base;            /* byte offset into a row at which the stream starts */
-    int64_t span;            /* bytes of a row that belong to it */
-    int64_t done;            /* bytes of the stream that earlier kv heads fetch */
+    bool stream;
+    int64_t base; /* byte offset into a row: of the stream, or of the kv head */
+    int64_t span; /* bytes of a row that belong to it */
+    int64_t done; /* bytes of the stream that earlier kv heads fetch */
 } ahead;
 
-/* Where to fetch from when a kv head is `bytes` into its share. Beyond the end of that row the caller
- * goes on into what follows it in memory: the next row, or something harmless. */
+/* Where to fetch from when a kv head is `bytes` into its share of a stream. Beyond the end of that row the
+ * caller goes on into what follows it in memory: the next row, or something harmless. */
 MAI_INLINE const char *ahead_at(const ahead *next, int64_t bytes)
 {
-    if (!next->rows) return NULL;
     const uint32_t at = (uint32_t)(next->done + bytes), span = (uint32_t)next->span;
     const uint32_t row = at / span;
     return next->rows[row < TILE ? row : TILE - 1] + next->base + at % span;
+}
+
+/* For the block that computes rows from t on, `bytes` into its share. */
+MAI_INLINE fetch fetch_next(const ahead *next, int t, int64_t bytes)
+{
+    if (!next->rows) return (fetch){NULL, NULL, 0};
+    if (next->stream) return (fetch){ahead_at(next, bytes), NULL, 0};
+    return (fetch){NULL, next->rows + t, next->base};
 }
 
 /* Fetch the share of a kv head of which no head takes part: its place in the stream is not its own rows,
  * but those that others need as well. */
 static void fetch_share(const ahead *next, int64_t bytes)
 {
+    if (!next->stream) return;
     for (int64_t at = 0; next->rows && at < bytes * TILE; at += 64) v_prefetch(ahead_at(next, at));
 }
 
@@ -162,13 +180,13 @@ MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t of
         const int step = DOT_ACC / block;
         for (int t = 0; t < n; t += step) {
             float *s = scores + (size_t)h * TILE + t;
-            const char *fetch = h == 0 ? ahead_at(next, t * bytes) : NULL;
+            const fetch f = h == 0 ? fetch_next(next, t, t * bytes) : (fetch){NULL, NULL, 0};
             if (block == 4)
-                dot_heads4(type, rows->k + t, offset, q + h, d, s, fetch);
+                dot_heads4(type, rows->k + t, offset, q + h, d, s, &f);
             else if (block == 2)
-                dot_heads2(type, rows->k + t, offset, q + h, d, s, fetch);
+                dot_heads2(type, rows->k + t, offset, q + h, d, s, &f);
             else
-                dot_heads1(type, rows->k + t, offset, q + h, d, s, fetch);
+                dot_heads1(type, rows->k + t, offset, q + h, d, s, &f);
         }
         h += block;
     }
@@ -179,22 +197,24 @@ MAI_INLINE void value_tile(macattn_dtype type, const tile_rows *rows, int64_t of
                            int n_heads, int t0, const float *p, float *const *o, const ahead *next)
 {
     const int n_vec = dv / VL, t1 = rows->n;
+    const fetch none = {NULL, NULL, 0};
     for (int h = 0; h < n_heads;) {
         const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
         const float *w = p + (size_t)h * TILE;
         int j = 0;
         for (; j + PV_NV <= n_vec; j += PV_NV) {
-            const char *fetch = h == 0 ? ahead_at(next, (int64_t)j * TILE * VEC_BYTES(type)) : NULL;
+            const fetch f = h == 0 ? fetch_next(next, 0, (int64_t)j * TILE * VEC_BYTES(type))
+                                   : (fetch){NULL, NULL, 0};
             if (block == 4)
-                pv_heads4(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
+                pv_heads4(type, rows->v, offset, t0, t1, w, o + h, j, &f);
             else if (block == 2)
-                pv_heads2(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
+                pv_heads2(type, rows->v, offset, t0, t1, w, o + h, j, &f);
             else
-                pv_heads1(type, rows->v, offset, t0, t1, w, o + h, j, fetch);
+                pv_heads1(type, rows->v, offset, t0, t1, w, o + h, j, &f);
         }
         for (int i = 0; i < block; i++) {
             for (int jj = j; jj < n_vec; jj++)
-                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, o + h + i, jj, NULL);
+                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, o + h + i, jj, &none);
             if (dv % VL) pv_tail(type, rows->v, offset, t0, t1, w + i * TILE, o[h + i], dv);
         }
         h += block;
@@ -264,18 +284,22 @@ static void load_rows(const mai_tokens *tokens, int64_t t, int64_t n, tile_rows 
     }
 }
 
-/* A kv head's share of the next tile: where the rows of all kv heads lie side by side, the whole rows
- * are one stream; else the kv head's own rows are. */
-MAI_INLINE ahead share_of_next(const char *const *rows, bool any, const mai_attend_args *a,
-                               int kv_head, int64_t head_stride, int64_t bytes)
+/* One kv head's own rows of the next tile; a stream where they follow each other in memory. */
+MAI_INLINE ahead own_rows(const char *const *rows, int64_t base, int64_t token_stride,
+                          int64_t bytes)
 {
-    ahead next = {any ? rows : NULL, kv_head * head_stride, bytes, 0};
-    if (head_stride == bytes) {
-        next.base = a->kv0 * bytes;
-        next.span = (a->kv1 - a->kv0) * bytes;
-        next.done = (kv_head - a->kv0) * bytes * TILE;
+    return (ahead){rows, token_stride == bytes, base, bytes, 0};
+}
+
+/* A kv head's share of the next tile: of one stream, where the rows of all kv heads lie side by side. */
+MAI_INLINE ahead share_of_next(const char *const *rows, const mai_attend_args *a, int kv_head,
+                               int64_t token_stride, int64_t head_stride, int64_t bytes)
+{
+    const int n = a->kv1 - a->kv0;
+    if (head_stride != bytes || n * bytes != token_stride) {
+        return own_rows(rows, kv_head * head_stride, token_stride, bytes);
     }
-    return next;
+    return (ahead){rows, true, a->kv0 * bytes, n * bytes, (kv_head - a->kv0) * bytes * TILE};
 }
 
 /* score_tile and value_tile for the configured types; with the two most common head dims as constants
@@ -407,8 +431,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share =
-            share_of_next(next->k, next->n > 0, a, kv_head, kv->k_head_stride, k_bytes);
+        const ahead share = share_of_next(next->n > 0 ? next->k : NULL, a, kv_head,
+                                          kv->k_token_stride, kv->k_head_stride, k_bytes);
         if (s->n_active[kv_head] == 0) {
             fetch_share(&share, k_bytes);
             continue;
@@ -425,8 +449,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share =
-            share_of_next(next->v, next->n > 0, a, kv_head, kv->v_head_stride, v_bytes);
+        const ahead share = share_of_next(next->n > 0 ? next->v : NULL, a, kv_head,
+                                          kv->v_token_stride, kv->v_head_stride, v_bytes);
         if (s->n_active[kv_head] == 0) {
             fetch_share(&share, v_bytes);
             continue;

@@ -69,10 +69,10 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
     const int64_t k_offset = a->kv_head * kv->k_head_stride,
                   v_offset = a->kv_head * kv->v_head_stride;
-    const ahead k_next = {fetch_next ? rows[1].k : NULL, k_offset,
-                          (int64_t)row_bytes(shape->k_dtype, shape->d), 0};
-    const ahead v_next = {fetch_next ? rows[1].v : NULL, v_offset,
-                          (int64_t)row_bytes(shape->v_dtype, shape->dv), 0};
+    const ahead k_next = own_rows(fetch_next ? rows[1].k : NULL, k_offset, kv->k_token_stride,
+                                  (int64_t)row_bytes(shape->k_dtype, shape->d));
+    const ahead v_next = own_rows(fetch_next ? rows[1].v : NULL, v_offset, kv->v_token_stride,
+                                  (int64_t)row_bytes(shape->v_dtype, shape->dv));
     const int n_rows = n_queries * b->group;
     float *scores = b->scores + row * TILE;
     tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
