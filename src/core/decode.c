@@ -151,39 +151,22 @@ static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai
     return false;
 }
 
-/* kv heads of [kv, kv + most) that one item computes, kv taking part. Rows of all kv heads are read
- * fastest as a whole: when half or more of a chunk's kv heads take part, those between two of them
- * are read along; otherwise an item is a run of kv heads that do. */
-static int item_end(const mai_run *run, int r, const mai_chunk *chunk, int kv, int most,
-                    bool bridge)
-{
-    const int n_kv_heads = run->m->shape.n_kv_heads;
-    int end = kv + 1;
-    for (int i = end; i < n_kv_heads && i - kv < most; i++) {
-        if (kv_head_takes_part(run, r, i, chunk)) {
-            end = i + 1;
-        } else if (!bridge) {
-            break;
-        }
-    }
-    return end;
-}
-
-/* The kv heads that take part in a chunk, in pieces of at most `most`. */
+/* The kv heads that take part in a chunk, in pieces of at most `most`: each reaches from the first to the
+ * last that does; those between are passed over. Rows of a token lie side by side, so what one thread reads of
+ * them should be read together. */
 static int add_items(const mai_run *run, int r, int c, int most, mai_item *items, int n)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads;
     const mai_chunk *chunk = &run->plan->chunks[run->plan->rows[r].first_chunk + c];
-    int n_parts = 0;
-    for (int kv = 0; kv < n_kv_heads; kv++) n_parts += kv_head_takes_part(run, r, kv, chunk);
-    for (int kv = 0; kv < n_kv_heads;) {
-        if (!kv_head_takes_part(run, r, kv, chunk)) {
-            kv++;
-            continue;
+    for (int kv = 0; kv < n_kv_heads; kv++) {
+        if (!kv_head_takes_part(run, r, kv, chunk)) continue;
+        const int first = kv;
+        int end = kv + 1;
+        for (; kv < n_kv_heads && kv - first < most; kv++) {
+            if (kv_head_takes_part(run, r, kv, chunk)) end = kv + 1;
         }
-        const int end = item_end(run, r, chunk, kv, most, 2 * n_parts >= n_kv_heads);
-        items[n++] = (mai_item){r, c, kv, end};
-        kv = end;
+        items[n++] = (mai_item){r, c, first, end};
+        kv = end - 1;
     }
     return n;
 }

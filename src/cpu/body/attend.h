@@ -160,14 +160,6 @@ MAI_INLINE fetch fetch_next(const ahead *next, int t, int64_t bytes)
     return (fetch){NULL, next->rows + t, next->base};
 }
 
-/* Fetch the share of a kv head of which no head takes part: its place in the stream is not its own rows,
- * but those that others need as well. */
-static void fetch_share(const ahead *next, int64_t bytes)
-{
-    if (!next->stream) return;
-    for (int64_t at = 0; next->rows && at < bytes * TILE; at += 64) v_prefetch(ahead_at(next, at));
-}
-
 /* Scores of n_heads heads over the tile: q[h] are their queries, scores is [n_heads][TILE]. */
 MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t offset,
                            const float *const *q, int d, int n_heads, float *scores,
@@ -291,12 +283,13 @@ MAI_INLINE ahead own_rows(const char *const *rows, int64_t base, int64_t token_s
     return (ahead){rows, token_stride == bytes, base, bytes, 0};
 }
 
-/* A kv head's share of the next tile: of one stream, where the rows of all kv heads lie side by side. */
-MAI_INLINE ahead share_of_next(const char *const *rows, const mai_attend_args *a, int kv_head,
-                               int64_t token_stride, int64_t head_stride, int64_t bytes)
+/* A kv head's share of the next tile: of one stream, where all of every row is read. */
+MAI_INLINE ahead share_of_next(const char *const *rows, const mai_attend_args *a, bool whole,
+                               int kv_head, int64_t token_stride, int64_t head_stride,
+                               int64_t bytes)
 {
     const int n = a->kv1 - a->kv0;
-    if (head_stride != bytes || n * bytes != token_stride) {
+    if (!whole || head_stride != bytes || n * bytes != token_stride) {
         return own_rows(rows, kv_head * head_stride, token_stride, bytes);
     }
     return (ahead){rows, true, a->kv0 * bytes, n * bytes, (kv_head - a->kv0) * bytes * TILE};
@@ -429,14 +422,13 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     const int group = shape->group, n = rows->n;
     const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
     const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
+    bool whole = true; /* all kv heads take part */
+    for (int i = a->kv0; i < a->kv1; i++) whole = whole && s->n_active[i] > 0;
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share = share_of_next(next->n > 0 ? next->k : NULL, a, kv_head,
+        if (s->n_active[kv_head] == 0) continue;
+        const ahead share = share_of_next(next->n > 0 ? next->k : NULL, a, whole, kv_head,
                                           kv->k_token_stride, kv->k_head_stride, k_bytes);
-        if (s->n_active[kv_head] == 0) {
-            fetch_share(&share, k_bytes);
-            continue;
-        }
         tile_scores(shape, rows, kv_head * kv->k_head_stride, s->q + h, s->n_computed[kv_head],
                     s->scores + (size_t)h * TILE, &share);
     }
@@ -449,12 +441,9 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
-        const ahead share = share_of_next(next->n > 0 ? next->v : NULL, a, kv_head,
+        if (s->n_active[kv_head] == 0) continue;
+        const ahead share = share_of_next(next->n > 0 ? next->v : NULL, a, whole, kv_head,
                                           kv->v_token_stride, kv->v_head_stride, v_bytes);
-        if (s->n_active[kv_head] == 0) {
-            fetch_share(&share, v_bytes);
-            continue;
-        }
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
         tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_computed[kv_head], t0,
