@@ -163,14 +163,14 @@ typedef struct macattn_config {
     /* State. */
     int32_t max_slots;     /*!< sequences held at a time, >= 1 (default 1) */
     int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
-    macattn_policy policy; /*!< default PAPER */
+    macattn_policy policy; /*!< default BUDGET */
     int32_t ring;          /*!< K: queries remembered per slot, layer and head, 1 to 4096 (512) */
     int32_t band;          /*!< r: newest tokens never covered by a summary; 0 (default) =
                                  MACATTN_DEFAULT_BAND(policy) */
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
-    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.02) */
+    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.01) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */

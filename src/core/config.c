@@ -17,11 +17,11 @@ macattn_status macattn_config_init(macattn_config *config)
         .v_dtype = MACATTN_DTYPE_F16,
         .max_slots = 1,
         .max_tokens = 131072,
-        .policy = MACATTN_POLICY_PAPER,
+        .policy = MACATTN_POLICY_BUDGET,
         .ring = 512,
         .min_tokens = 2048,
         .tau = 0.45f,
-        .budget = 0.02f,
+        .budget = 0.01f,
         .spin_us = 100,
     };
     return MACATTN_OK;
