@@ -18,7 +18,7 @@ static void same_logits_differ_by_nothing(void **state)
     float logits[1000];
     for (int i = 0; i < 1000; i++) logits[i] = (float)(20 * test_normal(&rng));
     const metrics_step s = metrics_compare(logits, logits, 1000, 17);
-    assert_true(s.kl == 0.0 && s.agree && s.has_target);
+    assert_true(s.kl == 0.0 && s.agree && s.margin == 0.0 && s.has_target);
     assert_true(s.nll_exact == s.nll_policy);
 }
 
@@ -32,6 +32,7 @@ static void divergence_by_hand(void **state)
     NEAR(s.nll_exact, ln2);
     NEAR(s.nll_policy, 2 * ln2);
     assert_false(s.agree);
+    NEAR(s.margin, ln2);
 }
 
 static void divergence_is_not_symmetric(void **state)
@@ -81,19 +82,22 @@ static void sums(void **state)
     metrics m = {0};
     assert_true(isnan(metrics_kl_mean(&m)) && isnan(metrics_ppl_exact(&m)));
     assert_true(isnan(metrics_agreement(&m)) && isnan(metrics_kl_max(&m)));
+    assert_true(isnan(metrics_margin_max(&m)));
     for (int i = 0; i < 100; i++) {
         const metrics_step step = {.kl = i == 40 ? 3.0 : 1.0,
                                    .nll_exact = i % 2 ? ln2 : 3 * ln2,
                                    .nll_policy = 3 * ln2,
                                    .has_target = i < 50,
-                                   .agree = i >= 10};
-        const metrics_step last = {.kl = step.kl, .agree = step.agree};
+                                   .agree = i >= 10,
+                                   .margin = i < 10 ? 0.1 * i : 0.0};
+        const metrics_step last = {.kl = step.kl, .agree = step.agree, .margin = step.margin};
         metrics_add(&m, step.has_target ? &step : &last);
     }
     NEAR(metrics_kl_mean(&m), 1.02);
     NEAR(metrics_kl_max(&m), 3.0);
     NEAR(tool_samples_quantile(&m.kl, 0.5), 1.0);
     NEAR(metrics_agreement(&m), 0.9);
+    NEAR(metrics_margin_max(&m), 0.9);
     NEAR(metrics_ppl_exact(&m), 4.0);
     NEAR(metrics_ppl_policy(&m), 8.0);
     metrics_free(&m);

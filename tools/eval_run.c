@@ -444,6 +444,7 @@ static void add_fidelity(cJSON *row, const eval_result *r)
     report_add_real(row, "top1_floor", metrics_agreement(&r->floor));
     report_add_int(row, "edge_tokens", r->n_edge);
     report_add_real(row, "top1_agreement", metrics_agreement(&r->all));
+    report_add_real(row, "top1_margin_max", metrics_margin_max(&r->all));
     report_add_real(row, "ppl_exact", metrics_ppl_exact(&r->all));
     report_add_real(row, "ppl_policy", metrics_ppl_policy(&r->all));
     report_add_real(row, "ppl_difference",

@@ -36,8 +36,10 @@ metrics_step metrics_compare(const float *exact, const float *policy, int32_t n,
             kl += p * (log_p - ((double)policy[i] - lse_policy));
         }
     }
+    const int32_t best = metrics_argmax(exact, n), chosen = metrics_argmax(policy, n);
     metrics_step step = {.kl = kl > 0.0 ? kl : 0.0, /* rounding */
-                         .agree = metrics_argmax(exact, n) == metrics_argmax(policy, n)};
+                         .agree = best == chosen,
+                         .margin = (double)exact[best] - (double)exact[chosen]};
     if (isnan(kl)) {
         step.kl = kl;
     }
@@ -53,6 +55,7 @@ void metrics_add(metrics *m, const metrics_step *step)
 {
     tool_samples_add(&m->kl, step->kl);
     m->n_agree += step->agree;
+    m->margin_max = fmax(m->margin_max, step->margin);
     m->n_targets += step->has_target;
     m->nll_exact += step->nll_exact;
     m->nll_policy += step->nll_policy;
@@ -97,6 +100,11 @@ double metrics_kl_max(const metrics *m)
 double metrics_agreement(const metrics *m)
 {
     return m->kl.n ? (double)m->n_agree / (double)m->kl.n : (double)NAN;
+}
+
+double metrics_margin_max(const metrics *m)
+{
+    return m->kl.n ? m->margin_max : (double)NAN;
 }
 
 double metrics_ppl_exact(const metrics *m)

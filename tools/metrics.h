@@ -16,6 +16,7 @@ typedef struct metrics_step {
     double nll_policy;
     bool has_target;   /* a token follows; if not, both are 0 */
     bool agree;        /* the most likely token is the same; the first one among equals */
+    double margin;     /* by how many nats `exact` prefers its own to that of `policy` */
 } metrics_step;
 
 /* Logits of `n` tokens each. `target` is the token that follows, -1 if there is none. */
@@ -28,6 +29,7 @@ int32_t metrics_argmax(const float *logits, int32_t n);
 typedef struct metrics {
     tool_samples kl;
     size_t n_agree;
+    double margin_max;
     size_t n_targets; /* positions with a token that follows */
     double nll_exact, nll_policy;
 } metrics;
@@ -39,6 +41,7 @@ void metrics_free(metrics *m);
 double metrics_kl_mean(const metrics *m);
 double metrics_kl_max(const metrics *m);
 double metrics_agreement(const metrics *m);
+double metrics_margin_max(const metrics *m);
 double metrics_ppl_exact(const metrics *m);
 double metrics_ppl_policy(const metrics *m);
 
