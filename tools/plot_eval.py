@@ -5,8 +5,8 @@
     plot_eval.py ROWS.jsonl... [--out FOLDER]
 
 Writes into the folder (default: the current one)
-    error-CONTEXT.svg              mean KL divergence against the share of far bytes that was not read, a line a policy
-    heads-CONTEXT-POLICY-X.svg     hit ratio of every layer and head, for each setting that reuses
+    error-CONTEXT.svg              mean KL divergence against the share of K and V that was not read, a line a policy and band
+    heads-CONTEXT-POLICY-X.svg     hit ratio of every layer and head, for each setting that reuses (and band, if there are several)
 and names each file. Needs matplotlib.
 """
 import argparse
@@ -23,8 +23,9 @@ try:
 except ImportError:
     sys.exit('plot_eval.py needs matplotlib')
 
-# parameter, colour, marker, where its value is written
-POLICIES = {'paper': ('tau', 'C0', 'o', (4, 5)), 'budget': ('budget', 'C1', 's', (4, -11))}
+# parameter, colour, where its value is written
+POLICIES = {'paper': ('tau', 'C0', (4, 5)), 'budget': ('budget', 'C1', (4, -11))}
+STYLES = [('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.')]  # of bands
 
 
 def read(paths):
@@ -52,13 +53,15 @@ def subtitle(rows):
 def plot_error(rows, context, path):
     """Without reuse the divergence is 0, which has no place on a logarithmic axis."""
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    for policy, (parameter, colour, marker, offset) in POLICIES.items():
-        points = sorted((row['bytes_skipped'], row['kl_mean'], row['setting']) for row in rows
-                        if row['policy'] == policy and row['kl_mean'])
+    for policy, band in sorted({(row['policy'], row['band']) for row in rows if row['policy'] in POLICIES}):
+        parameter, colour, offset = POLICIES[policy]
+        marker, line = STYLES[sum(a == policy and b < band for a, b in {(r['policy'], r['band']) for r in rows}) % len(STYLES)]
+        points = sorted((row['kv_bytes_skipped'] / row['kv_bytes'], row['kl_mean'], row['setting']) for row in rows
+                        if (row['policy'], row['band']) == (policy, band) and row['kl_mean'])
         if not points:
             continue
-        x, y, settings = zip(*points)
-        axes.plot([100 * v for v in x], y, color=colour, marker=marker, label=f'{policy} ({parameter})')
+        x, y, _ = zip(*points)
+        axes.plot([100 * v for v in x], y, color=colour, marker=marker, linestyle=line, label=f'{policy} ({parameter}), band {band}')
         for px, py, setting in points:
             axes.annotate(f'{setting:g}', (100 * px, py), textcoords='offset points', xytext=offset, fontsize=8)
     floors = [row['kl_floor'] for row in rows if row.get('kl_floor')]
@@ -67,7 +70,7 @@ def plot_error(rows, context, path):
     if axes.lines:
         axes.set_yscale('log')
         axes.legend()
-    axes.set_xlabel('K and V behind the band not read, %')
+    axes.set_xlabel('K and V not read, %')
     axes.set_ylabel('mean KL divergence from exact, nats')
     axes.set_title(f'{context} tokens of context\n{subtitle(rows)}', fontsize=10)
     axes.grid(alpha=0.3)
@@ -104,7 +107,9 @@ def main():
         plot_error(chosen, context, args.out / f'error-{context}.svg')
         for row in chosen:
             if row['policy'] in POLICIES and row.get('per_layer_head'):
-                plot_heads(row, args.out / f"heads-{context}-{row['policy']}-{row['setting']:g}.svg")
+                several = any(r['policy'] == row['policy'] and r['band'] != row['band'] for r in chosen)
+                band = f"-band-{row['band']}" if several else ''
+                plot_heads(row, args.out / f"heads-{context}-{row['policy']}-{row['setting']:g}{band}.svg")
 
 
 if __name__ == '__main__':

@@ -17,8 +17,9 @@ except ImportError:
 PLOT = None
 
 
-def row(policy, setting, kl, skipped, context=8192):
-    return {'policy': policy, 'setting': setting, 'context': context, 'kl_mean': kl, 'kl_floor': 1e-4, 'bytes_skipped': skipped,
+def row(policy, setting, kl, skipped, context=8192, band=256):
+    return {'policy': policy, 'setting': setting, 'context': context, 'kl_mean': kl, 'kl_floor': 1e-4, 'band': band, 'kv_bytes': 1000,
+            'kv_bytes_skipped': 1000 * skipped,
             'model': 'x.gguf', 'dtype': 'f16', 'mode': 'teacher-forced', 'tokens': 64,
             'per_layer_head': [[0.5, None], [0.0, 1.0], [0.25, 0.75]]}
 
@@ -36,11 +37,12 @@ class Plot(unittest.TestCase):
 
     def test_one_plot_a_context_and_one_a_setting(self):
         rows = [row('exact', None, 0, 0), row('paper', 0.45, 1e-2, 0.6), row('paper', 0.9, 1e-3, 0.1), row('budget', 0.02, 4e-4, 0.05),
-                row('paper', 0.45, 1e-2, 0.7, 16384)]
+                row('budget', 0.02, 1e-4, 0.05, band=2048), row('paper', 0.45, 1e-2, 0.7, 16384)]
         done = self.plot('\n'.join(map(json.dumps, rows)))
         self.assertEqual(done.returncode, 0, done.stderr)
         names = sorted(p.name for p in (self.path / 'out').iterdir())
-        self.assertEqual(names, ['error-16384.svg', 'error-8192.svg', 'heads-16384-paper-0.45.svg', 'heads-8192-budget-0.02.svg',
+        self.assertEqual(names, ['error-16384.svg', 'error-8192.svg', 'heads-16384-paper-0.45.svg',
+                                 'heads-8192-budget-0.02-band-2048.svg', 'heads-8192-budget-0.02-band-256.svg',
                                  'heads-8192-paper-0.45.svg', 'heads-8192-paper-0.9.svg'])
         for name in names:
             xml.dom.minidom.parse(str(self.path / 'out' / name))
