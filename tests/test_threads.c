@@ -228,9 +228,7 @@ static void test_long_rows(void **state)
         for (int32_t step = 0; step <= 10; step++) {
             for (int32_t r = 0; r < 2; r++)
                 test_bench_row(&b, r, r, r, &seq, n + step, step ? 1 : n);
-            test_bench_queries(&b, 2, both, 0);
-            assert_ok(m, macattn_plan(m, &b.batch));
-            assert_ok(m, step ? macattn_decode(m, 0, &b.io) : macattn_prefill(m, 0, &b.io));
+            test_bench_run(&b, m, 2, both);
         }
         const size_t bytes = test_bench_out_bytes(&b);
         if (first) {
