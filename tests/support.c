@@ -378,6 +378,14 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
                          .lse = b->lse};
 }
 
+test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries)
+{
+    const macattn_config resolved = test_resolved(m);
+    test_bench b;
+    test_bench_create(&b, &resolved, max_rows, capacity, max_queries);
+    return b;
+}
+
 void test_bench_destroy(test_bench *b)
 {
     test_kv_destroy(&b->kv);

@@ -154,6 +154,8 @@ typedef struct test_bench {
 
 void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_rows, int64_t capacity,
                        int32_t max_queries);
+/* The same for an object's own configuration. */
+test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries);
 void test_bench_destroy(test_bench *b);
 /* Set row r to the sequence's tokens [n_tokens - n_queries, n_tokens) in KV sequence `page`, writing
  * their K and V. */

@@ -91,10 +91,8 @@ static void test_plan_fails(void **state)
         allocator a = {0, 0, -1};
         const macattn_config cfg = alloc_config(&a);
         macattn *m = test_create(&cfg);
-        const macattn_config resolved = test_resolved(m);
-        test_bench b, twin;
-        test_bench_create(&b, &resolved, 4, CAPACITY, 100);
-        test_bench_create(&twin, &resolved, 4, CAPACITY, 100);
+        test_bench b = test_bench_of(m, 4, CAPACITY, 100),
+                   twin = test_bench_of(m, 4, CAPACITY, 100);
         macattn *never_failed = test_create(&cfg);
         for (int64_t t = 1; t <= 30; t++) {
             test_bench_step(&b, m, 0, &seq, t, 1);
@@ -159,9 +157,7 @@ static void test_first_plan_fails(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 10);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 10);
     test_bench_row(&b, 0, 0, 0, &seq, 10, 10);
     test_bench_queries(&b, 1, &seq, 0);
     /* What a failed plan took stays with the object: each failure comes a little further. */
@@ -189,9 +185,7 @@ static void test_load_fails(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *source = test_create(&cfg);
-    const macattn_config resolved = test_resolved(source);
-    test_bench b;
-    test_bench_create(&b, &resolved, 4, CAPACITY, 1);
+    test_bench b = test_bench_of(source, 4, CAPACITY, 1);
     for (int64_t t = 1; t <= 40; t++) test_bench_step(&b, source, 0, &seq, t, 1);
     test_saved good = test_save(source, 0);
     int64_t failures = 0;
@@ -230,9 +224,7 @@ static void test_no_allocation(void **state)
         macattn_config cfg = alloc_config(&a);
         cfg.policy = (macattn_policy)policy;
         macattn *m = test_create(&cfg);
-        const macattn_config resolved = test_resolved(m);
-        test_bench b;
-        test_bench_create(&b, &resolved, 4, CAPACITY, 50);
+        test_bench b = test_bench_of(m, 4, CAPACITY, 50);
         const test_sequence both[2] = {seq, seq};
         macattn_stats stats = {.struct_size = sizeof stats};
         size_t size;
@@ -276,9 +268,7 @@ static void test_no_growth(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 4, CAPACITY, 40);
+    test_bench b = test_bench_of(m, 4, CAPACITY, 40);
     int64_t live = 0;
     for (int round = 0; round < 60; round++) {
         test_bench_step(&b, m, 0, &seq, 40, 40);

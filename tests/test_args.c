@@ -255,8 +255,7 @@ static void world_create(world *w)
 {
     const macattn_config cfg = good_config();
     *w = (world){.m = test_create(&cfg)};
-    const macattn_config resolved = test_resolved(w->m);
-    test_bench_create(&w->b, &resolved, 3, CAPACITY, CAPACITY);
+    w->b = test_bench_of(w->m, 3, CAPACITY, CAPACITY);
     for (int32_t slot = 1; slot >= 0; slot--) {
         for (int64_t n = 1; n <= (slot ? 10 : 20); n++) {
             test_bench_step(&w->b, w->m, slot, &seq, n, 1);
@@ -454,9 +453,7 @@ static void test_order(void **state)
     /* each layer once a plan */
     const macattn_config cfg = good_config();
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
     assert_int_equal(macattn_attend(m, &b.io), MACATTN_E_STATE);
     assert_int_equal(macattn_decode(m, 0, &b.io), MACATTN_E_STATE);
     assert_int_equal(macattn_prefill(m, 0, &b.io), MACATTN_E_STATE);

@@ -614,9 +614,7 @@ static float *outputs(const macattn_config *cfg, size_t *bytes)
 {
     enum { STEPS = 30, PROMPT = 300 };
     macattn *m = test_create(cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 2, PROMPT + STEPS, PROMPT);
+    test_bench b = test_bench_of(m, 2, PROMPT + STEPS, PROMPT);
     *bytes = 0;
     const size_t most =
         2 * (PROMPT + STEPS) * (size_t)cfg->n_heads * (size_t)cfg->head_dim * sizeof(float);

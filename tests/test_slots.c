@@ -31,8 +31,7 @@ typedef struct world {
 static world world_of(const macattn_config *cfg)
 {
     world w = {.m = test_create(cfg)};
-    const macattn_config resolved = test_resolved(w.m);
-    test_bench_create(&w.b, &resolved, 4, CAPACITY, CAPACITY);
+    w.b = test_bench_of(w.m, 4, CAPACITY, CAPACITY);
     return w;
 }
 
