@@ -295,6 +295,27 @@ macattn_config test_resolved(macattn *m)
     return cfg;
 }
 
+test_saved test_save(macattn *m, int32_t slot)
+{
+    test_saved saved = {NULL, 0};
+    assert_ok(m, macattn_slot_save(m, slot, NULL, &saved.size));
+    assert_true(saved.size > 0);
+    saved.data = malloc(saved.size);
+    assert_non_null(saved.data);
+    size_t size = saved.size;
+    assert_ok(m, macattn_slot_save(m, slot, saved.data, &size));
+    assert_int_equal(size, saved.size);
+    return saved;
+}
+
+void test_slot_holds(macattn *m, int32_t slot, const test_saved *saved)
+{
+    test_saved now = test_save(m, slot);
+    assert_int_equal(now.size, saved->size);
+    assert_memory_equal(now.data, saved->data, now.size);
+    free(now.data);
+}
+
 /* ------------------------------------------------------------------------------------ sequences -- */
 
 void test_token(const test_sequence *s, const macattn_config *cfg, int64_t pos, int32_t kv_head,
@@ -357,6 +378,14 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
                          .lse = b->lse};
 }
 
+test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries)
+{
+    const macattn_config resolved = test_resolved(m);
+    test_bench b;
+    test_bench_create(&b, &resolved, max_rows, capacity, max_queries);
+    return b;
+}
+
 void test_bench_destroy(test_bench *b)
 {
     test_kv_destroy(&b->kv);
@@ -408,6 +437,23 @@ void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, i
     }
     b->batch.n_rows = n_rows;
     b->n_queries = query;
+}
+
+void test_bench_run(test_bench *b, macattn *m, int32_t n_rows, const test_sequence *s)
+{
+    for (int32_t l = 0; l < b->cfg.n_layers; l++) {
+        test_bench_queries(b, n_rows, s, l);
+        if (l == 0) assert_ok(m, macattn_plan(m, &b->batch));
+        assert_ok(m, b->n_queries == n_rows ? macattn_decode(m, l, &b->io)
+                                            : macattn_prefill(m, l, &b->io));
+    }
+}
+
+void test_bench_step(test_bench *b, macattn *m, int32_t slot, const test_sequence *s,
+                     int64_t n_tokens, int32_t n_queries)
+{
+    test_bench_row(b, 0, slot, slot, s, n_tokens, n_queries);
+    test_bench_run(b, m, 1, s);
 }
 
 size_t test_bench_out_bytes(const test_bench *b)

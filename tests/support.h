@@ -110,6 +110,16 @@ macattn_config test_config(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim
 macattn *test_create(const macattn_config *cfg);
 macattn_config test_resolved(macattn *m);
 
+/* What a slot saves, which is its whole state. `data` is to be freed. */
+typedef struct test_saved {
+    uint8_t *data;
+    size_t size;
+} test_saved;
+
+test_saved test_save(macattn *m, int32_t slot);
+/* Fails unless the slot would save just that. */
+void test_slot_holds(macattn *m, int32_t slot, const test_saved *saved);
+
 /* ------------------------------------------------------------------------------------ sequences -- */
 
 /* The tokens and queries of a made-up sequence. The query of a position (before RoPE) is one of
@@ -144,6 +154,8 @@ typedef struct test_bench {
 
 void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_rows, int64_t capacity,
                        int32_t max_queries);
+/* The same for an object's own configuration. */
+test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries);
 void test_bench_destroy(test_bench *b);
 /* Set row r to the sequence's tokens [n_tokens - n_queries, n_tokens) in KV sequence `page`, writing
  * their K and V. */
@@ -154,6 +166,12 @@ void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, i
 /* Set one query (and its match query) to values. */
 void test_bench_set_query(test_bench *b, int64_t query, int32_t head, const float *q,
                           const float *q_match);
+/* Plan the rows that are set, and compute every layer: decode if a row is one query, else prefill. */
+void test_bench_run(test_bench *b, macattn *m, int32_t n_rows, const test_sequence *s);
+/* The same for one row, set to the sequence's tokens [n_tokens - n_queries, n_tokens), in the KV sequence
+ * of the slot's number. */
+void test_bench_step(test_bench *b, macattn *m, int32_t slot, const test_sequence *s,
+                     int64_t n_tokens, int32_t n_queries);
 size_t test_bench_out_bytes(const test_bench *b);
 
 /* Decisions of the newest decode. */

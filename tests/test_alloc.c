@@ -56,31 +56,6 @@ static void fail_next(allocator *a, int64_t n)
     a->fail_at = n;
 }
 
-typedef struct blob {
-    uint8_t *data;
-    size_t size;
-} blob;
-
-static blob save(macattn *m, int32_t slot)
-{
-    blob saved = {NULL, 0};
-    assert_ok(m, macattn_slot_save(m, slot, NULL, &saved.size));
-    saved.data = malloc(saved.size);
-    assert_non_null(saved.data);
-    assert_ok(m, macattn_slot_save(m, slot, saved.data, &saved.size));
-    return saved;
-}
-
-static void step(macattn *m, test_bench *b, int32_t slot, int64_t n_tokens, int32_t n_queries)
-{
-    test_bench_row(b, 0, slot, slot, &seq, n_tokens, n_queries);
-    for (int32_t l = 0; l < b->cfg.n_layers; l++) {
-        test_bench_queries(b, 1, &seq, l);
-        if (l == 0) assert_ok(m, macattn_plan(m, &b->batch));
-        assert_ok(m, n_queries == 1 ? macattn_decode(m, l, &b->io) : macattn_prefill(m, l, &b->io));
-    }
-}
-
 /* --------------------------------------------------------------------------------------- tests -- */
 
 static void test_create_fails(void **state)
@@ -116,21 +91,19 @@ static void test_plan_fails(void **state)
         allocator a = {0, 0, -1};
         const macattn_config cfg = alloc_config(&a);
         macattn *m = test_create(&cfg);
-        const macattn_config resolved = test_resolved(m);
-        test_bench b, twin;
-        test_bench_create(&b, &resolved, 4, CAPACITY, 100);
-        test_bench_create(&twin, &resolved, 4, CAPACITY, 100);
+        test_bench b = test_bench_of(m, 4, CAPACITY, 100),
+                   twin = test_bench_of(m, 4, CAPACITY, 100);
         macattn *never_failed = test_create(&cfg);
         for (int64_t t = 1; t <= 30; t++) {
-            step(m, &b, 0, t, 1);
-            step(never_failed, &twin, 0, t, 1);
+            test_bench_step(&b, m, 0, &seq, t, 1);
+            test_bench_step(&twin, never_failed, 0, &seq, t, 1);
         }
         assert_ok(m, macattn_slot_fork(m, 0, 2)); /* so that a copy must be reserved */
         /* A former plan, which must stay in force. */
         test_bench_row(&b, 0, 0, 0, &seq, 31, 1);
         test_bench_queries(&b, 1, &seq, 0);
         assert_ok(m, macattn_plan(m, &b.batch));
-        blob before[3] = {save(m, 0), save(m, 1), save(m, 2)};
+        test_saved before[3] = {test_save(m, 0), test_save(m, 1), test_save(m, 2)};
 
         /* A larger one: more rows, more queries, longer. */
         macattn_row rows[3] = {{.slot = 0, .n_queries = 70, .n_tokens = 300},
@@ -149,10 +122,7 @@ static void test_plan_fails(void **state)
             assert_true(strlen(macattn_last_error(m)) > 8);
         }
         for (int i = 0; i < 3; i++) {
-            blob after = save(m, i);
-            assert_int_equal(after.size, before[i].size);
-            assert_memory_equal(after.data, before[i].data, after.size);
-            free(after.data);
+            test_slot_holds(m, i, &before[i]);
             free(before[i].data);
         }
         if (!worked) {
@@ -187,9 +157,7 @@ static void test_first_plan_fails(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 10);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 10);
     test_bench_row(&b, 0, 0, 0, &seq, 10, 10);
     test_bench_queries(&b, 1, &seq, 0);
     /* What a failed plan took stays with the object: each failure comes a little further. */
@@ -217,34 +185,27 @@ static void test_load_fails(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *source = test_create(&cfg);
-    const macattn_config resolved = test_resolved(source);
-    test_bench b;
-    test_bench_create(&b, &resolved, 4, CAPACITY, 1);
-    for (int64_t t = 1; t <= 40; t++) step(source, &b, 0, t, 1);
-    blob good = save(source, 0);
+    test_bench b = test_bench_of(source, 4, CAPACITY, 1);
+    for (int64_t t = 1; t <= 40; t++) test_bench_step(&b, source, 0, &seq, t, 1);
+    test_saved good = test_save(source, 0);
     int64_t failures = 0;
     for (bool worked = false; !worked;) {
         macattn *m = test_create(&cfg);
-        for (int64_t t = 1; t <= 20; t++) step(m, &b, 1, t, 1);
-        blob before = save(m, 1);
+        for (int64_t t = 1; t <= 20; t++) test_bench_step(&b, m, 1, &seq, t, 1);
+        test_saved before = test_save(m, 1);
         fail_next(&a, failures);
         const macattn_status status = macattn_slot_load(m, 1, good.data, good.size);
         fail_next(&a, -1);
-        blob after = save(m, 1);
+        test_slot_holds(m, 1, status == MACATTN_OK ? &good : &before);
         if (status == MACATTN_OK) {
             worked = true;
-            assert_int_equal(after.size, good.size);
-            assert_memory_equal(after.data, good.data, good.size);
         } else {
             failures++;
             assert_int_equal(status, MACATTN_E_NOMEM);
             assert_true(strlen(macattn_last_error(m)) > 8);
-            assert_int_equal(after.size, before.size);
-            assert_memory_equal(after.data, before.data, before.size);
             assert_ok(m, macattn_slot_load(m, 1, good.data, good.size));
         }
         free(before.data);
-        free(after.data);
         macattn_destroy(m);
     }
     assert_true(failures >= 2);
@@ -263,9 +224,7 @@ static void test_no_allocation(void **state)
         macattn_config cfg = alloc_config(&a);
         cfg.policy = (macattn_policy)policy;
         macattn *m = test_create(&cfg);
-        const macattn_config resolved = test_resolved(m);
-        test_bench b;
-        test_bench_create(&b, &resolved, 4, CAPACITY, 50);
+        test_bench b = test_bench_of(m, 4, CAPACITY, 50);
         const test_sequence both[2] = {seq, seq};
         macattn_stats stats = {.struct_size = sizeof stats};
         size_t size;
@@ -309,18 +268,16 @@ static void test_no_growth(void **state)
     allocator a = {0, 0, -1};
     const macattn_config cfg = alloc_config(&a);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 4, CAPACITY, 40);
+    test_bench b = test_bench_of(m, 4, CAPACITY, 40);
     int64_t live = 0;
     for (int round = 0; round < 60; round++) {
-        step(m, &b, 0, 40, 40);
+        test_bench_step(&b, m, 0, &seq, 40, 40);
         assert_ok(m, macattn_slot_fork(m, 0, 1));
         assert_ok(m, macattn_slot_fork(m, 1, 2));
-        step(m, &b, 1, 41, 1);
-        step(m, &b, 2, 41, 1);
-        step(m, &b, 0, 41, 1);
-        blob saved = save(m, round % 3);
+        test_bench_step(&b, m, 1, &seq, 41, 1);
+        test_bench_step(&b, m, 2, &seq, 41, 1);
+        test_bench_step(&b, m, 0, &seq, 41, 1);
+        test_saved saved = test_save(m, round % 3);
         assert_ok(m, macattn_slot_load(m, 3, saved.data, saved.size));
         free(saved.data);
         for (int32_t s = 0; s < 4; s++) assert_ok(m, macattn_slot_reset(m, s));

@@ -246,8 +246,7 @@ static const test_sequence seq = {31, 4, 0.5};
 typedef struct world {
     macattn *m;
     test_bench b;
-    size_t saved[3];
-    uint8_t *before[3];
+    test_saved before[3];
     int32_t *pages;
 } world;
 
@@ -256,38 +255,21 @@ static void world_create(world *w)
 {
     const macattn_config cfg = good_config();
     *w = (world){.m = test_create(&cfg)};
-    const macattn_config resolved = test_resolved(w->m);
-    test_bench_create(&w->b, &resolved, 3, CAPACITY, CAPACITY);
+    w->b = test_bench_of(w->m, 3, CAPACITY, CAPACITY);
     for (int32_t slot = 1; slot >= 0; slot--) {
         for (int64_t n = 1; n <= (slot ? 10 : 20); n++) {
-            test_bench_row(&w->b, 0, slot, slot, &seq, n, 1);
-            test_bench_queries(&w->b, 1, &seq, 0);
-            assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
-            for (int32_t l = 0; l < 2; l++) assert_ok(w->m, macattn_decode(w->m, l, &w->b.io));
+            test_bench_step(&w->b, w->m, slot, &seq, n, 1);
         }
     }
     test_bench_row(&w->b, 0, 0, 0, &seq, 21, 1);
     test_bench_queries(&w->b, 1, &seq, 0);
     assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
-    for (int32_t slot = 0; slot < 3; slot++) {
-        assert_ok(w->m, macattn_slot_save(w->m, slot, NULL, &w->saved[slot]));
-        w->before[slot] = malloc(w->saved[slot]);
-        assert_non_null(w->before[slot]);
-        assert_ok(w->m, macattn_slot_save(w->m, slot, w->before[slot], &w->saved[slot]));
-    }
+    for (int32_t slot = 0; slot < 3; slot++) w->before[slot] = test_save(w->m, slot);
 }
 
 static void assert_unchanged(world *w)
 {
-    uint8_t *now = malloc(65536);
-    assert_non_null(now);
-    for (int32_t slot = 0; slot < 3; slot++) {
-        size_t size = 65536;
-        assert_int_equal(macattn_slot_save(w->m, slot, now, &size), MACATTN_OK);
-        assert_int_equal(size, w->saved[slot]);
-        assert_memory_equal(now, w->before[slot], size);
-    }
-    free(now);
+    for (int32_t slot = 0; slot < 3; slot++) test_slot_holds(w->m, slot, &w->before[slot]);
 }
 
 /* The plan made by world_create still works. */
@@ -301,7 +283,7 @@ static void world_destroy(world *w)
     int64_t n;
     assert_ok(w->m, macattn_slot_length(w->m, 0, &n));
     assert_int_equal(n, 21);
-    for (int i = 0; i < 3; i++) free(w->before[i]);
+    for (int i = 0; i < 3; i++) free(w->before[i].data);
     test_bench_destroy(&w->b);
     macattn_destroy(w->m);
 }
@@ -471,9 +453,7 @@ static void test_order(void **state)
     /* each layer once a plan */
     const macattn_config cfg = good_config();
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
     assert_int_equal(macattn_attend(m, &b.io), MACATTN_E_STATE);
     assert_int_equal(macattn_decode(m, 0, &b.io), MACATTN_E_STATE);
     assert_int_equal(macattn_prefill(m, 0, &b.io), MACATTN_E_STATE);

@@ -273,13 +273,18 @@ static void run_on(scene *c, const char *isa, int32_t n_threads)
     macattn_destroy(m);
 }
 
+static void run_on_all(scene *c)
+{
+    for (int i = 0; macattn_isa_name(i); i++) {
+        if (macattn_isa_supported(macattn_isa_name(i))) run_on(c, macattn_isa_name(i), 1);
+    }
+}
+
 static void run(const spec *s)
 {
     scene c;
     scene_create(&c, s);
-    for (int i = 0; macattn_isa_name(i); i++) {
-        if (macattn_isa_supported(macattn_isa_name(i))) run_on(&c, macattn_isa_name(i), 1);
-    }
+    run_on_all(&c);
     scene_destroy(&c);
 }
 
@@ -628,9 +633,7 @@ static void test_nan_q8_0(void **state)
         ref_attend(&c.cfg, &c.batch, &c.io, c.want, c.want_lse);
         assert_true(isnan(c.want[c.heads * 64 - 1]));
         assert_false(isnan(c.want[0]));
-        for (int i = 0; macattn_isa_name(i); i++) {
-            if (macattn_isa_supported(macattn_isa_name(i))) run_on(&c, macattn_isa_name(i), 1);
-        }
+        run_on_all(&c);
         scene_destroy(&c);
     }
 }
@@ -649,9 +652,7 @@ static void test_nan_query(void **state)
         ref_attend(&c.cfg, &c.batch, &c.io, c.want, c.want_lse);
         assert_true(isnan(c.want_lse[1]));
         assert_false(isnan(c.want_lse[2]));
-        for (int i = 0; macattn_isa_name(i); i++) {
-            if (macattn_isa_supported(macattn_isa_name(i))) run_on(&c, macattn_isa_name(i), 1);
-        }
+        run_on_all(&c);
         scene_destroy(&c);
     }
 }
@@ -675,9 +676,7 @@ static void test_special_sinks(void **state)
             c.sinks[1] = INFINITY;
             c.sinks[2] = NAN;
             ref_attend(&c.cfg, &c.batch, &c.io, c.want, c.want_lse);
-            for (int i = 0; macattn_isa_name(i); i++) {
-                if (macattn_isa_supported(macattn_isa_name(i))) run_on(&c, macattn_isa_name(i), 1);
-            }
+            run_on_all(&c);
             scene_destroy(&c);
         }
     }

@@ -44,10 +44,8 @@ static void nothing_allowed(float budget)
     macattn_config exact_cfg = cfg;
     exact_cfg.policy = MACATTN_POLICY_EXACT;
     macattn *m = test_create(&cfg), *exact = test_create(&exact_cfg);
-    const macattn_config resolved = test_resolved(m);
     const float sinks[HEADS] = {0.5f, -1, 2, 0, 1, -3, 0.25f, 4};
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
     float out[HEADS * DIM];
     for (int64_t n = 1; n < 300; n++) {
         plan_step(m, &b, n);
@@ -93,9 +91,7 @@ static tally run(float budget)
 {
     const macattn_config cfg = budget_config(budget);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
     float out[HEADS * DIM];
     tally t = {0};
     for (int64_t n = 1; n < CAPACITY; n++) {
@@ -159,9 +155,7 @@ static void test_threads(void **state)
     macattn *one = test_create(&cfg);
     cfg.n_threads = 3;
     macattn *three = test_create(&cfg);
-    const macattn_config resolved = test_resolved(one);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(one, 1, CAPACITY, 1);
     float out[HEADS * DIM];
     for (int64_t n = 1; n < 400; n++) {
         plan_step(one, &b, n);
@@ -277,9 +271,7 @@ static void test_head_budgets(void **state)
     (void)state;
     const macattn_config cfg = budget_config(1e-30f);
     macattn *m = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 1, CAPACITY, 1);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
     int64_t hits[2], refused;
     count_hits(m, &b, 1, 300, hits, &refused);
     assert_true(hits[0] == 0 && hits[1] == 0);

@@ -614,9 +614,7 @@ static float *outputs(const macattn_config *cfg, size_t *bytes)
 {
     enum { STEPS = 30, PROMPT = 300 };
     macattn *m = test_create(cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b;
-    test_bench_create(&b, &resolved, 2, PROMPT + STEPS, PROMPT);
+    test_bench b = test_bench_of(m, 2, PROMPT + STEPS, PROMPT);
     *bytes = 0;
     const size_t most =
         2 * (PROMPT + STEPS) * (size_t)cfg->n_heads * (size_t)cfg->head_dim * sizeof(float);
@@ -626,9 +624,7 @@ static float *outputs(const macattn_config *cfg, size_t *bytes)
         for (int32_t r = 0; r < 2; r++) {
             test_bench_row(&b, r, r, r, &sequences[r], PROMPT + step, step ? 1 : PROMPT);
         }
-        test_bench_queries(&b, 2, sequences, 0);
-        assert_ok(m, macattn_plan(m, &b.batch));
-        assert_ok(m, step ? macattn_decode(m, 0, &b.io) : macattn_prefill(m, 0, &b.io));
+        test_bench_run(&b, m, 2, sequences);
         memcpy(all + *bytes, b.out, test_bench_out_bytes(&b));
         *bytes += test_bench_out_bytes(&b);
     }

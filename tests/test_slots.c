@@ -28,11 +28,17 @@ typedef struct world {
     test_bench b;
 } world;
 
-static void world_create(world *w, const macattn_config *cfg)
+static world world_of(const macattn_config *cfg)
 {
-    w->m = test_create(cfg);
-    const macattn_config resolved = test_resolved(w->m);
-    test_bench_create(&w->b, &resolved, 4, CAPACITY, CAPACITY);
+    world w = {.m = test_create(cfg)};
+    w.b = test_bench_of(w.m, 4, CAPACITY, CAPACITY);
+    return w;
+}
+
+static world world_create(void)
+{
+    const macattn_config cfg = slots_config();
+    return world_of(&cfg);
 }
 
 static void world_destroy(world *w)
@@ -44,24 +50,12 @@ static void world_destroy(world *w)
 /* Tokens [from, to) of a sequence into a slot, one at a time, or at once. */
 static void decode(world *w, int32_t slot, const test_sequence *s, int64_t from, int64_t to)
 {
-    for (int64_t n = from + 1; n <= to; n++) {
-        test_bench_row(&w->b, 0, slot, slot, s, n, 1);
-        for (int32_t l = 0; l < w->b.cfg.n_layers; l++) {
-            test_bench_queries(&w->b, 1, s, l);
-            if (l == 0) assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
-            assert_ok(w->m, macattn_decode(w->m, l, &w->b.io));
-        }
-    }
+    for (int64_t n = from + 1; n <= to; n++) test_bench_step(&w->b, w->m, slot, s, n, 1);
 }
 
 static void prefill(world *w, int32_t slot, const test_sequence *s, int64_t from, int64_t to)
 {
-    test_bench_row(&w->b, 0, slot, slot, s, to, (int32_t)(to - from));
-    for (int32_t l = 0; l < w->b.cfg.n_layers; l++) {
-        test_bench_queries(&w->b, 1, s, l);
-        if (l == 0) assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
-        assert_ok(w->m, macattn_prefill(w->m, l, &w->b.io));
-    }
+    test_bench_step(&w->b, w->m, slot, s, to, (int32_t)(to - from));
 }
 
 /* The tokens of one KV sequence become another's (a fork's, say). */
@@ -74,32 +68,12 @@ static void copy_tokens(world *w, int32_t from, int32_t to)
     memcpy(kv->v.data + to * v, kv->v.data + from * v, v_rest);
 }
 
-typedef struct blob {
-    uint8_t *data;
-    size_t size;
-} blob;
-
-static blob save(macattn *m, int32_t slot)
-{
-    blob saved = {NULL, 0};
-    assert_ok(m, macattn_slot_save(m, slot, NULL, &saved.size));
-    assert_true(saved.size > 0);
-    saved.data = malloc(saved.size);
-    assert_non_null(saved.data);
-    size_t size = saved.size;
-    assert_ok(m, macattn_slot_save(m, slot, saved.data, &size));
-    assert_int_equal(size, saved.size);
-    return saved;
-}
-
 /* The whole state of a slot is what it saves. */
 static void assert_same_state(macattn *a, int32_t slot_a, macattn *b, int32_t slot_b)
 {
-    blob x = save(a, slot_a), y = save(b, slot_b);
-    assert_int_equal(x.size, y.size);
-    assert_memory_equal(x.data, y.data, x.size);
-    free(x.data);
-    free(y.data);
+    test_saved saved = test_save(a, slot_a);
+    test_slot_holds(b, slot_b, &saved);
+    free(saved.data);
 }
 
 static int64_t length(macattn *m, int32_t slot)
@@ -115,24 +89,36 @@ static void assert_same_output(const world *a, const world *b)
     test_same_bits("outputs", a->b.out, b->b.out, test_bench_out_bytes(&a->b));
 }
 
+/* The same tokens into a slot of either: the last outputs, and the states, are the same. */
+static void decode_alike(world *a, int32_t slot_a, world *b, int32_t slot_b, const test_sequence *s,
+                         int64_t from, int64_t to)
+{
+    decode(a, slot_a, s, from, to);
+    decode(b, slot_b, s, from, to);
+    assert_same_output(a, b);
+    assert_same_state(a->m, slot_a, b->m, slot_b);
+}
+
+/* Plan the next token of slot 0, of which the cache holds n. */
+static void plan_next(world *w, int64_t n)
+{
+    test_bench_row(&w->b, 0, 0, 0, &seq, n + 1, 1);
+    test_bench_queries(&w->b, 1, &seq, 0);
+    assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
+}
+
 /* --------------------------------------------------------------------------------------- tests -- */
 
 static void test_reset(void **state)
 {
     (void)state;
-    world w, fresh;
-    const macattn_config cfg = slots_config();
-    world_create(&w, &cfg);
-    world_create(&fresh, &cfg);
+    world w = world_create(), fresh = world_create();
     decode(&w, 1, &other_seq, 0, 60);
     assert_int_equal(length(w.m, 1), 60);
     assert_ok(w.m, macattn_slot_reset(w.m, 1));
     assert_int_equal(length(w.m, 1), 0);
     assert_same_state(w.m, 1, fresh.m, 1);
-    decode(&w, 1, &seq, 0, 70);
-    decode(&fresh, 1, &seq, 0, 70);
-    assert_same_output(&w, &fresh);
-    assert_same_state(w.m, 1, fresh.m, 1);
+    decode_alike(&w, 1, &fresh, 1, &seq, 0, 70);
     world_destroy(&w);
     world_destroy(&fresh);
 }
@@ -144,11 +130,8 @@ static void test_truncate(void **state)
     static const int64_t keeps[] = {0, 1, 8, 9, 10, 14, 20, 40, 69, 70};
     for (size_t i = 0; i < sizeof keeps / sizeof keeps[0]; i++) {
         for (int by_prefill = 0; by_prefill < 2; by_prefill++) {
-            const macattn_config cfg = slots_config();
             const int64_t keep = keeps[i];
-            world w, fresh;
-            world_create(&w, &cfg);
-            world_create(&fresh, &cfg);
+            world w = world_create(), fresh = world_create();
             decode(&w, 0, &seq, 0, keep);
             decode(&fresh, 0, &seq, 0, keep);
             if (by_prefill) {
@@ -159,10 +142,7 @@ static void test_truncate(void **state)
             assert_ok(w.m, macattn_slot_truncate(w.m, 0, keep));
             assert_int_equal(length(w.m, 0), keep);
             assert_same_state(w.m, 0, fresh.m, 0);
-            decode(&w, 0, &seq, keep, 100);
-            decode(&fresh, 0, &seq, keep, 100);
-            assert_same_output(&w, &fresh);
-            assert_same_state(w.m, 0, fresh.m, 0);
+            decode_alike(&w, 0, &fresh, 0, &seq, keep, 100);
             world_destroy(&w);
             world_destroy(&fresh);
         }
@@ -173,10 +153,7 @@ static void test_truncate(void **state)
 static void test_truncate_often(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w, fresh;
-    world_create(&w, &cfg);
-    world_create(&fresh, &cfg);
+    world w = world_create(), fresh = world_create();
     test_rng rng = {3};
     for (int64_t n = 0; n < 100;) {
         const int64_t kept = 1 + test_below(&rng, 3);
@@ -201,17 +178,13 @@ static void test_truncate_often(void **state)
 static void test_truncate_nothing(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     assert_ok(w.m, macattn_slot_truncate(w.m, 2, 0));
     decode(&w, 2, &seq, 0, 40);
-    blob before = save(w.m, 2);
+    test_saved before = test_save(w.m, 2);
     assert_ok(w.m, macattn_slot_truncate(w.m, 2, 40));
-    blob after = save(w.m, 2);
-    assert_memory_equal(before.data, after.data, before.size);
+    test_slot_holds(w.m, 2, &before);
     free(before.data);
-    free(after.data);
     assert_int_equal(macattn_slot_truncate(w.m, 2, 41), MACATTN_E_RANGE);
     assert_int_equal(macattn_slot_truncate(w.m, 2, -1), MACATTN_E_RANGE);
     assert_int_equal(length(w.m, 2), 40);
@@ -222,10 +195,7 @@ static void test_truncate_nothing(void **state)
 static void test_fork(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w, alone[3];
-    world_create(&w, &cfg);
-    for (int i = 0; i < 3; i++) world_create(&alone[i], &cfg);
+    world w = world_create(), alone[3] = {world_create(), world_create(), world_create()};
     decode(&w, 0, &seq, 0, 50);
     decode(&w, 2, &other_seq, 0, 77); /* is replaced */
     assert_ok(w.m, macattn_slot_fork(w.m, 0, 1));
@@ -237,15 +207,11 @@ static void test_fork(void **state)
         decode(&alone[i], i, &seq, 0, 50);
     }
     /* Slot 1 goes on as before, slot 2 takes ten tokens back first, slot 0 goes last. */
-    decode(&w, 1, &seq, 50, 90);
-    decode(&alone[1], 1, &seq, 50, 90);
-    assert_same_output(&w, &alone[1]);
+    decode_alike(&w, 1, &alone[1], 1, &seq, 50, 90);
     assert_ok(w.m, macattn_slot_truncate(w.m, 2, 40));
     assert_ok(alone[2].m, macattn_slot_truncate(alone[2].m, 2, 40));
     assert_same_state(w.m, 0, alone[0].m, 0);
-    decode(&w, 2, &other_seq, 40, 80);
-    decode(&alone[2], 2, &other_seq, 40, 80);
-    assert_same_output(&w, &alone[2]);
+    decode_alike(&w, 2, &alone[2], 2, &other_seq, 40, 80);
     assert_same_state(w.m, 0, alone[0].m, 0);
     prefill(&w, 0, &other_seq, 50, 100);
     prefill(&alone[0], 0, &other_seq, 50, 100);
@@ -261,10 +227,7 @@ static void test_fork(void **state)
 static void test_fork_in_one_batch(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w, alone;
-    world_create(&w, &cfg);
-    world_create(&alone, &cfg);
+    world w = world_create(), alone = world_create();
     decode(&w, 0, &seq, 0, 60);
     decode(&alone, 0, &seq, 0, 60);
     assert_ok(w.m, macattn_slot_fork(w.m, 0, 1));
@@ -274,11 +237,7 @@ static void test_fork_in_one_batch(void **state)
     const test_sequence both[2] = {seq, seq};
     for (int64_t n = 61; n <= 80; n++) {
         for (int32_t r = 0; r < 2; r++) test_bench_row(&w.b, r, r, r, &seq, n, 1);
-        for (int32_t l = 0; l < LAYERS; l++) {
-            test_bench_queries(&w.b, 2, both, l);
-            if (l == 0) assert_ok(w.m, macattn_plan(w.m, &w.b.batch));
-            assert_ok(w.m, macattn_decode(w.m, l, &w.b.io));
-        }
+        test_bench_run(&w.b, w.m, 2, both);
         const size_t half = test_bench_out_bytes(&w.b) / 2;
         test_same_bits("both forks", w.b.out, (char *)w.b.out + half, half);
     }
@@ -294,9 +253,7 @@ static void test_fork_in_one_batch(void **state)
 static void test_fork_of_nothing(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     decode(&w, 1, &seq, 0, 30);
     assert_ok(w.m, macattn_slot_fork(w.m, 0, 1));
     assert_int_equal(length(w.m, 1), 0);
@@ -321,23 +278,18 @@ static void test_save_load(void **state)
         cfg.q_dtype = (macattn_dtype)(kind % 3);
         cfg.fresh_tokens = kind == 3 ? 4 : 0;
         cfg.ring = kind == 4 ? 7 : 200; /* full */
-        world w, v;
-        world_create(&w, &cfg);
-        world_create(&v, &cfg);
+        world w = world_of(&cfg), v = world_of(&cfg);
         decode(&w, 0, &seq, 0, 80);
         if (kind == 5) assert_ok(w.m, macattn_slot_truncate(w.m, 0, 66));
         const int64_t n = length(w.m, 0);
-        blob saved = save(w.m, 0);
+        test_saved saved = test_save(w.m, 0);
         decode(&v, 3, &other_seq, 0, 33); /* is replaced */
         assert_ok(v.m, macattn_slot_load(v.m, 3, saved.data, saved.size));
         assert_int_equal(length(v.m, 3), n);
         assert_same_state(v.m, 3, w.m, 0);
         /* the tokens are the caller's to restore */
         for (int64_t t = 1; t <= n; t++) test_bench_row(&v.b, 0, 3, 3, &seq, t, 1);
-        decode(&w, 0, &seq, n, 110);
-        decode(&v, 3, &seq, n, 110);
-        assert_same_output(&w, &v);
-        assert_same_state(v.m, 3, w.m, 0);
+        decode_alike(&w, 0, &v, 3, &seq, n, 110);
         free(saved.data);
         world_destroy(&w);
         world_destroy(&v);
@@ -347,9 +299,7 @@ static void test_save_load(void **state)
 static void test_save_arguments(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     decode(&w, 0, &seq, 0, 40);
     size_t size = 0;
     assert_ok(w.m, macattn_slot_save(w.m, 0, NULL, &size));
@@ -367,7 +317,7 @@ static void test_save_arguments(void **state)
     assert_int_equal(macattn_slot_load(w.m, 4, buffer.data, size), MACATTN_E_RANGE);
     assert_ok(w.m, macattn_slot_load(w.m, 1, buffer.data, size));
     /* Nothing to save is fine as well. */
-    blob empty = save(w.m, 2);
+    test_saved empty = test_save(w.m, 2);
     assert_ok(w.m, macattn_slot_load(w.m, 1, empty.data, empty.size));
     assert_int_equal(length(w.m, 1), 0);
     free(empty.data);
@@ -375,34 +325,37 @@ static void test_save_arguments(void **state)
     world_destroy(&w);
 }
 
-static void expect_refused(macattn *m, const void *data, size_t size, const blob *before)
+static void expect_refused(macattn *m, const void *data, size_t size, const test_saved *before)
 {
     const macattn_status status = macattn_slot_load(m, 0, data, size);
     assert_int_equal(status, MACATTN_E_FORMAT);
     assert_true(strlen(macattn_last_error(m)) > 10);
-    blob after = save(m, 0);
-    assert_int_equal(after.size, before->size);
-    assert_memory_equal(after.data, before->data, after.size);
-    free(after.data);
+    test_slot_holds(m, 0, before);
 }
 
-/* Every byte changed, every length cut: refused, and the slot is as before. */
-static void test_load_corrupt(void **state)
+/* Few bytes, so that each can be spoiled. */
+static macattn_config tiny_config(void)
 {
-    (void)state;
     macattn_config cfg = slots_config();
     cfg.n_heads = cfg.n_kv_heads = 1;
     cfg.n_layers = 1;
     cfg.head_dim = 8;
     cfg.ring = 5;
     cfg.band = 2;
+    return cfg;
+}
+
+/* Every byte changed, every length cut: refused, and the slot is as before. */
+static void test_load_corrupt(void **state)
+{
+    (void)state;
+    macattn_config cfg = tiny_config();
     cfg.k_dtype = cfg.v_dtype = MACATTN_DTYPE_F32;
-    world w;
-    world_create(&w, &cfg);
+    world w = world_of(&cfg);
     decode(&w, 0, &seq, 0, 20);
-    blob before = save(w.m, 0);
+    test_saved before = test_save(w.m, 0);
     decode(&w, 1, &other_seq, 0, 30);
-    blob good = save(w.m, 1);
+    test_saved good = test_save(w.m, 1);
     assert_true(good.size < 1000);
     for (size_t i = 0; i < good.size; i++) {
         for (int bit = 0; bit < 8; bit++) {
@@ -446,18 +399,12 @@ static void fix_checksum(uint8_t *data, size_t size)
 static void test_load_forged(void **state)
 {
     (void)state;
-    macattn_config cfg = slots_config();
-    cfg.n_heads = cfg.n_kv_heads = 1;
-    cfg.n_layers = 1;
-    cfg.head_dim = 8;
-    cfg.ring = 5;
-    cfg.band = 2;
-    world w;
-    world_create(&w, &cfg);
+    const macattn_config cfg = tiny_config();
+    world w = world_of(&cfg);
     decode(&w, 0, &seq, 0, 20);
-    blob before = save(w.m, 0);
+    test_saved before = test_save(w.m, 0);
     decode(&w, 1, &other_seq, 0, 30);
-    blob good = save(w.m, 1);
+    test_saved good = test_save(w.m, 1);
     uint8_t *forged = malloc(good.size);
     assert_non_null(forged);
     test_rng rng = {5};
@@ -467,10 +414,7 @@ static void test_load_forged(void **state)
         forged[i / 8] = (uint8_t)(i % 8 == 0 ? 0xff : i % 8 == 1 ? 0x7f : test_random(&rng));
         fix_checksum(forged, good.size);
         if (macattn_slot_load(w.m, 0, forged, good.size) == MACATTN_OK) {
-            blob again = save(w.m, 0);
-            assert_int_equal(again.size, good.size);
-            assert_memory_equal(again.data, forged, good.size);
-            free(again.data);
+            test_slot_holds(w.m, 0, &(test_saved){forged, good.size});
             assert_true(length(w.m, 0) >= 0 && length(w.m, 0) <= cfg.max_tokens);
             assert_ok(w.m, macattn_slot_load(w.m, 0, before.data, before.size));
             loaded++;
@@ -491,10 +435,9 @@ static void test_load_elsewhere(void **state)
 {
     (void)state;
     const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_of(&cfg);
     decode(&w, 0, &seq, 0, 60);
-    blob saved = save(w.m, 0);
+    test_saved saved = test_save(w.m, 0);
     for (int i = 0; i < 12; i++) {
         macattn_config c = cfg;
         if (i == 0) c.n_layers = 1;
@@ -510,7 +453,7 @@ static void test_load_elsewhere(void **state)
         if (i == 10) c.fresh_tokens = 3;
         if (i == 11) c.max_tokens = 59;
         macattn *m = test_create(&c);
-        blob before = save(m, 0);
+        test_saved before = test_save(m, 0);
         expect_refused(m, saved.data, saved.size, &before);
         free(before.data);
         macattn_destroy(m);
@@ -523,18 +466,15 @@ static void test_load_elsewhere(void **state)
 static void test_load_into_other_settings(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     decode(&w, 0, &seq, 0, 60);
-    blob saved = save(w.m, 0);
-    macattn_config c = cfg;
+    test_saved saved = test_save(w.m, 0);
+    macattn_config c = slots_config();
     c.ring = 10;
     c.band = 20;
     c.tau = 0.9f;
     c.n_threads = 2;
-    world v;
-    world_create(&v, &c);
+    world v = world_of(&c);
     assert_ok(v.m, macattn_slot_load(v.m, 0, saved.data, saved.size));
     assert_int_equal(length(v.m, 0), 60);
     const mai_ring_view *ring = &v.m->slots[0].rings[1]->view;
@@ -561,14 +501,10 @@ static void test_stale_plan(void **state)
 {
     (void)state;
     for (int i = 0; i < 6; i++) {
-        const macattn_config cfg = slots_config();
-        world w;
-        world_create(&w, &cfg);
+        world w = world_create();
         decode(&w, 0, &seq, 0, 40);
-        blob saved = save(w.m, 0);
-        test_bench_row(&w.b, 0, 0, 0, &seq, 41, 1);
-        test_bench_queries(&w.b, 1, &seq, 0);
-        assert_ok(w.m, macattn_plan(w.m, &w.b.batch));
+        test_saved saved = test_save(w.m, 0);
+        plan_next(&w, 40);
         if (i == 0) assert_ok(w.m, macattn_slot_reset(w.m, 0));
         if (i == 1) assert_ok(w.m, macattn_slot_truncate(w.m, 0, 30));
         if (i == 2) assert_ok(w.m, macattn_slot_fork(w.m, 1, 0));
@@ -578,17 +514,14 @@ static void test_stale_plan(void **state)
             assert_ok(w.m, macattn_decode(w.m, 0, &w.b.io));
             assert_ok(w.m, macattn_slot_truncate(w.m, 0, 40));
         }
-        blob before = save(w.m, 0);
+        test_saved before = test_save(w.m, 0);
         const size_t bytes = test_bench_out_bytes(&w.b);
         memset(w.b.out, 0x55, bytes);
         expect_state(&w, macattn_decode(w.m, i == 5, &w.b.io));
         expect_state(&w, macattn_prefill(w.m, i == 5, &w.b.io));
         for (size_t j = 0; j < bytes; j++) assert_int_equal(((char *)w.b.out)[j], 0x55);
-        blob after = save(w.m, 0);
-        assert_int_equal(before.size, after.size);
-        assert_memory_equal(before.data, after.data, after.size);
+        test_slot_holds(w.m, 0, &before);
         free(before.data);
-        free(after.data);
         free(saved.data);
         /* A new plan serves again. */
         const int64_t n = length(w.m, 0);
@@ -601,14 +534,10 @@ static void test_stale_plan(void **state)
 static void test_plan_of_other_slots(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     decode(&w, 1, &other_seq, 0, 30);
     decode(&w, 0, &seq, 0, 40);
-    test_bench_row(&w.b, 0, 0, 0, &seq, 41, 1);
-    test_bench_queries(&w.b, 1, &seq, 0);
-    assert_ok(w.m, macattn_plan(w.m, &w.b.batch));
+    plan_next(&w, 40);
     assert_ok(w.m, macattn_slot_truncate(w.m, 1, 3));
     assert_ok(w.m, macattn_slot_fork(w.m, 1, 2));
     assert_ok(w.m, macattn_slot_reset(w.m, 1));
@@ -620,9 +549,7 @@ static void test_plan_of_other_slots(void **state)
 static void test_continuing(void **state)
 {
     (void)state;
-    const macattn_config cfg = slots_config();
-    world w;
-    world_create(&w, &cfg);
+    world w = world_create();
     for (int64_t t = 1; t <= 50; t++) test_bench_row(&w.b, 0, 0, 0, &seq, t, 1);
     decode(&w, 0, &seq, 30, 31); /* 30 tokens that it has not seen */
     assert_int_equal(length(w.m, 0), 31);

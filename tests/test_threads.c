@@ -187,10 +187,7 @@ static void test_handed_over(void **state)
     cfg.ring = 8;
     cfg.min_tokens = 0;
     macattn *m = test_create(&cfg), *one = test_create(&cfg);
-    const macattn_config resolved = test_resolved(m);
-    test_bench b, twin;
-    test_bench_create(&b, &resolved, 1, 60, 1);
-    test_bench_create(&twin, &resolved, 1, 60, 1);
+    test_bench b = test_bench_of(m, 1, 60, 1), twin = test_bench_of(m, 1, 60, 1);
     for (int64_t n = 1; n <= 60; n++) {
         baton x = {m, &b, n, MACATTN_OK}, y = {one, &twin, n, MACATTN_OK};
         pthread_t thread;
@@ -220,17 +217,13 @@ static void test_long_rows(void **state)
     for (int32_t n_threads = 1; n_threads <= 5; n_threads += 2) {
         cfg.n_threads = n_threads;
         macattn *m = test_create(&cfg);
-        const macattn_config resolved = test_resolved(m);
-        test_bench b;
         const int32_t n = TEST_LIGHT ? 700 : 3000;
-        test_bench_create(&b, &resolved, 2, n + 10, n);
+        test_bench b = test_bench_of(m, 2, n + 10, n);
         const test_sequence both[2] = {seq, seq};
         for (int32_t step = 0; step <= 10; step++) {
             for (int32_t r = 0; r < 2; r++)
                 test_bench_row(&b, r, r, r, &seq, n + step, step ? 1 : n);
-            test_bench_queries(&b, 2, both, 0);
-            assert_ok(m, macattn_plan(m, &b.batch));
-            assert_ok(m, step ? macattn_decode(m, 0, &b.io) : macattn_prefill(m, 0, &b.io));
+            test_bench_run(&b, m, 2, both);
         }
         const size_t bytes = test_bench_out_bytes(&b);
         if (first) {

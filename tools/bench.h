@@ -84,6 +84,17 @@ int32_t bench_layers(const bench_run *run, size_t bytes);
 void bench_add_shape(cJSON *row, const bench_shape *shape);
 void bench_add_times(cJSON *row, const char *prefix, const tool_samples *us);
 
+/* Columns of those fields, for tables that show them all. */
+#define BENCH_SHAPE_COLUMNS           \
+    {"heads", "heads", 7, 0},         \
+    {"head_dim", "dim", 4, 0},        \
+    {"kv", "kv", 9, 0},               \
+    {"context", "context", 8, 0}
+#define BENCH_TIME_COLUMNS            \
+    {"us_median", "us", 10, 1},       \
+    {"us_p10", "p10", 10, 1},         \
+    {"us_p90", "p90", 10, 1}
+
 /* ------------------------------------------------------------------------------------- check -- */
 
 /* Largest difference from the float64 result, as a share of the largest float64 value. */

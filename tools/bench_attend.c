@@ -23,16 +23,11 @@
  * waking the own threads is not what is measured. */
 #define WAKE_BELOW_US 5000.0
 
-static const report_column columns[] = {{"heads", "heads", 7, 0},
-                                        {"head_dim", "dim", 4, 0},
-                                        {"kv", "kv", 9, 0},
-                                        {"context", "context", 8, 0},
+static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
                                         {"queries", "queries", 7, 0},
                                         {"batch", "batch", 5, 0},
                                         {"threads", "threads", 7, 0},
-                                        {"us_median", "us", 10, 1},
-                                        {"us_p10", "p10", 10, 1},
-                                        {"us_p90", "p90", 10, 1},
+                                        BENCH_TIME_COLUMNS,
                                         {"gbps", "GB/s", 7, 2},
                                         {"ceiling_gbps", "ceiling", 7, 2},
                                         {"ceiling_share", "share", 6, 3},

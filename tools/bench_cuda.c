@@ -23,28 +23,15 @@
 /* Inputs and probabilities are rounded to K's type: 8 bits of mantissa in bf16, 3 in fp8. */
 #define TOLERANCE 2e-2
 
-static const report_column attend_columns[] = {{"heads", "heads", 7, 0},
-                                               {"head_dim", "dim", 4, 0},
-                                               {"kv", "kv", 9, 0},
-                                               {"context", "context", 8, 0},
-                                               {"batch", "batch", 5, 0},
-                                               {"page_size", "page", 5, 0},
-                                               {"us_median", "us", 10, 1},
-                                               {"us_p10", "p10", 10, 1},
-                                               {"us_p90", "p90", 10, 1},
-                                               {"gbps", "GB/s", 8, 1},
-                                               {0}};
+static const report_column attend_columns[] = {
+    BENCH_SHAPE_COLUMNS, {"batch", "batch", 5, 0}, {"page_size", "page", 5, 0},
+    BENCH_TIME_COLUMNS,  {"gbps", "GB/s", 8, 1},   {0}};
 
-static const report_column mac_columns[] = {{"heads", "heads", 7, 0},
-                                            {"head_dim", "dim", 4, 0},
-                                            {"kv", "kv", 9, 0},
-                                            {"context", "context", 8, 0},
+static const report_column mac_columns[] = {BENCH_SHAPE_COLUMNS,
                                             {"batch", "batch", 5, 0},
                                             {"ring", "ring", 5, 0},
                                             {"hit_ratio", "hits", 6, 3},
-                                            {"us_median", "us", 10, 1},
-                                            {"us_p10", "p10", 10, 1},
-                                            {"us_p90", "p90", 10, 1},
+                                            BENCH_TIME_COLUMNS,
                                             {"exact_us_median", "exact us", 10, 1},
                                             {"speedup_vs_exact", "speedup", 7, 2},
                                             {"gbps", "GB/s", 8, 1},

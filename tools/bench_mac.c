@@ -16,16 +16,11 @@
 /* Steps in which the policy budget learns what hits cost, or that nothing hits. */
 #define LEARN_STEPS 48
 
-static const report_column columns[] = {{"heads", "heads", 7, 0},
-                                        {"head_dim", "dim", 4, 0},
-                                        {"kv", "kv", 9, 0},
-                                        {"context", "context", 8, 0},
+static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
                                         {"ring", "ring", 5, 0},
                                         {"threads", "threads", 7, 0},
                                         {"hit_ratio", "hits", 6, 3},
-                                        {"us_median", "us", 10, 1},
-                                        {"us_p10", "p10", 10, 1},
-                                        {"us_p90", "p90", 10, 1},
+                                        BENCH_TIME_COLUMNS,
                                         {"exact_us_median", "exact us", 10, 1},
                                         {"speedup_vs_exact", "speedup", 7, 2},
                                         {"match_us_median", "match us", 8, 1},

@@ -177,7 +177,8 @@ int command_eval(int argc, char **argv)
         NULL,
         NULL};
     for (int i = 1; i < argc; i++) {
-        if (strncmp(argv[i], "--tasks", 7) == 0) return command_eval_tasks(argc, argv);
+        if (strncmp(argv[i], "--tasks", 7) == 0 || strncmp(argv[i], "-t", 2) == 0)
+            return command_eval_tasks(argc, argv);
     }
     eval_arguments o = {.any_policy = false};
     eval_common_defaults(&o.common);

@@ -12,14 +12,14 @@
 
 #include "eval_options.h"
 #include "eval_tasks.h"
-#include "tasks/tasks.h"
+#include "tasks_options.h"
 
-#define MAX_TASKS 64
 #define LONGBENCH_TOKENS 120000 /* of a prompt; more are cut from its middle */
 
 typedef struct arguments {
-    const char *model, *plugin, *tasks, *essay, *data, *json;
-    int64_t length, samples, seed, threads, ring, band;
+    tasks_common common;
+    const char *model, *plugin, *json;
+    int64_t threads, ring, band;
     macattn_policy policy;
     double tau, budget; /* NAN = default */
     tool_kv_types kv;
@@ -28,13 +28,7 @@ typedef struct arguments {
 enum {
     KEY_MODEL = 'm',
     KEY_POLICY = 'p',
-    KEY_SAMPLES = 'n',
-    KEY_TASKS = 256,
-    KEY_LENGTH,
-    KEY_SEED,
-    KEY_ESSAY,
-    KEY_DATA,
-    KEY_JSON,
+    KEY_JSON = 512,
     KEY_PLUGIN,
     KEY_THREADS,
     KEY_RING,
@@ -46,12 +40,6 @@ enum {
 
 static const struct argp_option options_table[] = {
     {"model", KEY_MODEL, "FILE", 0, "the model, in GGUF", 1},
-    {"tasks", KEY_TASKS, "NAME,...", 0, "families (ruler, native, longgen, longbench) or tasks", 1},
-    {"length", KEY_LENGTH, "N", 0, "tokens of a sample, its answer included (default 4k)", 1},
-    {"samples", KEY_SAMPLES, "N", 0, "of each task (default 20)", 1},
-    {"seed", KEY_SEED, "N", 0, "what the samples are made from (default 42)", 1},
-    {"essay", KEY_ESSAY, "FILE", 0, "a text to hide needles in (default: made up)", 2},
-    {"data", KEY_DATA, "FILE", 0, "your copy of the data that qa_1, qa_2 and longbench_v2 read", 2},
     {"policy", KEY_POLICY, "NAME", 0, "paper or budget (default budget)", 3},
     {"tau", KEY_TAU, "X", 0, "setting of paper", 3},
     {"budget", KEY_BUDGET, "X", 0, "setting of budget", 3},
@@ -68,13 +56,8 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     arguments *o = state->input;
     bool good = true;
     switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; break;
     case KEY_MODEL: o->model = arg; break;
-    case KEY_TASKS: o->tasks = arg; break;
-    case KEY_LENGTH: good = tool_parse_int(arg, 64, 1 << 24, &o->length); break;
-    case KEY_SAMPLES: good = tool_parse_int(arg, 1, 1000000, &o->samples); break;
-    case KEY_SEED: good = tool_parse_int(arg, 0, INT32_MAX, &o->seed); break;
-    case KEY_ESSAY: o->essay = arg; break;
-    case KEY_DATA: o->data = arg; break;
     case KEY_POLICY: good = eval_parse_policy(arg, &o->policy); break;
     case KEY_TAU: good = tool_parse_real(arg, 0, 1, &o->tau); break;
     case KEY_BUDGET: good = tool_parse_real(arg, 0, 1, &o->budget); break;
@@ -84,7 +67,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_THREADS: good = tool_parse_int(arg, 1, 1024, &o->threads); break;
     case KEY_PLUGIN: o->plugin = arg; break;
     case KEY_JSON: o->json = arg; break;
-    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
     default: return ARGP_ERR_UNKNOWN;
     }
     if (!good) argp_error(state, "'%s' is not a value of that option", arg);
@@ -208,8 +190,8 @@ static cJSON *make_row(const tasks_run *r, const task_result *result)
     report_add_text(row, "task", r->of->name);
     report_add_text(row, "policy", eval_policy_name(r->policy.policy));
     report_add_real(row, "setting", setting);
-    report_add_int(row, "length", r->a->length);
-    report_add_int(row, "seed", r->a->seed);
+    report_add_int(row, "length", r->a->common.length);
+    report_add_int(row, "seed", r->a->common.seed);
     report_add_int(row, "samples", result->n);
     report_add_int(row, "left_out", result->left_out);
     report_add_real(row, "tokens",
@@ -224,7 +206,7 @@ static cJSON *make_row(const tasks_run *r, const task_result *result)
 
 static void run_task(tasks_run *r, const task_options *o, report *table, FILE *json)
 {
-    const int64_t n = r->a->samples;
+    const int64_t n = r->a->common.samples;
     task_result result = {.exact = tool_alloc((size_t)n * sizeof(double)),
                           .policy = tool_alloc((size_t)n * sizeof(double)),
                           .difference = tool_alloc((size_t)n * sizeof(double))};
@@ -266,12 +248,13 @@ static void run_task(tasks_run *r, const task_options *o, report *table, FILE *j
 }
 
 /* The most tokens that a sample may have with its answer. */
-static int64_t room_for(const task *const *tasks, int n, int64_t length)
+static int64_t room_for(const tasks_common *c)
 {
-    int64_t most = length;
-    for (int i = 0; i < n; i++) {
-        int64_t own = tasks[i]->increment == 0 ? length + tasks[i]->gen_tokens : length;
-        if (tasks[i]->metric == TASK_CHOICE) own = LONGBENCH_TOKENS + tasks[i]->gen_tokens;
+    int64_t most = c->length;
+    for (int i = 0; i < c->n; i++) {
+        const task *t = c->tasks[i];
+        int64_t own = t->increment == 0 ? c->length + t->gen_tokens : c->length;
+        if (t->metric == TASK_CHOICE) own = LONGBENCH_TOKENS + t->gen_tokens;
         most = own > most ? own : most;
     }
     return most + 64;
@@ -279,36 +262,31 @@ static int64_t room_for(const task *const *tasks, int n, int64_t length)
 
 int command_eval_tasks(int argc, char **argv)
 {
+    static const struct argp_child children[] = {{&tasks_common_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {
         options_table,
         parse_option,
         NULL,
         "\nScores of long-context tasks with full attention and with a policy side by side.",
-        NULL,
+        children,
         NULL,
         NULL};
-    arguments a = {.length = 4096,
-                   .samples = 20,
-                   .seed = 42,
-                   .ring = -1,
+    arguments a = {.ring = -1,
                    .band = -1,
                    .policy = MACATTN_POLICY_BUDGET,
                    .tau = (double)NAN,
                    .budget = (double)NAN,
                    .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16}};
-    const task *tasks[MAX_TASKS];
-    char error[256], *essay = NULL;
+    tasks_common *c = &a.common;
     machine_info machine;
     machine_describe(&machine);
+    tasks_common_defaults(c, NULL, 20);
     a.threads = machine.n_cpus;
     argp_err_exit_status = TOOL_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &a);
-    if (!a.model || !a.tasks)
+    if (!a.model || !c->names)
         tool_die(TOOL_USAGE, "eval --tasks needs --model FILE and names of tasks");
-    const int n = task_list(a.tasks, tasks, MAX_TASKS, error, sizeof error);
-    if (n < 0) tool_die(TOOL_USAGE, "eval: %s", error);
-    if (a.essay && !(essay = text_read_file(a.essay)))
-        tool_die(TOOL_FAILED, "eval: cannot read %s", a.essay);
+    tasks_common_load(c, "eval");
     FILE *json = a.json ? fopen(a.json, "w") : NULL;
     if (a.json && !json) tool_die(TOOL_FAILED, "eval: cannot write %s", a.json);
 
@@ -316,7 +294,7 @@ int command_eval_tasks(int argc, char **argv)
                                       .plugin = a.plugin,
                                       .kv = a.kv,
                                       .n_threads = (int)a.threads,
-                                      .n_tokens = room_for(tasks, n, a.length)};
+                                      .n_tokens = room_for(c)};
     tasks_run r = {.a = &a, .model = eval_model_open(&config)};
     r.policy = eval_model_options(r.model);
     r.policy.policy = a.policy;
@@ -327,15 +305,15 @@ int command_eval_tasks(int argc, char **argv)
     r.policy.audit_every = 0;
     r.exact = r.policy;
     r.exact.policy = MACATTN_POLICY_EXACT;
-    const task_options o = {a.length, (uint64_t)a.seed, {count_tokens, r.model}, essay, a.data};
+    const task_options o = tasks_common_options(c, (task_counter){count_tokens, r.model});
     report table = {.columns = columns};
-    for (int i = 0; i < n; i++) {
-        r.of = tasks[i];
+    for (int i = 0; i < c->n; i++) {
+        r.of = c->tasks[i];
         run_task(&r, &o, &table, json);
     }
     if (json) fclose(json);
     free(r.tail);
-    free(essay);
+    tasks_common_free(c);
     eval_model_close(r.model);
     return TOOL_OK;
 }

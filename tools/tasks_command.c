@@ -7,53 +7,29 @@
 #include <string.h>
 
 #include "commands.h"
-#include "tasks/tasks.h"
-
-#define MAX_TASKS 64
+#include "tasks_options.h"
 
 typedef struct arguments {
-    const char *tasks, *essay, *data;
-    int64_t length, samples, seed;
+    tasks_common common;
     double bytes_per_token;
 } arguments;
 
-enum {
-    KEY_TASKS = 't',
-    KEY_LENGTH = 'l',
-    KEY_SAMPLES = 'n',
-    KEY_SEED = 256,
-    KEY_ESSAY,
-    KEY_DATA,
-    KEY_BYTES
-};
+enum { KEY_BYTES = 512 };
 
 static const struct argp_option options_table[] = {
-    {"tasks", KEY_TASKS, "NAME,...", 0, "families or tasks, a list (default ruler)", 1},
-    {"length", KEY_LENGTH, "N", 0, "tokens of a sample, its answer included (default 4k)", 1},
-    {"samples", KEY_SAMPLES, "N", 0, "of each task (default 10)", 1},
-    {"seed", KEY_SEED, "N", 0, "what the samples are made from (default 42)", 1},
-    {"essay", KEY_ESSAY, "FILE", 0, "a text to hide needles in (default: made up)", 2},
-    {"data", KEY_DATA, "FILE", 0, "your copy of the data that qa_1, qa_2 and longbench_v2 read", 2},
-    {"bytes-per-token", KEY_BYTES, "X", 0, "how tokens are counted here (default 4)", 2},
-    {0}};
+    {"bytes-per-token", KEY_BYTES, "X", 0, "how tokens are counted here (default 4)", 2}, {0}};
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     arguments *o = state->input;
-    bool good = true;
     switch (key) {
-    case KEY_TASKS: o->tasks = arg; break;
-    case KEY_LENGTH: good = tool_parse_int(arg, 64, 1 << 24, &o->length); break;
-    case KEY_SAMPLES: good = tool_parse_int(arg, 1, 1000000, &o->samples); break;
-    case KEY_SEED: good = tool_parse_int(arg, 0, INT32_MAX, &o->seed); break;
-    case KEY_ESSAY: o->essay = arg; break;
-    case KEY_DATA: o->data = arg; break;
-    case KEY_BYTES: good = tool_parse_real(arg, 0.5, 64, &o->bytes_per_token); break;
-    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
+    case KEY_BYTES:
+        if (!tool_parse_real(arg, 0.5, 64, &o->bytes_per_token))
+            argp_error(state, "'%s' is out of range or no number", arg);
+        return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
-    if (!good) argp_error(state, "'%s' is out of range or no number", arg);
-    return 0;
 }
 
 static int64_t count_bytes(void *user, const char *s)
@@ -84,28 +60,25 @@ static void print_sample(const task *t, const task_sample *sample)
     cJSON_Delete(row);
 }
 
-static int generate(const arguments *a)
+static int generate(arguments *a)
 {
-    const task *tasks[MAX_TASKS];
-    char error[256], *essay = NULL;
-    const int n = task_list(a->tasks, tasks, MAX_TASKS, error, sizeof error);
-    if (n < 0) tool_die(TOOL_USAGE, "tasks: %s", error);
-    if (a->essay && !(essay = text_read_file(a->essay)))
-        tool_die(TOOL_FAILED, "tasks: cannot read %s", a->essay);
-    double bytes = a->bytes_per_token;
-    const task_options o = {a->length, (uint64_t)a->seed, {count_bytes, &bytes}, essay, a->data};
-    for (int i = 0; i < n; i++) {
-        for (int64_t k = 0; k < a->samples; k++) {
+    tasks_common *c = &a->common;
+    char error[256];
+    tasks_common_load(c, "tasks");
+    const task_options o =
+        tasks_common_options(c, (task_counter){count_bytes, &a->bytes_per_token});
+    for (int i = 0; i < c->n; i++) {
+        for (int64_t k = 0; k < c->samples; k++) {
             task_sample sample;
-            if (!task_generate(tasks[i], &o, k, &sample, error, sizeof error)) {
-                free(essay);
+            if (!task_generate(c->tasks[i], &o, k, &sample, error, sizeof error)) {
+                tasks_common_free(c);
                 tool_die(TOOL_FAILED, "tasks: %s", error);
             }
-            print_sample(tasks[i], &sample);
+            print_sample(c->tasks[i], &sample);
             task_sample_free(&sample);
         }
     }
-    free(essay);
+    tasks_common_free(c);
     return TOOL_OK;
 }
 
@@ -151,7 +124,7 @@ static int score(void)
         const task *of;
         double *scores;
         int64_t n, left_out;
-    } sums[MAX_TASKS] = {{0}};
+    } sums[TASKS_MAX] = {{0}};
     int n_sums = 0;
     char *line = NULL;
     size_t room = 0;
@@ -194,6 +167,7 @@ static int list(void)
 
 int command_tasks(int argc, char **argv)
 {
+    static const struct argp_child children[] = {{&tasks_common_argp, 0, NULL, 0}, {0}};
     static const struct argp argp = {options_table,
                                      parse_option,
                                      "list|generate|score",
@@ -203,11 +177,11 @@ int command_tasks(int argc, char **argv)
                                      "  score     samples with their answers ('pred') from "
                                      "standard input, by task: per cent, half a "
                                      "95% interval\n",
-                                     NULL,
+                                     children,
                                      NULL,
                                      NULL};
-    arguments a = {
-        .tasks = "ruler", .length = 4096, .samples = 10, .seed = 42, .bytes_per_token = 4};
+    arguments a = {.bytes_per_token = 4};
+    tasks_common_defaults(&a.common, "ruler", 10);
     const char *what = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
     if (*what) {
         argv[1] = argv[0];
