@@ -214,7 +214,7 @@ static void test_defaults(void **state)
     assert_int_equal(c.policy, MACATTN_POLICY_BUDGET);
     assert_int_equal(c.ring, 512);
     assert_int_equal(c.band, 2048);
-    assert_true(c.budget == 0.01f);
+    assert_true(c.budget == 0.002f);
     assert_int_equal(c.fresh_tokens, 0);
     assert_int_equal(c.min_tokens, 2048);
     assert_int_equal(c.spin_us, 100);

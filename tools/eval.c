@@ -25,7 +25,7 @@ static const struct argp_option options_table[] = {
     {"policy", KEY_POLICY, "NAME,...", 0,
      "exact, paper, budget: a list; may be given several times (default paper)", 6},
     {"tau", KEY_TAU, "X,...", 0, "settings of the policy paper, a list (default 0.45)", 6},
-    {"budget", KEY_BUDGET, "X,...", 0, "settings of the policy budget, a list (default 0.01)", 6},
+    {"budget", KEY_BUDGET, "X,...", 0, "settings of the policy budget, a list (default 0.002)", 6},
     {"free-run", KEY_FREE_RUN, NULL, 0,
      "the policy writes the tokens, and the baseline is given the same ones", 7},
     {"temperature", KEY_TEMPERATURE, "X", 0, "of --free-run (default 0: the most likely token)", 7},

@@ -56,7 +56,8 @@ MACATTN_API macattn_status macattn_cuda_state_bytes(const macattn_config *config
  *  allocator is ignored; k_dtype and v_dtype may be MACATTN_DTYPE_F8_E4M3. `cuda` may be NULL: the
  *  defaults. `error`, `error_size`: room for a sentence that says what is wrong; may be NULL, 0.
  * @return : OK and the object in `*out`; else `*out` is NULL, and
- *           E_ARG / E_RANGE / E_UNSUPPORTED   as macattn_create; the policy BUDGET is not supported,
+ *           E_ARG / E_RANGE / E_UNSUPPORTED   as macattn_create; the policy must be set, since BUDGET, the
+ *                                             default, is not supported,
  *           E_NOMEM    host or device memory ran out (the rings of all slots are allocated here),
  *           E_DEVICE   no such device, one too old, or the driver refused. */
 MACATTN_API macattn_status macattn_cuda_create(const macattn_config *config,

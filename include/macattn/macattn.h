@@ -170,7 +170,7 @@ typedef struct macattn_config {
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
-    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.01) */
+    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.002) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */

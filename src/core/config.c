@@ -21,7 +21,7 @@ macattn_status macattn_config_init(macattn_config *config)
         .ring = 512,
         .min_tokens = 2048,
         .tau = 0.45f,
-        .budget = 0.01f,
+        .budget = 0.002f,
         .spin_us = 100,
     };
     return MACATTN_OK;
