@@ -30,4 +30,5 @@ measure attend --heads 32/8 --context 8k --peer ggml
 measure attend --heads 32/8 --context 16k --queries 512 --peer ggml
 measure mac --context 8k,128k --hit-ratio 0,0.5,0.95,1 --policy paper
 measure mac --context 8k,128k --hit-ratio 0.5,0.95 --policy paper --clustered
+measure mac --context 16k,128k --hit-ratio 0,0.5,0.95,1 --policy budget
 measure match --ring 512,4096 --hit-ratio 0,1

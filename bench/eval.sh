@@ -39,7 +39,8 @@ for part in "$@"; do
             --budget 0.01,0.03 -p paper --tau 0.45,0.9 ;;
         q8) evaluate "$part" -m $q8 -f "$text" -c 8k,16k -n 512 --windows 4 -p budget --budget 0.01,0.03 \
             -p paper --tau 0.45,0.9 ;;
-        tasks-*) evaluate "$part" -m $q8 --tasks native --length "${part#tasks-}" --samples 100 --policy budget ;;
+        tasks-*) evaluate "$part" -m $q8 --tasks native --length "${part#tasks-}" --samples 100 \
+            --policy budget --budget 0.01 ;;
         *)
             echo "eval.sh: no part $part" >&2
             exit 2
