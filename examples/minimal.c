@@ -64,6 +64,7 @@ int main(void)
     cfg.n_kv_heads = KV_HEADS;
     cfg.head_dim = DIM;
     cfg.k_dtype = cfg.v_dtype = MACATTN_DTYPE_F32;
+    cfg.budget = 0.02f;   /* relative error that reuse may make */
     cfg.band = 64;        /* tokens that are always computed */
     cfg.min_tokens = 512; /* shorter sequences are computed in full */
 
