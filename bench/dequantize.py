@@ -15,14 +15,11 @@ def copy_fields(reader, writer, gguf):
     for field in reader.fields.values():
         if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith('GGUF.'):
             continue
-        kind = field.types[0]
-        value = gguf.GGUFValueType.UINT32, int(gguf.LlamaFileType.MOSTLY_F16)
         if field.name == gguf.Keys.General.FILE_TYPE:
-            writer.add_key_value(field.name, value[1], value[0])
-        elif kind == gguf.GGUFValueType.ARRAY:
-            writer.add_key_value(field.name, field.contents(), kind, sub_type=field.types[-1])
-        else:
-            writer.add_key_value(field.name, field.contents(), kind)
+            writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+            continue
+        sub_type = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=sub_type)
 
 
 def main():

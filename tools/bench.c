@@ -367,6 +367,17 @@ int32_t bench_layers(const bench_run *run, size_t bytes)
     return layers < 1 ? 1 : layers > 64 ? 64 : (int32_t)layers;
 }
 
+int32_t bench_mac_ring(const bench_run *run, const bench_shape *shape)
+{
+    const int32_t ring = (int32_t)run->options->ring.values[0];
+    const int64_t least = ring + run->options->band + 1;
+    if (shape->context < least) {
+        tool_die(TOOL_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d",
+                 ring, (int)run->options->band, (int)least);
+    }
+    return ring;
+}
+
 void bench_add_shape(cJSON *row, const bench_shape *shape)
 {
     char text[32];

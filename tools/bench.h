@@ -80,6 +80,9 @@ void bench_step_progress(const bench_run *run, const char *what, int64_t rep, do
  * again. `bytes` of one layer. */
 int32_t bench_layers(const bench_run *run, size_t bytes);
 
+/* Queries that `mac` remembers. Dies if the context is too short for that many, band included. */
+int32_t bench_mac_ring(const bench_run *run, const bench_shape *shape);
+
 /* Fields of a row that all benchmarks have. */
 void bench_add_shape(cJSON *row, const bench_shape *shape);
 void bench_add_times(cJSON *row, const char *prefix, const tool_samples *us);

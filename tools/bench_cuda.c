@@ -546,11 +546,7 @@ static void hit_ratio_row(bench_run *run, gpu_row *g, double asked, double error
 static void mac_row(bench_run *run, const bench_shape *shape)
 {
     const bench_options *o = run->options;
-    const int64_t least = o->ring.values[0] + o->band + 1;
-    if (shape->context < least) {
-        tool_die(TOOL_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d",
-                 (int)o->ring.values[0], (int)o->band, (int)least);
-    }
+    (void)bench_mac_ring(run, shape);
     gpu_row g;
     double error;
     tool_rng rng = {(uint64_t)o->seed};

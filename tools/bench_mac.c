@@ -200,11 +200,7 @@ static void hit_ratio_row(bench_run *run, const bench_shape *shape, stream *s, d
 static void mac_shape(bench_run *run, const bench_shape *shape)
 {
     const bench_options *o = run->options;
-    int32_t ring = (int32_t)o->ring.values[0];
-    if (shape->context < ring + o->band + 1) {
-        tool_die(TOOL_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d",
-                 ring, (int)o->band, ring + (int)o->band + 1);
-    }
+    const int32_t ring = bench_mac_ring(run, shape);
     stream s;
     for (int i = 0; i < o->hit_ratio.n; i++) {
         /* What the policy budget has learnt of one hit ratio is not to judge the next one. */

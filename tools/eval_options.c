@@ -223,6 +223,15 @@ static const char *chosen_isa(void)
     return macattn_isa_name(i);
 }
 
+void eval_write_row(FILE *json, const char *path, const cJSON *row)
+{
+    char *text = cJSON_PrintUnformatted(row);
+    if (!text || fprintf(json, "%s\n", text) < 0 || fflush(json) != 0) {
+        tool_die(TOOL_FAILED, "cannot write %s: %s", path, strerror(errno));
+    }
+    cJSON_free(text);
+}
+
 void eval_bench_row(eval_bench *bench, const eval_plan *plan, const macattn_ggml_options *setting,
                     const eval_result *result)
 {
@@ -232,12 +241,6 @@ void eval_bench_row(eval_bench *bench, const eval_plan *plan, const macattn_ggml
     report_add_text(row, "machine", bench->machine.cpu);
     report_add_text(row, "text", eval_bench_text(bench));
     report_add_machine(row, &bench->machine, chosen_isa());
-    if (bench->json) {
-        char *text = cJSON_PrintUnformatted(row);
-        if (!text || fprintf(bench->json, "%s\n", text) < 0 || fflush(bench->json) != 0) {
-            tool_die(TOOL_FAILED, "cannot write %s: %s", bench->common->json, strerror(errno));
-        }
-        cJSON_free(text);
-    }
+    if (bench->json) eval_write_row(bench->json, bench->common->json, row);
     report_print(&bench->table, row);
 }

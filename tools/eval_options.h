@@ -53,6 +53,9 @@ macattn_ggml_options eval_bench_options(const eval_bench *bench);
 eval_result *eval_bench_measure(eval_bench *bench, eval_plan *plan,
                                 const macattn_ggml_options *settings, int n_settings);
 
+/* Write a row as one line. Dies if `path` cannot be written. */
+void eval_write_row(FILE *json, const char *path, const cJSON *row);
+
 /* Print a row, and write it to the JSON file. */
 void eval_bench_row(eval_bench *bench, const eval_plan *plan, const macattn_ggml_options *setting,
                     const eval_result *result);

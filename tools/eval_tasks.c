@@ -12,6 +12,7 @@
 
 #include "eval_options.h"
 #include "eval_tasks.h"
+#include "metrics.h"
 #include "tasks_options.h"
 
 #define LONGBENCH_TOKENS 120000 /* of a prompt; more are cut from its middle */
@@ -126,15 +127,6 @@ static void compute_prompt(tasks_run *r, const task_sample *sample)
     free(all);
 }
 
-static int32_t most_likely(const float *logits, int32_t n)
-{
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++) {
-        if (logits[i] > logits[best]) best = i;
-    }
-    return best;
-}
-
 static char *answer(tasks_run *r, const macattn_ggml_options *options, int32_t gen_tokens)
 {
     const int32_t vocab = eval_model_vocab(r->model);
@@ -143,7 +135,7 @@ static char *answer(tasks_run *r, const macattn_ggml_options *options, int32_t g
     eval_model_rewind(r->model, options, false);
     for (size_t i = 0; i < r->n_tail; i++) logits = eval_model_step(r->model, r->tail[i], false);
     for (int32_t i = 0; i < gen_tokens; i++) {
-        const int32_t token = most_likely(logits, vocab);
+        const int32_t token = metrics_argmax(logits, vocab);
         char piece[256];
         if (eval_model_is_end(r->model, token)) break;
         text_add_bytes(&t, piece, eval_model_piece(r->model, token, piece, sizeof piece));
@@ -237,12 +229,7 @@ static void run_task(tasks_run *r, const task_options *o, report *table, FILE *j
     }
     report_progress_clear();
     cJSON *row = make_row(r, &result);
-    if (json) {
-        char *line = cJSON_PrintUnformatted(row);
-        fprintf(json, "%s\n", line);
-        fflush(json);
-        cJSON_free(line);
-    }
+    if (json) eval_write_row(json, r->a->json, row);
     report_print(table, row);
     free(result.exact), free(result.policy), free(result.difference);
 }

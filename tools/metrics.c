@@ -14,10 +14,10 @@ int32_t metrics_argmax(const float *logits, int32_t n)
     return best;
 }
 
-/* Natural logarithm of the sum of the exponentials. */
-static double log_sum_exp(const float *logits, int32_t n)
+/* Natural logarithm of the sum of the exponentials; `best` is the index of the largest. */
+static double log_sum_exp(const float *logits, int32_t n, int32_t best)
 {
-    const double top = (double)logits[metrics_argmax(logits, n)];
+    const double top = (double)logits[best];
     double sum = 0.0;
     for (int32_t i = 0; i < n; i++) {
         sum += exp((double)logits[i] - top);
@@ -27,7 +27,9 @@ static double log_sum_exp(const float *logits, int32_t n)
 
 metrics_step metrics_compare(const float *exact, const float *policy, int32_t n, int32_t target)
 {
-    const double lse_exact = log_sum_exp(exact, n), lse_policy = log_sum_exp(policy, n);
+    const int32_t best = metrics_argmax(exact, n), chosen = metrics_argmax(policy, n);
+    const double lse_exact = log_sum_exp(exact, n, best);
+    const double lse_policy = log_sum_exp(policy, n, chosen);
     double kl = 0.0;
     for (int32_t i = 0; i < n; i++) {
         const double log_p = (double)exact[i] - lse_exact;
@@ -36,7 +38,6 @@ metrics_step metrics_compare(const float *exact, const float *policy, int32_t n,
             kl += p * (log_p - ((double)policy[i] - lse_policy));
         }
     }
-    const int32_t best = metrics_argmax(exact, n), chosen = metrics_argmax(policy, n);
     metrics_step step = {.kl = kl > 0.0 ? kl : 0.0, /* rounding */
                          .agree = best == chosen,
                          .margin = (double)exact[best] - (double)exact[chosen]};
