@@ -40,8 +40,8 @@ typedef struct mai_ring_dims {
     int32_t n_chunks;                 /* ceil(d / MAI_CHUNK) */
     size_t q_bytes;                   /* of one query, in q_dtype */
     /* Offsets of the arrays in the allocation, and its size. */
-    size_t off_head, off_count, off_pos, off_end, off_lse, off_moved, off_scale, off_residual,
-        off_norm2, off_q8, off_q, off_out, bytes;
+    size_t off_head, off_count, off_pos, off_end, off_lse, off_moved, off_share, off_scale,
+        off_residual, off_norm2, off_q8, off_q, off_out, bytes;
 } mai_ring_dims;
 
 typedef struct mai_ring_view {
@@ -50,8 +50,9 @@ typedef struct mai_ring_view {
     int32_t *pos;   /* [n_heads][capacity] position (0-based) of the token the query was made for */
     int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
     float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
-    float
-        *moved; /* [n_heads][capacity] how far the summary was reused (judge.c); insert writes 0 */
+    /* What the judge needs to know of a summary (judge.h), [n_heads][capacity]: how far it was reused, and
+     * its share of the mass of the result it was made for. insert writes 0. */
+    float *moved, *share;
     float *scale;    /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
     float *residual; /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
     float *norm2;    /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */

@@ -8,7 +8,6 @@
  * partial results, in the order, that it would get without reuse. */
 #include <math.h>
 
-#include "judge.h"
 #include "run.h"
 
 static mai_decision *decision_of(const mai_run *run, int r, int head)
@@ -260,7 +259,7 @@ static void merge_summary(const mai_run *run, part_list *parts, int first)
 }
 
 static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
-                     float lse, float moved)
+                     float lse, float moved, float share)
 {
     const macattn *m = run->m;
     const mai_ring_view *ring = &run_ring(run, p)->view;
@@ -270,6 +269,7 @@ static void remember(const mai_run *run, const mai_row_plan *p, int head, const 
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
                        (int32_t)p->far_end, lse, summary);
     ring->moved[at] = moved;
+    ring->share[at] = share;
 }
 
 /* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
@@ -297,12 +297,6 @@ static void add_summary(const mai_run *run, const mai_row_plan *p, int head, int
     add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
 }
 
-/* The distance that a reused summary goes on with: its own, by its share of the new one. */
-static float moved_so_far(const mai_decision *decision, float used_lse, float summary_lse)
-{
-    return decision->hit ? decision->moved * expf(used_lse - summary_lse) : 0.0f;
-}
-
 static void merge_head(const mai_run *run, int r, int head, part_list *parts)
 {
     const macattn *m = run->m;
@@ -325,8 +319,9 @@ static void merge_head(const mai_run *run, int r, int head, part_list *parts)
                       mai_run_out(run, p->first_query, head), &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
     if (decision->remember) {
-        remember(run, p, head, parts->summary, summary_lse,
-                 moved_so_far(decision, used_lse, summary_lse));
+        const float moved =
+            decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f;
+        remember(run, p, head, parts->summary, summary_lse, moved, mai_share(summary_lse, lse));
     }
 }
 
@@ -349,15 +344,6 @@ static float *refused_out(const mai_run *run, int r, int head)
     return (float *)run->plan->refused_out.ptr + at * (size_t)run->m->shape.dv;
 }
 
-/* Share of the first part in all of them. */
-static float first_share(const part_list *parts)
-{
-    float top = -INFINITY, sum = 0;
-    for (int i = 0; i < parts->n; i++) top = fmaxf(top, parts->lse[i]);
-    for (int i = 0; i < parts->n; i++) sum += expf(parts->lse[i] - top);
-    return expf(parts->lse[0] - top) / sum;
-}
-
 /* What a head's output is made of if its candidate is used, the candidate's summary first. */
 static void candidate_parts(const mai_run *run, int r, int head, part_list *parts)
 {
@@ -371,13 +357,14 @@ static void candidate_parts(const mai_run *run, int r, int head, part_list *part
 }
 
 /* What is expected of one head's candidate, in units of its budget. */
-static float expect_head(const mai_run *run, int r, int head, part_list *parts)
+static float expect_head(const mai_run *run, int r, int head)
 {
     mai_decision *decision = decision_of(run, r, head);
+    const mai_ring_view *ring = &run_ring(run, &run->plan->rows[r])->view;
     const size_t at = entry_at(run, head, decision->entry);
-    candidate_parts(run, r, head, parts);
-    return mai_expect(record_of(run, head), first_share(parts),
-                      run_ring(run, &run->plan->rows[r])->view.moved[at], decision);
+    decision->judgement = mai_expect(record_of(run, head), decision->distance2, ring->share[at],
+                                     ring->moved[at]);
+    return decision->judgement.error;
 }
 
 /* Judge the candidates of a group; if they are refused, note what they would have given. */
@@ -388,7 +375,7 @@ static void judge_group(const mai_run *run, int r, int kv_head, part_list *parts
     float sum2 = 0, lse;
     if (!decision_of(run, r, h0)->hit) return; /* then none has one */
     for (int h = h0; h < h0 + group; h++) {
-        const float error = expect_head(run, r, h, parts);
+        const float error = expect_head(run, r, h);
         sum2 += error * error;
     }
     if (mai_group_accepts(record_of(run, h0), group, habit_of(run, kv_head), sum2)) return;
@@ -479,7 +466,8 @@ static void learn_group(const mai_run *run, int r, int kv_head)
                                                             : MAI_NO_CANDIDATE);
     for (int h = h0; h < h0 + group && first->refused; h++) {
         const float *out = mai_run_out(run, run->plan->rows[r].first_query, h);
-        mai_record_sample(record_of(run, h), decision_of(run, r, h),
+        const mai_decision *decision = decision_of(run, r, h);
+        mai_record_sample(record_of(run, h), &decision->judgement, decision->distance2,
                           relative_error(refused_out(run, r, h), out, dv));
     }
 }
@@ -490,7 +478,7 @@ static void learn(mai_run *run)
     const int64_t start = mai_now_ns();
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
         mai_habit *habit = habit_of(run, kv_head);
-        if (habit->rest > 0) habit->rest--;
+        mai_habit_step(habit);
         for (int r = 0; r < run->plan->n_rows; r++) {
             if (run->plan->rows[r].row.n_queries == 1) learn_group(run, r, kv_head);
         }

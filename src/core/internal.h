@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "backend.h"
+#include "judge.h"
 #include "macattn/macattn.h"
 
 /* ------------------------------------------------------------------------------------- errors -- */
@@ -125,26 +126,11 @@ typedef struct mai_policy {
     const char *name;
     /* Largest distance at which an entry may be reused (exclusive); < 0: never. `n` = tokens. */
     double (*radius)(const macattn_config *cfg, int64_t n_tokens);
-    bool judges; /* what the search found is a candidate, to be judged (judge.c) */
+    bool judges; /* what the search found is a candidate, to be judged (judge.h) */
 } mai_policy;
 const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
 
-/* judge.c: what one head of one layer has shown of the error that reuse makes. */
-typedef struct mai_record {
-    float budget; /* relative error allowed in its output */
-    float error2,
-        predicted2; /* mean squares of samples: the errors, and w' D (judge.c) of the same */
-    float weight, distance; /* means: share of the mass a summary would carry, distance */
-    int32_t n_samples;
-} mai_record;
-
-/* What one KV head's group of heads has made of its candidates. */
-typedef struct mai_habit {
-    int32_t unchecked; /* candidates used since the newest sample */
-    int32_t refusals;  /* candidates refused since the newest one used */
-    int32_t pause;     /* length of the newest rest; 0: candidates are used */
-    int32_t rest;      /* steps still to pass without a search */
-} mai_habit;
+/* judge.c: what policies that judge have learnt (judge.h). */
 macattn_status mai_records_create(macattn *m);
 void mai_records_destroy(macattn *m);
 

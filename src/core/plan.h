@@ -36,10 +36,8 @@ typedef struct mai_decision {
     int64_t start;    /* tokens from here on are computed (besides [0, F)) */
     double distance2; /* hit: squared distance */
     /* Policies that judge (judge.h). */
-    bool refused;    /* a candidate that was not used: its output waits to be compared */
-    float weight;    /* share of the mass its summary would carry */
-    float moved;     /* distance over which the summary has been reused, this time included */
-    float predicted; /* what the error is expected to be proportional to */
+    bool refused; /* a candidate that was not used: its output waits to be compared */
+    mai_judgement judgement;
 } mai_decision;
 
 struct mai_plan {

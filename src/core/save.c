@@ -2,8 +2,8 @@
 /* Saving and loading a slot.
  *
  * Layout, little-endian: the header below; then for each layer and head a count and so many entries,
- * from the oldest to the newest: position, end, lse, distance moved, query (q_dtype), output (f32); then the CRC-32C of
- * all that. The int8 forms are made anew on loading. */
+ * from the oldest to the newest: position, end, lse, distance moved, share of the mass, query
+ * (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on loading. */
 #include <string.h>
 
 #include "internal.h"
@@ -12,7 +12,7 @@
 #    error "the save format is written as it lies in memory, for little-endian machines"
 #endif
 
-#define SAVE_VERSION 2
+#define SAVE_VERSION 3
 
 typedef struct save_header {
     char magic[8];
@@ -68,7 +68,7 @@ static save_header make_header(const macattn *m, int64_t length, size_t total)
 
 static size_t entry_bytes(const macattn *m)
 {
-    return 2 * sizeof(int32_t) + 2 * sizeof(float) + m->ring_dims.q_bytes +
+    return 2 * sizeof(int32_t) + 3 * sizeof(float) + m->ring_dims.q_bytes +
            sizeof(float) * (size_t)m->shape.dv;
 }
 
@@ -119,6 +119,7 @@ static uint8_t *put_head(const macattn *m, const mai_slot *s, int layer, int hea
         at = put(at, &ring->end[row], sizeof(int32_t));
         at = put(at, &ring->lse[row], sizeof(float));
         at = put(at, &ring->moved[row], sizeof(float));
+        at = put(at, &ring->share[row], sizeof(float));
         at = put(at, ring->q + row * q_bytes, q_bytes);
         at = put(at, ring->out + row * dv, sizeof(float) * dv);
     }
@@ -151,7 +152,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
 
 typedef struct saved_entry {
     int32_t pos, end;
-    float lse, moved;
+    float lse, moved, share;
     const uint8_t *q, *out; /* as they lie in the file: not aligned */
 } saved_entry;
 
@@ -162,7 +163,8 @@ static saved_entry get_entry(const macattn *m, const uint8_t *at)
     memcpy(&e.end, at + 4, 4);
     memcpy(&e.lse, at + 8, 4);
     memcpy(&e.moved, at + 12, 4);
-    e.q = at + 16;
+    memcpy(&e.share, at + 16, 4);
+    e.q = at + 20;
     e.out = e.q + m->ring_dims.q_bytes;
     return e;
 }
@@ -193,7 +195,8 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
 {
     return e->pos > pos_before && e->pos < length && e->end > m->cfg.fresh_tokens &&
            e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse, 1) &&
-           floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && query_finite(m, e->q) &&
+           floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && e->share >= 0 &&
+           e->share <= 1 && query_finite(m, e->q) &&
            floats_finite(e->out, (size_t)m->shape.dv);
 }
 
@@ -262,11 +265,12 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
             if (!rings) continue;
             float out[MAI_MAX_DIM];
             memcpy(out, e.out, sizeof(float) * (size_t)m->shape.dv);
-            const int slot = rings[layer]->view.head[head];
-            m->backend->insert(&m->ring_dims, &rings[layer]->view, m->shape.q_dtype, head, e.q,
-                               e.pos, e.end, e.lse, out);
-            rings[layer]->view.moved[(size_t)head * (size_t)m->ring_dims.capacity + (size_t)slot] =
-                e.moved;
+            const mai_ring_view *ring = &rings[layer]->view;
+            const size_t row = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
+            m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head, e.q, e.pos, e.end,
+                               e.lse, out);
+            ring->moved[row] = e.moved;
+            ring->share[row] = e.share;
         }
     }
     if (at != stop) return mai_fail(m, MACATTN_E_FORMAT, "%zu bytes are left over", stop - at);

@@ -63,6 +63,7 @@ static void ring_copy(const macattn *m, mai_ring_view *to, const mai_ring_view *
         memcpy(to->end + at, from->end + at, sizeof(int32_t) * rows);
         memcpy(to->lse + at, from->lse + at, sizeof(float) * rows);
         memcpy(to->moved + at, from->moved + at, sizeof(float) * rows);
+        memcpy(to->share + at, from->share + at, sizeof(float) * rows);
         memcpy(to->q + at * dims->q_bytes, from->q + at * dims->q_bytes, rows * dims->q_bytes);
         memcpy(to->out + at * dv, from->out + at * dv, sizeof(float) * rows * dv);
         const size_t p = (size_t)h * padded;

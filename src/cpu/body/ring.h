@@ -83,7 +83,7 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
     memcpy(ring->q + slot * dims->q_bytes, q, dims->q_bytes);
     memcpy(ring->out + slot * (size_t)dims->dv, out, sizeof(float) * (size_t)dims->dv);
     ring->lse[slot] = lse;
-    ring->moved[slot] = 0;
+    ring->moved[slot] = ring->share[slot] = 0;
     ring->pos[slot] = pos;
     ring->end[slot] = end;
     ring->head[head] = at + 1 == dims->capacity ? 0 : at + 1;
