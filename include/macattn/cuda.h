@@ -56,8 +56,7 @@ MACATTN_API macattn_status macattn_cuda_state_bytes(const macattn_config *config
  *  allocator is ignored; k_dtype and v_dtype may be MACATTN_DTYPE_F8_E4M3. `cuda` may be NULL: the
  *  defaults. `error`, `error_size`: room for a sentence that says what is wrong; may be NULL, 0.
  * @return : OK and the object in `*out`; else `*out` is NULL, and
- *           E_ARG / E_RANGE / E_UNSUPPORTED   as macattn_create; the policy must be set, since BUDGET, the
- *                                             default, is not supported,
+ *           E_ARG / E_RANGE / E_UNSUPPORTED   as macattn_create,
  *           E_NOMEM    host or device memory ran out (the rings of all slots are allocated here),
  *           E_DEVICE   no such device, one too old, or the driver refused. */
 MACATTN_API macattn_status macattn_cuda_create(const macattn_config *config,
@@ -144,6 +143,12 @@ typedef struct macattn_cuda_decision {
     float distance2;   /*!< squared distance of the nearest entry; infinity if there was none */
     int32_t next;      /*!< ring entry that remembers this query; -1: it is not remembered */
 } macattn_cuda_decision;
+
+/*! macattn_cuda_set_head_budget() : as macattn_set_head_budget, for the steps that come later in the
+ *  stream's order. -1 stands for all layers or heads.
+ * @return : OK; E_STATE (the policy is not BUDGET), E_RANGE, E_DEVICE. */
+MACATTN_API macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int32_t head,
+                                                        float budget, void *stream);
 
 /*! macattn_cuda_decisions() : where the decisions of the newest decode call lie: device memory,
  *  [n_rows][n_heads], overwritten by the next call. NULL if the object keeps no rings. */

@@ -16,6 +16,7 @@
 #define MAI_CUDA_ATTEND_CUH
 
 #include "kv.cuh"
+#include "learn.cuh"
 #include "merge.cuh"
 #include "schedule.h"
 
@@ -38,8 +39,9 @@ struct Traits {
 /* A group of which this block computes something. */
 struct Item {
     int row, kv_head, block; /* block: of query heads, within kv_head */
-    int n, b, start;         /* tokens; mai_far_end or -1; see mai_segments_of */
-    int64_t pages;           /* row_pages */
+    mai_reads reads;
+    mai_outcome outcome; /* of its candidates; without a judge what was found is used, if anything was */
+    int64_t pages;       /* row_pages */
     int first_unit;
     int place;               /* where this block's partial results go; -1: it has only the group's cost */
     int2 part[MAI_SEGMENTS]; /* tokens of each segment that this block computes; y < 0: none */
@@ -53,6 +55,8 @@ struct AttendShared {
     Item items[T::MOST_ITEMS];
     Parts parts; /* of the item being computed, if its group is shared */
     int begin, end, first_group, last_group, is_last;
+    int listed; /* the share is within one group, which is in items[0] */
+    int completed[T::MOST_ITEMS], n_completed; /* KV heads of groups that this block completed */
 
     __device__ int *scratch() { return (int *)stage; } /* before the first copy */
 };
@@ -84,34 +88,52 @@ __device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
     x.kv_head = in_row / p.blocks_per_kv;
     x.block = in_row - x.kv_head * p.blocks_per_kv;
     x.pages = row_pages(p, x.row);
-    x.n = row_tokens(p, x.row);
     x.first_unit = 0;
-    x.b = p.reuse ? mai_far_end(x.n, p.band, p.fresh) : -1;
-    x.start = p.reuse ? x.b : p.window > 0 ? max(0, x.n - p.window) : 0;
+    x.outcome = MAI_USED;
+    const int n = row_tokens(p, x.row), b = p.reuse ? mai_far_end(n, p.band, p.fresh) : -1;
+    x.reads = {n, b, p.reuse ? b : p.window > 0 ? max(0, n - p.window) : 0, 0};
     return x;
 }
 
-/* The earliest start of the group's heads. Eight loads at a time. */
-__device__ __forceinline__ int earliest_start(const mai_cu_params &p, const Item &x)
+/* The decisions of the heads that share a KV head: those of the group say what it reads, all of them together
+ * whether candidates may be used. Eight loads at a time. */
+__device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
 {
-    int start = x.start;
-    if (!decides(p)) return start;
-    const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + first_head(p, x);
-    const int heads = heads_of(p, x.block);
+    if (!decides(p)) return;
+    const size_t at = (size_t)x.row * p.n_heads + x.kv_head * p.group;
+    const int head0 = x.block * p.heads_per_block, head1 = head0 + heads_of(p, x.block);
+    int earliest = x.reads.b, latest = 0;
+    bool all = true;
+    float error2 = 0;
 #pragma unroll 1
-    for (int i = 0; i < heads; i += 8) {
-        int of[8];
+    for (int i = 0; i < p.group; i += 8) {
+        int2 found[8]; /* start, entry */
+        float error[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) of[j] = __ldcg(&d[min(i + j, heads - 1)].start);
+        for (int j = 0; j < 8; j++) {
+            const size_t head = at + min(i + j, p.group - 1);
+            found[j] = __ldcg((const int2 *)&p.found[head]);
+            error[j] = p.judges ? __ldcg(&p.judgements[head].error) : 0.0f;
+        }
 #pragma unroll
-        for (int j = 0; j < 8; j++) start = min(start, of[j]);
+        for (int j = 0; j < 8; j++) {
+            if (i + j >= p.group) continue;
+            all = all && found[j].y >= 0;
+            error2 += error[j] * error[j];
+            if (i + j < head0 || i + j >= head1) continue;
+            earliest = min(earliest, found[j].x), latest = max(latest, found[j].x);
+        }
     }
-    return start;
+    x.reads.start = earliest;
+    if (!p.judges) return;
+    x.outcome = !all ? MAI_NO_CANDIDATE : error2 <= (float)p.group ? MAI_USED : MAI_REFUSED;
+    if (x.outcome == MAI_NO_CANDIDATE) x.reads.start = min(p.fresh, x.reads.b);
+    if (x.outcome == MAI_REFUSED) x.reads.latest = latest;
 }
 
 __device__ __forceinline__ mai_segments segments_of(const mai_cu_params &p, const Item &x, int unit)
 {
-    return mai_segments_of(x.n, x.b, p.fresh, x.start, unit);
+    return mai_segments_of(x.reads, p.fresh, unit);
 }
 
 /* Exclusive sums over the block; `total` gets the sum of all. */
@@ -147,7 +169,7 @@ static __device__ __noinline__ Group make_group(const mai_cu_params &p, int grou
 {
     Group g;
     g.item = make_item(p, group);
-    g.item.start = earliest_start(p, g.item);
+    take_decisions(p, g.item);
     g.segments = segments_of(p, g.item, unit);
     return g;
 }
@@ -173,7 +195,7 @@ struct Own {
     __device__ __forceinline__ int end(const mai_cu_params &p)
     {
         if (g0 == g1) return 0;
-        first.item.start = earliest_start(p, first.item);
+        take_decisions(p, first.item);
         first.segments = segments_of(p, first.item, unit);
         int sum = first.segments.cost;
 #pragma unroll 1
@@ -203,19 +225,44 @@ struct Share {
     int begin, end;
 };
 
-/* A thread's group g, which costs units [a, c): if the block's begin or end falls into it, say where. */
+/* What this block computes of an item, which begins at unit `first_unit`. */
+__device__ inline void place_item(const mai_segments &s, int begin, int end, int unit, Item *x)
+{
+    const int last = x->first_unit + s.units;
+    x->place = last <= begin ? -1 : mai_place(begin, end, x->first_unit, last);
+    int first = x->first_unit;
+#pragma unroll
+    for (int i = 0; i < MAI_SEGMENTS; i++) {
+        const mai_segment part = mai_segment_part(s.of[i], first, begin, end, unit);
+        /* An empty part of one unit (a row without tokens) has to be told from none. */
+        x->part[i] = make_int2(part.t0, part.units > 0 ? part.t1 : -1);
+        first += s.of[i].units;
+    }
+}
+
+/* A thread's group g, which begins at unit a: if the block's begin or end falls into it, say where. */
 template <class T>
 __device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_division &all, int i,
-                                                 int g, int a, int c)
+                                                 int g, const Group &x, int a)
 {
-    const int begin = mai_block_begin(all, i), end = mai_block_begin(all, i + 1);
-    if (a <= begin && begin < c) {
-        sh.begin = mai_snapped(all, begin, a, c);
-        sh.first_group = sh.begin == c ? g + 1 : g;
+    const int c = a + x.segments.cost;
+    int begin = mai_block_begin(all, i), end = mai_block_begin(all, i + 1);
+    const bool begins = a <= begin && begin < c, ends = a < end && end <= c;
+    if (begins) {
+        sh.begin = begin = mai_snapped(all, begin, a, c);
+        sh.first_group = begin == c ? g + 1 : g;
     }
-    if (a < end && end <= c) {
-        sh.end = end == c ? end : mai_snapped(all, end, a, c);
-        sh.last_group = sh.end == a ? g - 1 : g;
+    if (ends) {
+        if (end < c) end = mai_snapped(all, end, a, c);
+        sh.end = end, sh.last_group = end == a ? g - 1 : g;
+    }
+    /* All in one group, as is usual with few rows: then this thread knows everything there is to know. */
+    if (begins && ends && begin < end) {
+        Item &item = sh.items[0];
+        item = x.item;
+        item.first_unit = a;
+        place_item(x.segments, begin, end, T::UNIT, &item);
+        sh.listed = 1;
     }
 }
 
@@ -226,6 +273,7 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
     const int sum = own.end(p);
     Share share;
     int total;
+    if (threadIdx.x == 0) sh.listed = sh.n_completed = 0;
     own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
     share.all = mai_divide(total, gridDim.x);
     share.begin = share.end = 0;
@@ -234,27 +282,12 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
     if (own.before <= mai_block_begin(share.all, i + 1) &&
         own.before + sum > mai_block_begin(share.all, i)) {
         own.each(p, [&](int g, const Group &x, int u) {
-            place_boundaries<T>(sh, share.all, i, g, u, u + x.segments.cost);
+            place_boundaries<T>(sh, share.all, i, g, x, u);
         });
     }
     __syncthreads();
     share.begin = sh.begin, share.end = sh.end;
     return share;
-}
-
-/* What this block computes of an item, which begins at unit `first_unit`. */
-__device__ inline void place_item(const mai_segments &s, const Share &share, int unit, Item *x)
-{
-    const int end = x->first_unit + s.units;
-    x->place = end <= share.begin ? -1 : mai_place(share.begin, share.end, x->first_unit, end);
-    int first = x->first_unit;
-#pragma unroll
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
-        const mai_segment part = mai_segment_part(s.of[i], first, share.begin, share.end, unit);
-        /* An empty part of one unit (a row without tokens) has to be told from none. */
-        x->part[i] = make_int2(part.t0, part.units > 0 ? part.t1 : -1);
-        first += s.of[i].units;
-    }
 }
 
 /* Fill in the items of groups [g, g + MOST_ITEMS). */
@@ -268,7 +301,7 @@ __device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, c
         Item &x = sh.items[i - g];
         x = group.item;
         x.first_unit = u;
-        place_item(group.segments, share, T::UNIT, &x);
+        place_item(group.segments, share.begin, share.end, T::UNIT, &x);
     });
 }
 
@@ -426,22 +459,24 @@ struct State {
     }
 };
 
-/* For the lane's two heads of each n-tile: the first token they see. */
+/* For the lane's two heads of each n-tile: the tokens they see of a part, [first, end). */
 template <class T>
-struct Starts {
-    int of[T::NT][2];
+struct Seen {
+    int first[T::NT][2], end[T::NT][2];
 
-    __device__ void load(const mai_cu_params &p, const Item &x, int segment)
+    __device__ void load(const mai_cu_params &p, const Item &x, int segment, int part_end)
     {
         const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
-        const macattn_cuda_decision *d = p.decisions + (size_t)x.row * p.n_heads + first_head(p, x);
+        const macattn_cuda_decision *d = p.found + (size_t)x.row * p.n_heads + first_head(p, x);
+        const bool own = segment <= MAI_FAR && decides(p) && x.outcome != MAI_NO_CANDIDATE;
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int head = 8 * j + 2 * c + i;
-                const bool own = segment == MAI_FAR && p.capture_row < 0;
-                of[j][i] = head >= heads ? INT32_MAX : own ? __ldcg(&d[head].start) : 0;
+                const int start = own && head < heads ? __ldcg(&d[head].start) : 0;
+                first[j][i] = segment == MAI_OLD ? 0 : start;
+                end[j][i] = head >= heads ? 0 : segment == MAI_OLD ? min(start, part_end) : part_end;
             }
         }
     }
@@ -485,7 +520,7 @@ __device__ __forceinline__ void scores(float s[T::NT][4], const Queries<T> &q, u
 /* Logits to probabilities relative to the new maximum, the old state scaled to it. */
 template <class T>
 __device__ __forceinline__ void softmax(const mai_cu_params &p, float factor, float s[T::NT][4],
-                                        State<T> &state, const Starts<T> &starts, int t, int t1)
+                                        State<T> &state, const Seen<T> &seen, int t)
 {
     const int g = (threadIdx.x & 31) / 4;
 #pragma unroll
@@ -493,10 +528,11 @@ __device__ __forceinline__ void softmax(const mai_cu_params &p, float factor, fl
         float scale[2];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int first = starts.of[j][h], t_low = t + g, t_high = t + g + 8;
+            const int first = seen.first[j][h], end = seen.end[j][h];
+            const int t_low = t + g, t_high = t + g + 8;
             float low = logit(p, factor, s[j][h]), high = logit(p, factor, s[j][2 + h]);
-            if (t_low < first || t_low >= t1) low = -INFINITY;
-            if (t_high < first || t_high >= t1) high = -INFINITY;
+            if (t_low < first || t_low >= end) low = -INFINITY;
+            if (t_high < first || t_high >= end) high = -INFINITY;
             float top = fmaxf(low, high);
             for (int i = 4; i < 32; i <<= 1) top = fmaxf(top, __shfl_xor_sync(ALL, top, i));
             top = fmaxf(top, state.top[j][h]);
@@ -546,6 +582,7 @@ template <class T>
 struct Heads {
     Reused<T::V> reused[T::SLOTS];
     Sum<T::V> far[T::SLOTS], out[T::SLOTS]; /* of what this block computed, if that is all */
+    Sum<T::V> old[T::SLOTS];                /* from partial results, when the group is complete */
 
     template <class F>
     static __device__ __forceinline__ void each(int heads, F f)
@@ -560,7 +597,7 @@ struct Heads {
     __device__ void fetch_decisions(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            reused[k].fetch_decision(p, x.row, first_head(p, x) + head);
+            reused[k].fetch_decision(p, x.row, first_head(p, x) + head, x.outcome);
         });
     }
 
@@ -578,26 +615,35 @@ struct Heads {
         for (int k = 0; k < T::SLOTS; k++) far[k].clear(), out[k].clear();
     }
 
-    /* A part of a segment, normalised. */
-    __device__ __forceinline__ void add(int k, int segment, const Sum<T::V> &part)
+    /* What all parts of a class came to, normalised. */
+    __device__ __forceinline__ void set(int k, int which, const Sum<T::V> &sum)
     {
-        if (segment == MAI_FAR) far[k].add(part.top, part.o);
-        else out[k].add(part.top, part.o);
+        if (which == MAI_CLASS_OLD) old[k] = sum;
+        if (which == MAI_CLASS_FAR) far[k] = sum;
+        if (which == MAI_CLASS_OUT) out[k] = sum;
     }
 
     __device__ void complete(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            complete_head<T::V>(p, x.row, first_head(p, x) + head, x.n, reused[k], far[k], out[k]);
+            complete_head<T::V>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k], old[k],
+                                far[k], out[k]);
         });
     }
 };
 
-/* Join the warps' states of a part: kept by the warps that complete the heads or, if other blocks compute
- * some of the group, written as a partial result. */
+/* Where the old class of a group goes: what a block computes whole has no place of its own, but until the
+ * block begins its last group, that one's is free. */
+__device__ __forceinline__ int place_of_old(const Item &x)
+{
+    return x.place == MAI_PLACE_WHOLE ? MAI_PLACE_BEGINS : x.place;
+}
+
+/* Join the warps' states of a class: kept by the warps that complete the heads or, if other blocks compute
+ * some of the group, written as a partial result. The old class always is: it is rare, and registers are not. */
 template <class T>
 __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const State<T> &state,
-                           const Item &x, int segment, Heads<T> &heads)
+                           const Item &x, int which, Heads<T> &heads)
 {
     constexpr int V = T::V;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
@@ -632,11 +678,8 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
             for (int i = 0; i < V; i++) joined.o[i] += weight * sh.o[w][head][lane * V + i];
         }
         joined.normalise();
-        if (x.place == MAI_PLACE_WHOLE) {
-            heads.add(k, segment, joined);
-            return;
-        }
-        put_partial<V>(p, partial_at(p, blockIdx.x, x.place, segment, head), joined);
+        if (x.place == MAI_PLACE_WHOLE && which != MAI_CLASS_OLD) heads.set(k, which, joined);
+        else put_partial<V>(p, partial_at(p, blockIdx.x, place_of_old(x), which, head), joined);
     });
     __syncthreads();
 }
@@ -652,20 +695,20 @@ __device__ void make_parts(const mai_cu_params &p, AttendShared<T> &sh, const It
     int first = x.first_unit, unit = mai_first_at(share.all, x.first_unit, s);
     if (lane == 1) unit = mai_last_at(share.all, x.first_unit, s);
 #pragma unroll
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
+    for (int i = 0; i < MAI_CLASSES; i++) {
         if (lane == 2 + 2 * i) unit = first;
-        first += s.of[i].units;
+        first += mai_class_units(s, i);
         if (lane == 3 + 2 * i) unit = first - 1;
     }
     const int block = mai_block_of(share.all, unit);
     const mai_blocks all = {__shfl_sync(ALL, block, 0), __shfl_sync(ALL, block, 1)};
     if (lane == 0) sh.parts.blocks = all, sh.parts.bundle = mai_bundle(all);
 #pragma unroll
-    for (int i = 0; i < MAI_SEGMENTS; i++) {
+    for (int i = 0; i < MAI_CLASSES; i++) {
         const int b0 = __shfl_sync(ALL, block, 2 + 2 * i), b1 = __shfl_sync(ALL, block, 3 + 2 * i);
         if (lane != 0) continue;
         sh.parts.of[i].first = min(max(b0, all.first), all.last);
-        sh.parts.of[i].last = s.of[i].units > 0 ? min(max(b1, all.first), all.last) : -1;
+        sh.parts.of[i].last = mai_class_units(s, i) > 0 ? min(max(b1, all.first), all.last) : -1;
     }
 }
 
@@ -686,7 +729,7 @@ __device__ bool arrives_last(AttendShared<T> &sh, uint32_t *arrived, int n)
     return sh.is_last;
 }
 
-/* This block's part of a shared group is written. If all parts are, they are added to `heads`. */
+/* This block's part of a shared group is written. If all parts are, their sums are left in `heads`. */
 template <class T>
 __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, int group,
                              Heads<T> &heads)
@@ -700,16 +743,64 @@ __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const 
 #pragma unroll 1
     for (int step = 1;; step = parts.bundle) {
         const int last = step > 1 ? parts.blocks.last : end;
+        const bool is_final = is_all || step > 1;
         heads.each(heads_of(p, x.block), [&](int k, int head) {
-            gather_segments<T::V>(p, parts, head, begin, last, step, [&](int segment, Sum<T::V> sum) {
-                if (is_all || step > 1) heads.add(k, segment, sum);
-                else put_partial<T::V>(p, partial_at(p, begin, place, segment, head), sum);
-            });
+#pragma unroll 1
+            for (int which = 0; which < MAI_CLASSES; which++) {
+                const Sum<T::V> sum = gather<T::V>(p, parts, which, head, begin, last, step);
+                if (is_final) heads.set(k, which, sum);
+                else put_partial<T::V>(p, partial_at(p, begin, place, which, head), sum);
+            }
         });
-        if (is_all || step > 1) return true;
+        if (is_final) return true;
         uint32_t *bundles = p.arrived + 2 * gridDim.x + group;
         if (!arrives_last<T>(sh, bundles, (n + parts.bundle - 1) / parts.bundle)) return false;
     }
+}
+
+/* The old class of a group that only this block computes, which join_warps wrote. */
+template <class T>
+__device__ void fetch_old(const mai_cu_params &p, const Item &x, Heads<T> &heads)
+{
+    heads.each(heads_of(p, x.block), [&](int k, int head) {
+        heads.old[k].clear();
+        if (x.part[MAI_OLD].y < 0) return;
+        const int at = partial_at(p, blockIdx.x, place_of_old(x), MAI_CLASS_OLD, head);
+        load_partial<T::V>(p.partial_out + (size_t)at * T::D + (threadIdx.x & 31) * T::V, heads.old[k].o);
+        heads.old[k].top = __ldcg(p.partial_lse + at);
+    });
+}
+
+/* All of a group is computed and written. */
+template <class T>
+__device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
+{
+    if (!p.judges || !decides(p) || threadIdx.x != 0) return;
+    p.outcomes[x.row * p.n_kv_heads + x.kv_head] = x.outcome;
+    sh.completed[sh.n_completed++] = x.kv_head;
+}
+
+/* Learn from the groups that this block completed: if a KV head's are all complete, by whichever block saw the
+ * last of them. */
+template <class T>
+__device__ void learn(const mai_cu_params &p, AttendShared<T> &sh)
+{
+    __syncthreads();
+    const int n = sh.n_completed;
+    if (threadIdx.x < n) {
+        const int kv_head = sh.completed[threadIdx.x];
+        const unsigned all = p.n_rows * p.blocks_per_kv;
+        __threadfence();
+        const bool is_last = atomicAdd(&p.learnt[kv_head], 1u) == all - 1;
+        if (is_last) p.learnt[kv_head] = 0;
+        else sh.completed[threadIdx.x] = -1;
+        __threadfence();
+    }
+    __syncthreads();
+    for (int i = threadIdx.x / 32; i < n; i += T::WARPS) {
+        if (sh.completed[i] >= 0) learn_group(p, sh.completed[i]);
+    }
+    if (threadIdx.x == 0) sh.n_completed = 0;
 }
 
 template <class T>
@@ -728,9 +819,11 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     const float factor = p.scale * LOG2E * p.k_scale;
 
     for (int g0 = first_group; g0 <= last_group; g0 += T::MOST_ITEMS) {
-        __syncthreads();
-        list_items<T>(p, sh, g0, own, share);
-        __syncthreads();
+        if (!sh.listed) {
+            __syncthreads();
+            list_items<T>(p, sh, g0, own, share);
+            __syncthreads();
+        }
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
         Heads<T> heads, ahead;
         Queries<T> queries;
@@ -752,33 +845,45 @@ __global__ void __launch_bounds__(T::THREADS, 1)
                 queries.fetch(p, sh.items[i + 1]);
                 ahead.fetch_decisions(p, sh.items[i + 1]);
             }
+            State<T> state;
+            bool is_empty = true;
 #pragma unroll 1
             for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
                 const int2 part = x.part[segment];
-                if (part.y < 0) continue;
-                Starts<T> starts;
-                starts.load(p, x, segment);
-                State<T> state;
-                state.clear();
+                Seen<T> seen;
+                if (part.y >= 0) {
+                    seen.load(p, x, segment, part.y);
+                    if (is_empty) state.clear();
+                    is_empty = false;
+                }
 #pragma unroll 1
                 for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
                     float s[T::NT][4];
                     copy_wait<T::STAGES - 2>();
                     __syncwarp();
                     scores<T>(s, queries, shared_address(sh.stage[warp][stage][0]));
-                    softmax<T>(p, factor, s, state, starts, t, part.y);
+                    softmax<T>(p, factor, s, state, seen, t);
                     add_values<T>(s, state, shared_address(sh.stage[warp][stage][1]));
                     __syncwarp();
                     loader.next();
                     stage = stage + 1 == T::STAGES ? 0 : stage + 1;
                 }
-                join_warps<T>(p, sh, state, x, segment, heads);
+                /* Fresh and near tokens are of one class: the state goes on. */
+                if (is_empty || segment == MAI_FRESH) continue;
+                join_warps<T>(p, sh, state, x, mai_class_of(segment), heads);
+                is_empty = true;
             }
             if (x.place < 0) continue;
-            if (x.place == MAI_PLACE_WHOLE || gather_parts<T>(p, sh, x, g0 + i, heads))
-                heads.complete(p, x);
+            if (x.place != MAI_PLACE_WHOLE) {
+                if (!gather_parts<T>(p, sh, x, g0 + i, heads)) continue;
+            } else if (x.outcome == MAI_REFUSED) {
+                fetch_old<T>(p, x, heads);
+            }
+            heads.complete(p, x);
+            note_complete<T>(p, sh, x);
         }
         copy_wait<0>();
+        if (p.judges) learn<T>(p, sh);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/judge.h"
 #include "macattn/cuda.h"
 
 #ifdef __cplusplus
@@ -20,6 +21,11 @@ typedef struct mai_cu_meta {
     int32_t end;           /* the summary covers [F, end) */
 } mai_cu_meta;
 
+/* What the judge needs of it (core/judge.h): how far its summary was reused, and its share of the mass. */
+typedef struct mai_cu_judged {
+    float moved, share;
+} mai_cu_judged;
+
 /* The rings. Entry i of (slot, layer, head) is at ((slot * n_layers + layer) * n_heads + head) * ring + i
  * in each array; head[] (where the next one goes) and count[] have one element per ring. */
 typedef struct mai_cu_rings {
@@ -27,6 +33,7 @@ typedef struct mai_cu_rings {
     mai_cu_meta *meta;
     int32_t *pos;      /* position of the token the query was made for */
     float *lse;        /* natural log */
+    mai_cu_judged *judged; /* NULL unless the policy judges */
     char *q;           /* [head_dim] in q_dtype */
     float *out;        /* [head_dim] */
     int32_t *head, *count;
@@ -49,6 +56,7 @@ typedef struct mai_cu_params {
     /* the step */
     int32_t layer;
     int32_t reuse;    /* 1: decisions are made, and queries remembered */
+    int32_t judges;   /* 1: what the search found is a candidate, to be judged (core/judge.h) */
     const int32_t *slots, *n_tokens, *pages, *page_indptr;
     int64_t page_table_stride;
     int32_t page_shift; /* -1: contiguous */
@@ -67,13 +75,22 @@ typedef struct mai_cu_params {
 
     /* state and work memory */
     mai_cu_rings rings;
-    macattn_cuda_decision *decisions; /* [n_rows][n_heads] */
+    macattn_cuda_decision *found;     /* [n_rows][n_heads] by the search */
+    macattn_cuda_decision *decisions; /* [n_rows][n_heads] what became of it; found itself unless judged */
     float *partial_out;               /* [block][place][segment][heads_per_block][head_dim] */
     float *partial_lse;               /* the same without head_dim; base 2 */
     /* How many have arrived, 0 between calls: [block][place] blocks of the bundle that begins there, then
      * [group] bundles. */
     uint32_t *arrived;
     mai_cu_counters *counters;        /* [n_layers][n_heads] */
+
+    /* Of a policy that judges. */
+    mai_record *records;         /* [n_layers][n_heads] */
+    mai_habit *habits;           /* [n_layers][n_kv_heads] */
+    mai_judgement *judgements;   /* [n_rows][n_heads] of what was found */
+    float *errors;               /* [n_rows][n_heads] seen of refused candidates */
+    int32_t *outcomes;           /* [n_rows][n_kv_heads] mai_outcome */
+    uint32_t *learnt;            /* [n_kv_heads] groups complete in this step; 0 between calls */
 } mai_cu_params;
 
 /* One instantiation of the attention kernel. */
@@ -100,6 +117,9 @@ int mai_cu_match_launch(const mai_cu_params *p, void *stream);
 
 /* slots.cu */
 int mai_cu_slot_truncate(const mai_cu_params *p, int32_t slot, int64_t n_tokens, void *stream);
+/* Heads [head0, head1) of layers [layer0, layer1) get a budget. */
+int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0, int head1, float budget,
+                      void *stream);
 /* Queries p->capture_query.. of `capture_row`, p->n_rows of them: `full_out` and `full_lse` are the
  * engine's results (strides as out's, lse packed), p->out (f32, packed) and p->lse those without the far
  * tokens. */

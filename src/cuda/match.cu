@@ -45,7 +45,7 @@ struct Shared {
     Nearest best[WARPS];
     float least[WARPS]; /* upper bounds */
     float scale, residual, norm2;
-    int finite;
+    int finite, searches, remembers; /* the latter two of the head's group */
 
     /* Behind it: the codes [n][D], then mai_cu_meta [n], n = min(ring, piece_entries). */
     __device__ int8_t *codes() { return (int8_t *)(this + 1); }
@@ -89,14 +89,32 @@ __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, i
     copy_commit();
 }
 
+/* Whether the group of a head waits in this step (core/judge.h). */
+__device__ __forceinline__ bool rests(const mai_cu_params &p, int head)
+{
+    return p.judges && p.habits[p.layer * p.n_kv_heads + head / p.group].rest > 0;
+}
+
 /* The first piece of search i's ring, if there is such a search. */
 template <int D>
 __device__ void copy_first(const mai_cu_params &p, Shared<D> &sh, int i)
 {
     if (i >= p.n_rows * p.n_heads) return;
-    const int slot = row_slot(p, i / p.n_heads);
-    if (slot >= 0)
-        copy_piece<D>(p, sh, ring_of(p, slot, i % p.n_heads), 0, min(p.ring, piece_entries<D>()));
+    const int row = i / p.n_heads, head = i % p.n_heads, slot = row_slot(p, row);
+    if (slot >= 0 && row_tokens(p, row) >= p.min_tokens && !rests(p, head))
+        copy_piece<D>(p, sh, ring_of(p, slot, head), 0, min(p.ring, piece_entries<D>()));
+}
+
+/* Warp 0: what the judge says before the search. */
+template <int D>
+__device__ void ask_group(const mai_cu_params &p, Shared<D> &sh, int head)
+{
+    const int kv_head = head / p.group, lane = threadIdx.x;
+    const mai_record *records = p.records + (size_t)p.layer * p.n_heads + kv_head * p.group;
+    bool remembers = true;
+    for (int h = lane; p.judges && h < p.group; h += 32) remembers = remembers && records[h].budget > 0;
+    remembers = __all_sync(ALL, remembers);
+    if (lane == 0) sh.remembers = remembers, sh.searches = remembers && !rests(p, head);
 }
 
 /* Encode the query; warp 0. */
@@ -222,6 +240,17 @@ __device__ void search(const mai_cu_params &p, Shared<D> &sh, const Search &x, b
     __syncthreads();
 }
 
+/* What the judge expects of the nearest; an infinite error if it must not be used. */
+__device__ mai_judgement judge(const mai_cu_params &p, const Search &x, const Nearest &best)
+{
+    const mai_record record = p.records[(size_t)p.layer * p.n_heads + x.head];
+    const mai_habit habit = p.habits[(size_t)p.layer * p.n_kv_heads + x.head / p.group];
+    const mai_cu_judged judged = p.rings.judged[x.ring * (size_t)p.ring + (size_t)best.entry];
+    mai_judgement j = mai_expect(&record, best.distance2, judged.share, judged.moved);
+    if (!mai_head_is_ready(&record, &habit)) j.error = INFINITY;
+    return j;
+}
+
 /* Warp 0: write the decision, and begin the new entry. */
 template <int D>
 __device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search &x,
@@ -233,11 +262,13 @@ __device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search
         if (is_nearer(sh.best[w], best)) best = sh.best[w];
     }
     const bool hit = best.entry >= 0 && best.distance2 < (double)p.radius2;
-    const bool remembers = x.keeps && sh.finite;
+    const bool remembers = x.keeps && sh.finite && sh.remembers;
     if (lane == 0) {
-        p.decisions[(size_t)x.row * p.n_heads + x.head] = macattn_cuda_decision{
+        const size_t at = (size_t)x.row * p.n_heads + x.head;
+        p.found[at] = macattn_cuda_decision{
             hit ? best.end : x.fresh, hit ? best.entry : -1,
             best.entry >= 0 ? (float)best.distance2 : INFINITY, remembers ? x.next : -1};
+        if (p.judges && hit) p.judgements[at] = judge(p, x, best);
     }
     /* The summary is wanted next, by one of the blocks that attend. */
     if (hit && 8 * lane < D / 4) {
@@ -266,9 +297,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
                 threadIdx.x * (D / 32), q);
         }
         if (i == blockIdx.x) copy_first<D>(p, sh, i);
-        if (threadIdx.x < 32) e = take_query<D>(sh, q);
+        if (threadIdx.x < 32) {
+            e = take_query<D>(sh, q);
+            ask_group<D>(p, sh, x.head);
+        }
         __syncthreads();
-        const bool wanted = x.keeps && sh.finite && x.n >= p.min_tokens && p.radius2 > 0;
+        const bool wanted = x.keeps && sh.finite && sh.searches && x.n >= p.min_tokens && p.radius2 > 0;
         search<D>(p, sh, x, wanted, i + gridDim.x);
         if (threadIdx.x < 32) decide<D>(p, sh, x, e, q);
         __syncthreads();

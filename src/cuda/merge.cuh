@@ -9,12 +9,11 @@
 
 namespace mai {
 
-/* Index of a partial result: of what a block puts at a place (schedule.h). */
-__device__ __forceinline__ int partial_at(const mai_cu_params &p, int block, int place, int segment,
+/* Index of a partial result: of what a block puts at a place for a class (schedule.h). */
+__device__ __forceinline__ int partial_at(const mai_cu_params &p, int block, int place, int which,
                                           int head_in_block)
 {
-    return ((block * MAI_PLACES + place) * MAI_SEGMENTS + segment) * p.heads_per_block +
-           head_in_block;
+    return ((block * MAI_PLACES + place) * MAI_CLASSES + which) * p.heads_per_block + head_in_block;
 }
 
 __device__ __forceinline__ bool decides(const mai_cu_params &p)
@@ -30,7 +29,7 @@ __device__ __forceinline__ macattn_cuda_decision load_decision(const macattn_cud
 
 /* A group that several blocks compute. */
 struct Parts {
-    mai_blocks blocks, of[MAI_SEGMENTS]; /* that compute it, and each segment; last < 0: none */
+    mai_blocks blocks, of[MAI_CLASSES]; /* that compute it, and each class; last < 0: none */
     int bundle;                          /* mai_bundle */
 
     /* The first block of the bundle of a block. */
@@ -88,52 +87,20 @@ struct Sum {
     }
 };
 
-/* The partial results of a segment together, of blocks b0, b0 + step, ... up to b1, added in the order of
- * their tokens: so the result does not depend on which block finished when. */
+/* A lane's values of a partial result. */
 template <int V>
-__device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &x, int segment,
-                                         int head_in_block, int b0, int b1, int step)
+__device__ __forceinline__ void load_partial(const float *from, float *x)
 {
-    constexpr int AT_A_TIME = 48 / V; /* loads in flight */
-    const int lane = threadIdx.x & 31;
-    const int per_block = partial_at(p, 1, 0, 0, 0);
-    const int begins = partial_at(p, 0, MAI_PLACE_BEGINS, 0, 0);
-    const int at = partial_at(p, 0, MAI_PLACE_CONTINUES, segment, head_in_block);
-    Sum<V> sum;
-    sum.clear();
-#pragma unroll 1
-    for (int b = b0; b <= b1; b += AT_A_TIME * step) {
-        float o[AT_A_TIME][V], lse[AT_A_TIME], top = sum.top;
+    if constexpr (V == 2) {
+        const float2 two = __ldcg((const float2 *)from);
+        x[0] = two.x, x[1] = two.y;
+    } else {
 #pragma unroll
-        for (int i = 0; i < AT_A_TIME; i++) {
-            const int block = b + i * step;
-            lse[i] = -INFINITY;
-#pragma unroll
-            for (int j = 0; j < V; j++) o[i][j] = 0.0f;
-            if (block > b1) continue;
-            const int from = at + block * per_block + (block == x.blocks.first ? begins : 0);
-            lse[i] = __ldcg(p.partial_lse + from);
-            const float *values = p.partial_out + (size_t)from * (32 * V) + lane * V;
-#pragma unroll
-            for (int j = 0; j < V; j += 2) {
-                const float2 two = __ldcg((const float2 *)(values + j));
-                o[i][j] = two.x, o[i][j + 1] = two.y;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < AT_A_TIME; i++) top = fmaxf(top, lse[i]);
-        if (top == -INFINITY) continue;
-        sum.scale_to(top);
-#pragma unroll
-        for (int i = 0; i < AT_A_TIME; i++) {
-            const float weight = fast_exp2(lse[i] - top);
-            sum.sum += weight;
-#pragma unroll
-            for (int j = 0; j < V; j++) sum.o[j] += weight * o[i][j];
+        for (int i = 0; i < V; i += 4) {
+            const float4 four = __ldcg((const float4 *)(from + i));
+            x[i] = four.x, x[i + 1] = four.y, x[i + 2] = four.z, x[i + 3] = four.w;
         }
     }
-    sum.normalise();
-    return sum;
 }
 
 /* Write a partial result: a normalised one. */
@@ -145,19 +112,60 @@ __device__ __forceinline__ void put_partial(const mai_cu_params &p, int at, cons
     if (lane == 0) p.partial_lse[at] = x.top;
 }
 
-/* What blocks [b0, b1] computed of each segment, or of their bundles: f(segment, sum). */
-template <int V, class F>
-__device__ __forceinline__ void gather_segments(const mai_cu_params &p, const Parts &x,
-                                                int head_in_block, int b0, int b1, int step, F f)
+/* N partial results, this lane's values of each, of those that are there: from the index that lane i0 + j holds. */
+template <int V, int N>
+__device__ __forceinline__ void load_partials(const mai_cu_params &p, int from, int i0, int n, float x[N][V])
 {
-#pragma unroll 1
-    for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
-        const mai_blocks of = x.of[segment];
-        /* In steps, the first is the bundle that the segment begins in. */
-        const int from = step > 1 ? x.bundle_of(of.first) : max(of.first, b0);
-        const int to = min(of.last, b1);
-        if (from <= to) f(segment, gather<V>(p, x, segment, head_in_block, from, to, step));
+    const float *values = p.partial_out + (threadIdx.x & 31) * V;
+#pragma unroll
+    for (int j = 0; j < N; j++) {
+        const int at = __shfl_sync(ALL, from, i0 + j);
+#pragma unroll
+        for (int i = 0; i < V; i++) x[j][i] = 0.0f;
+        if (i0 + j < n) load_partial<V>(values + (size_t)at * (32 * V), x[j]);
     }
+}
+
+/* What blocks first, first + step, ... up to `last` computed of a class, or their bundles did, together. Added in
+ * the order of the blocks: so the result does not depend on which finished when. Each lane looks after the weight
+ * of one of 32 partial results. */
+template <int V>
+__device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &parts, int which,
+                                         int head_in_block, int first, int last, int step)
+{
+    constexpr int AT_A_TIME = V == 8 ? 8 : 16; /* loads in flight */
+    const int lane = threadIdx.x & 31;
+    const mai_blocks of = parts.of[which];
+    /* In steps, the first is the bundle that the class begins in. */
+    const int b0 = step > 1 ? parts.bundle_of(of.first) : max(of.first, first), b1 = min(of.last, last);
+    Sum<V> sum;
+    sum.clear();
+#pragma unroll 1
+    for (int b = b0; b <= b1; b += 32 * step) {
+        const int block = b + lane * step;
+        const int from = partial_at(p, block, parts.place(block), which, head_in_block);
+        const float lse = block <= b1 ? __ldcg(p.partial_lse + from) : -INFINITY;
+        const int n = __popc(__ballot_sync(ALL, block <= b1));
+        float weight = 0;
+#pragma unroll 1
+        for (int i0 = 0; i0 < n; i0 += AT_A_TIME) {
+            float x[AT_A_TIME][V];
+            load_partials<V, AT_A_TIME>(p, from, i0, n, x);
+            if (i0 == 0) {
+                sum.scale_to(fmaxf(sum.top, warp_max(lse)));
+                weight = fast_exp2(lse - (sum.top == -INFINITY ? 0.0f : sum.top));
+                sum.sum += warp_sum(weight);
+            }
+#pragma unroll
+            for (int j = 0; j < AT_A_TIME; j++) {
+                const float w = __shfl_sync(ALL, weight, i0 + j);
+#pragma unroll
+                for (int i = 0; i < V; i++) sum.o[i] += w * x[j][i];
+            }
+        }
+    }
+    sum.normalise();
+    return sum;
 }
 
 __device__ inline void count(const mai_cu_params &p, int head, const macattn_cuda_decision &d, int n)
@@ -176,15 +184,16 @@ __device__ inline void count(const mai_cu_params &p, int head, const macattn_cud
 /* What is reused for one head: on its way to registers while its group is computed. */
 template <int V>
 struct Reused {
-    macattn_cuda_decision decision;
-    float o[V], lse; /* base 2 */
-    int count;       /* of the ring's entries */
+    macattn_cuda_decision decision; /* as found; entry < 0: nothing that could be used */
+    float o[V], lse;                /* base 2 */
+    float moved;                    /* mai_judgement */
+    int count;                      /* of the ring's entries */
 
-    __device__ void fetch_decision(const mai_cu_params &p, int row, int head)
+    __device__ void fetch_decision(const mai_cu_params &p, int row, int head, mai_outcome outcome)
     {
         decision = {0, -1, 0, -1};
-        if (decides(p))
-            decision = load_decision(p.decisions + (size_t)row * p.n_heads + head);
+        if (decides(p)) decision = load_decision(p.found + (size_t)row * p.n_heads + head);
+        if (outcome == MAI_NO_CANDIDATE) decision.entry = -1;
     }
 
     __device__ void fetch_summary(const mai_cu_params &p, int row, int head)
@@ -196,24 +205,14 @@ struct Reused {
         load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V),
                        (threadIdx.x & 31) * V, o);
         lse = p.rings.lse[entry] * LOG2E;
+        if (p.judges) moved = __ldcg(&p.judgements[(size_t)row * p.n_heads + head].moved);
     }
 };
 
-/* `far`: the far tokens that were computed, to which the summary is added; `out`: all other tokens.
- * `head`: of the model. n: tokens. */
+/* A head's result, normalised: `out` and the far tokens, `far`, with the head's sink. */
 template <int V>
-__device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
-                                                  const Reused<V> &reused, Sum<V> far, Sum<V> out)
+__device__ __forceinline__ Sum<V> with_far(const mai_cu_params &p, int head, Sum<V> out, const Sum<V> &far)
 {
-    const int lane = threadIdx.x & 31;
-    const macattn_cuda_decision &d = reused.decision;
-    if (d.entry >= 0) far.add(reused.lse, reused.o);
-    far.normalise();
-    if (d.next >= 0) {
-        const size_t ring = ring_of(p, max(row_slot(p, row), 0), head);
-        ring_complete<V>(p, ring, d.next, reused.count, far.o, far.top * LN2);
-    }
-    if (decides(p) && lane == 0 && n > 0) count(p, head, d, n);
     out.add(far.top, far.o);
     if (p.sinks) {
         const float sink = p.sinks[head] * LOG2E;
@@ -221,11 +220,65 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
         if (sink > -INFINITY) out.sum += fast_exp2(sink - out.top);
     }
     out.normalise();
+    return out;
+}
+
+/* || x - y || / || y || over all lanes. */
+template <int V>
+__device__ __forceinline__ float relative_error(const float *x, const float *y)
+{
+    float error = 0, norm = 0;
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+        error += (x[i] - y[i]) * (x[i] - y[i]);
+        norm += y[i] * y[i];
+    }
+    return sqrtf(warp_sum(error) / warp_sum(norm));
+}
+
+/* `old`, `far`: the far tokens that were computed, to which the summary is added; `out`: all other tokens;
+ * all normalised. `head`: of the model. n: tokens. */
+template <int V>
+__device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
+                                              mai_outcome outcome, const Reused<V> &reused,
+                                              const Sum<V> &old, Sum<V> far, Sum<V> out)
+{
+    const int lane = threadIdx.x & 31;
+    const size_t at = (size_t)row * p.n_heads + head;
+    const bool refused = outcome == MAI_REFUSED;
+    macattn_cuda_decision d = reused.decision;
+    Sum<V> would; /* have been the result with the refused candidate */
+    if (refused) {
+        Sum<V> all = far;
+        all.add(reused.lse, reused.o);
+        all.normalise();
+        would = with_far<V>(p, head, out, all);
+        far.add(old.top, old.o);
+        d.entry = -1;
+    }
+    if (d.entry >= 0) far.add(reused.lse, reused.o);
+    else d.start = p.fresh;
+    far.normalise();
+    out = with_far<V>(p, head, out, far);
+    if (d.next >= 0) {
+        const float lse = far.top * LN2;
+        const float moved = d.entry < 0 ? 0.0f : reused.moved * mai_share(reused.lse * LN2, lse);
+        ring_complete<V>(p, ring_of(p, max(row_slot(p, row), 0), head), d.next, reused.count, far.o, lse,
+                         mai_cu_judged{moved, mai_share(lse, out.top * LN2)});
+    }
+    if (refused) {
+        const float error = relative_error<V>(would.o, out.o);
+        if (lane == 0) p.errors[at] = error;
+    }
+    if (decides(p) && lane == 0) {
+        if (p.judges) p.decisions[at] = d;
+        if (n > 0) count(p, head, d, n);
+    }
 #pragma unroll
     for (int i = 0; i < V; i++) out.o[i] *= p.v_scale;
     store_values<V>(p.out_dtype, p.out + row * p.out_row_stride + head * p.out_head_stride, lane * V,
                     out.o);
-    if (p.lse && lane == 0) p.lse[(size_t)row * p.n_heads + head] = out.top * LN2;
+    if (p.lse && lane == 0) p.lse[at] = out.top * LN2;
 }
 
 } // namespace mai

@@ -105,10 +105,6 @@ static macattn_status check_shape(macattn_cuda *m)
             "both the same",
             (int)c->head_dim, (int)c->v_head_dim);
     }
-    if (c->policy == MACATTN_POLICY_BUDGET) {
-        return fail(m, MACATTN_E_UNSUPPORTED,
-                    "policy BUDGET is not supported on the GPU; supported are EXACT and PAPER");
-    }
     return MACATTN_OK;
 }
 
@@ -161,10 +157,16 @@ static macattn_status resolve_cuda(macattn_cuda *m, const macattn_cuda_config *c
 
 /* ------------------------------------------------------------------------------------- memory -- */
 
+static bool judges(const macattn_config *c)
+{
+    return mai_policy_get(c->policy)->judges && mai_keeps_rings(c);
+}
+
 static size_t ring_entry_bytes(const macattn_config *c)
 {
     const size_t d = (size_t)c->head_dim;
     return d + sizeof(mai_cu_meta) + sizeof(int32_t) + sizeof(float) +
+           (judges(c) ? sizeof(mai_cu_judged) : 0) +
            macattn_dtype_row_bytes(c->q_dtype, c->head_dim) + d * sizeof(float);
 }
 
@@ -224,10 +226,32 @@ static macattn_status take_rings(macattn_cuda *m)
     TAKE(m, &r->out, entries * d * sizeof *r->out, false, "rings (summaries)");
     TAKE(m, &r->head, rings * sizeof *r->head, true, "rings");
     TAKE(m, &r->count, rings * sizeof *r->count, true, "rings");
-    TAKE(m, &m->params.decisions, rows * heads * sizeof *m->params.decisions, true, "decisions");
+    TAKE(m, &m->params.found, rows * heads * sizeof *m->params.found, true, "decisions");
+    m->params.decisions = m->params.found;
     TAKE(m, &m->capture_out, rows * heads * d * sizeof(float), false, "capture");
     TAKE(m, &m->capture_lse, rows * heads * sizeof(float), false, "capture");
     return MACATTN_OK;
+}
+
+/* What a policy that judges keeps beside the rings. */
+static macattn_status take_judge(macattn_cuda *m)
+{
+    const macattn_config *c = &m->cfg;
+    const size_t layers = (size_t)c->n_layers, rows = (size_t)m->cuda.max_rows;
+    const size_t heads = (size_t)c->n_heads, kv_heads = (size_t)c->n_kv_heads;
+    const size_t entries = (size_t)c->max_slots * rings_per_slot(c) * (size_t)c->ring;
+    mai_cu_params *p = &m->params;
+    TAKE(m, &p->rings.judged, entries * sizeof *p->rings.judged, false, "rings");
+    TAKE(m, &p->decisions, rows * heads * sizeof *p->decisions, true, "decisions");
+    TAKE(m, &p->records, layers * heads * sizeof *p->records, true, "records");
+    TAKE(m, &p->habits, layers * kv_heads * sizeof *p->habits, true, "records");
+    TAKE(m, &p->judgements, rows * heads * sizeof *p->judgements, true, "records");
+    TAKE(m, &p->errors, rows * heads * sizeof *p->errors, true, "records");
+    TAKE(m, &p->outcomes, rows * kv_heads * sizeof *p->outcomes, true, "records");
+    TAKE(m, &p->learnt, kv_heads * sizeof *p->learnt, true, "records");
+    p->judges = 1;
+    return device_status(m, "budgets",
+                         mai_cu_set_budget(p, 0, c->n_layers, 0, c->n_heads, c->budget, NULL));
 }
 
 static macattn_status take_work(macattn_cuda *m)
@@ -235,7 +259,7 @@ static macattn_status take_work(macattn_cuda *m)
     const macattn_config *c = &m->cfg;
     mai_cu_params *p = &m->params;
     const size_t parts =
-        (size_t)m->n_blocks * MAI_PLACES * MAI_SEGMENTS * (size_t)p->heads_per_block;
+        (size_t)m->n_blocks * MAI_PLACES * MAI_CLASSES * (size_t)p->heads_per_block;
     const size_t groups =
         (size_t)m->cuda.max_rows * (size_t)c->n_kv_heads * (size_t)p->blocks_per_kv;
     const size_t counters = rings_per_slot(c);
@@ -317,6 +341,7 @@ static macattn_status create(macattn_cuda *m, const macattn_config *config,
     if (status == MACATTN_OK) fill_params(m);
     if (status == MACATTN_OK) status = take_work(m);
     if (status == MACATTN_OK && mai_keeps_rings(&m->cfg)) status = take_rings(m);
+    if (status == MACATTN_OK && judges(&m->cfg)) status = take_judge(m);
     if (status == MACATTN_OK) status = device_status(m, "create", (int)cudaDeviceSynchronize());
     if (status != MACATTN_OK) free_all(m);
     restore_device(m, before);
@@ -605,6 +630,7 @@ macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from, int32_t to,
         {r->meta, entries * sizeof *r->meta},
         {r->pos, entries * sizeof *r->pos},
         {r->lse, entries * sizeof *r->lse},
+        {r->judged, r->judged ? entries * sizeof *r->judged : 0},
         {r->q, entries * macattn_dtype_row_bytes(m->cfg.q_dtype, m->cfg.head_dim)},
         {r->out, entries * d * sizeof *r->out},
         {r->head, rings * sizeof *r->head},
@@ -614,12 +640,36 @@ macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from, int32_t to,
     int status = cudaSuccess;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays && status == cudaSuccess; i++) {
         char *base = arrays[i].base;
+        if (arrays[i].bytes == 0) continue;
         status = (int)cudaMemcpyAsync(base + (size_t)to * arrays[i].bytes,
                                       base + (size_t)from * arrays[i].bytes, arrays[i].bytes,
                                       cudaMemcpyDeviceToDevice, (cudaStream_t)stream);
     }
     restore_device(m, before);
     return device_status(m, "fork", status);
+}
+
+/* ------------------------------------------------------------------------------------- budgets -- */
+
+macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int32_t head, float budget,
+                                            void *stream)
+{
+    int before;
+    if (!m) return MACATTN_E_ARG;
+    if (!judges(&m->cfg)) return fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
+    if (layer < -1 || layer >= m->cfg.n_layers || head < -1 || head >= m->cfg.n_heads) {
+        return fail(m, MACATTN_E_RANGE, "layer %d, head %d: there are %d and %d", (int)layer,
+                    (int)head, (int)m->cfg.n_layers, (int)m->cfg.n_heads);
+    }
+    if (!(budget >= 0 && budget <= 1)) { /* NaN, too */
+        return fail(m, MACATTN_E_RANGE, "budget is %g; it must be in [0, 1]", (double)budget);
+    }
+    MAI_TRY(use_device(m, &before));
+    const int status =
+        mai_cu_set_budget(&m->params, layer < 0 ? 0 : layer, layer < 0 ? m->cfg.n_layers : layer + 1,
+                          head < 0 ? 0 : head, head < 0 ? m->cfg.n_heads : head + 1, budget, stream);
+    restore_device(m, before);
+    return device_status(m, "budgets", status);
 }
 
 /* --------------------------------------------------------------------------------- statistics -- */

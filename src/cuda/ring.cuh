@@ -79,7 +79,7 @@ __device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const 
  * before is gone. `count`: entries before. */
 template <int V>
 __device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, int count,
-                              const float *summary, float lse)
+                              const float *summary, float lse, mai_cu_judged judged)
 {
     constexpr int D = 32 * V;
     const int lane = threadIdx.x & 31;
@@ -92,6 +92,7 @@ __device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, int
     store_values<V>(MACATTN_DTYPE_F32, (char *)(r.out + entry * D), lane * V, summary);
     if (lane == 0) {
         r.lse[entry] = lse;
+        if (r.judged) r.judged[entry] = judged;
         r.head[ring] = next + 1 == p.ring ? 0 : next + 1;
         if (count < p.ring) r.count[ring] = count + 1;
     }

@@ -3,13 +3,17 @@
  * device, so that it can be tested without a GPU.
  *
  * A *group* is one row and one block of query heads that share a KV head: what reads the same bytes. Its
- * tokens lie in up to three *segments*, kept apart because their results are:
+ * tokens lie in up to four *segments*:
  *
+ *     old   [F, e)       what the summaries of refused candidates covered; e = the latest start of the group's heads
+ *     far   [s, b)       the summary, or what it lacks; s = the earliest start
  *     fresh [0, F)       attention sinks: in the output, never in the summary
- *     far   [s, b)       the summary, or what it lacks; s = the earliest start of the group's heads
  *     near  [b, n)       band and newest token: in the output, never in the summary
  *
- * Without reuse there is one segment, near = [0, n) or the window. Each segment is cut into units of equal
+ * and in three *classes*, whose results are kept apart: old, far, and out, which is fresh and near together.
+ * Tokens in [s, e) are in two segments, and each head takes part in one of them: those before its start are old
+ * to it. There is an old segment only where candidates were refused (judge.h): what they would have given has to
+ * be known. Without reuse there is one segment, near = [0, n) or the window. Each segment is cut into units of equal
  * size, and the blocks take equal shares of all units, in order. So all blocks read the same
  * number of bytes up to one unit, whatever the lengths of the rows: a long sequence is spread over many
  * blocks, and short ones share one. (One chunk size for a whole batch cannot do that.) */
@@ -18,13 +22,10 @@
 
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#    define MAI_HD __host__ __device__ __forceinline__
-#else
-#    define MAI_HD static inline
-#endif
+#include "core/both.h"
 
-enum { MAI_FRESH = 0, MAI_FAR = 1, MAI_NEAR = 2, MAI_SEGMENTS = 3 };
+enum { MAI_OLD, MAI_FAR, MAI_FRESH, MAI_NEAR, MAI_SEGMENTS };
+enum { MAI_CLASS_OLD, MAI_CLASS_FAR, MAI_CLASS_OUT, MAI_CLASSES };
 
 typedef struct mai_segment {
     int32_t t0, t1; /* tokens */
@@ -42,24 +43,33 @@ typedef struct mai_segments {
  * nothing is read. Measured on an H200. */
 enum { MAI_FINISH_EXACT = 1, MAI_FINISH_REUSE = 4 };
 
-MAI_HD int32_t mai_units_of(int32_t tokens, int32_t unit)
+MAI_BOTH int32_t mai_units_of(int32_t tokens, int32_t unit)
 {
     return tokens <= 0 ? 0 : (tokens + unit - 1) / unit;
 }
 
 /* The first token that summaries never cover; also the end of new summaries. */
-MAI_HD int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
+MAI_BOTH int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
 {
     const int32_t b = n - band;
     return b > fresh ? b : fresh < n ? fresh : n;
 }
 
-/* `start`: first token of the far segment. `b`: mai_far_end; b < 0 stands for no reuse at all, and `start`
- * for the first token seen. */
-MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t start, int32_t unit)
+/* Which tokens of a group are read. */
+typedef struct mai_reads {
+    int32_t n;      /* tokens of the row */
+    int32_t b;      /* mai_far_end; < 0: no reuse at all */
+    int32_t start;  /* first token of the far segment; without reuse: first token seen */
+    int32_t latest; /* end of the old segment; 0: none */
+} mai_reads;
+
+MAI_BOTH mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t unit)
 {
     mai_segments s;
+    const int32_t n = r.n, b = r.b, start = r.start;
     const int32_t f = b < 0 ? 0 : fresh < b ? fresh : b;
+    s.of[MAI_OLD].t0 = f;
+    s.of[MAI_OLD].t1 = r.latest;
     s.of[MAI_FRESH].t0 = 0;
     s.of[MAI_FRESH].t1 = f;
     s.of[MAI_FAR].t0 = b < 0 ? 0 : start;
@@ -79,6 +89,19 @@ MAI_HD mai_segments mai_segments_of(int32_t n, int32_t b, int32_t fresh, int32_t
     return s;
 }
 
+MAI_BOTH int32_t mai_class_of(int32_t segment)
+{
+    return segment == MAI_OLD ? MAI_CLASS_OLD : segment == MAI_FAR ? MAI_CLASS_FAR : MAI_CLASS_OUT;
+}
+
+/* Units of a class; they follow each other. */
+MAI_BOTH int32_t mai_class_units(mai_segments s, int32_t which)
+{
+    return which == MAI_CLASS_OLD   ? s.of[MAI_OLD].units
+           : which == MAI_CLASS_FAR ? s.of[MAI_FAR].units
+                                    : s.of[MAI_FRESH].units + s.of[MAI_NEAR].units;
+}
+
 /* All units over the blocks: each gets `per`, the first `extra` of them one more. A boundary that falls
  * near the begin or the end of a group is moved there (by at most `snap` units): sharing a group costs more
  * than an uneven share. */
@@ -86,11 +109,15 @@ typedef struct mai_division {
     int32_t units, blocks, per, extra, snap;
 } mai_division;
 
-MAI_HD mai_division mai_divide(int32_t units, int32_t n_blocks)
+/* A block is worth it for so many units: with fewer, merging its result takes longer than it saves. */
+enum { MAI_LEAST_UNITS = 2 };
+
+MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
 {
     mai_division d;
+    const int32_t most = (units + MAI_LEAST_UNITS - 1) / MAI_LEAST_UNITS;
     d.units = units;
-    d.blocks = units < n_blocks ? units : n_blocks;
+    d.blocks = most < n_blocks ? most : n_blocks;
     d.per = units / d.blocks;
     d.extra = units - d.per * d.blocks;
     d.snap = d.per < 24 ? d.per / 4 : d.per / 64;
@@ -98,13 +125,13 @@ MAI_HD mai_division mai_divide(int32_t units, int32_t n_blocks)
 }
 
 /* First unit of block i before boundaries are moved; that of the next is its end. i may be d.blocks. */
-MAI_HD int32_t mai_block_begin(mai_division d, int32_t i)
+MAI_BOTH int32_t mai_block_begin(mai_division d, int32_t i)
 {
     return d.per * i + (i < d.extra ? i : d.extra);
 }
 
 /* The block that a unit falls to before boundaries are moved. */
-MAI_HD int32_t mai_block_of(mai_division d, int32_t unit)
+MAI_BOTH int32_t mai_block_of(mai_division d, int32_t unit)
 {
     const int32_t longer = d.extra * (d.per + 1); /* units of blocks with one more */
     return unit < longer ? unit / (d.per + 1) : d.extra + (unit - longer) / d.per;
@@ -113,13 +140,13 @@ MAI_HD int32_t mai_block_of(mai_division d, int32_t unit)
 /* A group that costs no more is never shared. */
 enum { MAI_WHOLE_UNITS = 7 };
 
-MAI_HD int32_t mai_snap_of(mai_division d, int32_t cost)
+MAI_BOTH int32_t mai_snap_of(mai_division d, int32_t cost)
 {
     return cost <= MAI_WHOLE_UNITS ? cost : d.snap;
 }
 
 /* Where the boundary at unit u, in a group that costs units [begin, end), is moved. */
-MAI_HD int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
+MAI_BOTH int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
 {
     const int32_t snap = mai_snap_of(d, end - begin);
     return u - begin <= snap ? begin : end - u <= snap ? end : u;
@@ -131,13 +158,13 @@ typedef struct mai_blocks {
     int32_t first, last;
 } mai_blocks;
 
-MAI_HD int32_t mai_first_at(mai_division d, int32_t begin, mai_segments s)
+MAI_BOTH int32_t mai_first_at(mai_division d, int32_t begin, mai_segments s)
 {
     const int32_t snap = mai_snap_of(d, s.cost);
     return begin + (snap < s.cost - 1 ? snap : s.cost - 1);
 }
 
-MAI_HD int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
+MAI_BOTH int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
 {
     const int32_t moved = s.cost - mai_snap_of(d, s.cost);
     const int32_t inside = begin + (moved < s.units ? moved : s.units) - 1;
@@ -145,7 +172,7 @@ MAI_HD int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
     return first > inside ? first : inside;
 }
 
-MAI_HD mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
+MAI_BOTH mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 {
     mai_blocks b;
     b.first = mai_block_of(d, mai_first_at(d, begin, s));
@@ -154,7 +181,7 @@ MAI_HD mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 }
 
 /* The block that computes a unit of a group that `b` compute. */
-MAI_HD int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
+MAI_BOTH int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
 {
     const int32_t i = mai_block_of(d, unit);
     return i < b.first ? b.first : i > b.last ? b.last : i;
@@ -162,14 +189,14 @@ MAI_HD int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
 
 /* Merging many partial results takes one block long, so it is done in two steps: of every `mai_bundle`
  * consecutive blocks of a group the last to arrive merges their results into the place of the first. */
-MAI_HD int32_t mai_bundle(mai_blocks b)
+MAI_BOTH int32_t mai_bundle(mai_blocks b)
 {
     const int32_t n = b.last - b.first + 1;
-    return n <= 24 ? n : n <= 64 ? 8 : 12;
+    return n <= 40 ? n : n <= 64 ? 8 : 12;
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
-MAI_HD mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin, int32_t end,
+MAI_BOTH mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin, int32_t end,
                                     int32_t unit)
 {
     const int32_t u0 = (begin > first ? begin : first) - first;
@@ -187,7 +214,7 @@ MAI_HD mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin,
  * a block computes whole needs none. */
 enum { MAI_PLACE_CONTINUES = 0, MAI_PLACE_BEGINS = 1, MAI_PLACES = 2, MAI_PLACE_WHOLE = 2 };
 
-MAI_HD int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
+MAI_BOTH int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
                          int32_t group_end)
 {
     if (group_begin < block_begin) return MAI_PLACE_CONTINUES;

@@ -24,6 +24,16 @@ __global__ void truncate_kernel(const __grid_constant__ mai_cu_params p, int slo
     p.rings.count[ring] = count;
 }
 
+__global__ void budget_kernel(const __grid_constant__ mai_cu_params p, int layer0, int layer1, int head0,
+                              int head1, float budget)
+{
+    const int heads = head1 - head0;
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (layer1 - layer0) * heads;
+         i += gridDim.x * blockDim.x) {
+        p.records[(size_t)(layer0 + i / heads) * p.n_heads + head0 + i % heads].budget = budget;
+    }
+}
+
 /* What an engine computed of the queries of a prompt. */
 struct Engine {
     const char *out;
@@ -78,7 +88,8 @@ __global__ void __launch_bounds__(32)
         if (!(share >= LEAST_SHARE) || !all_finite<V>(o, lse) || !all_finite<V>(q, e.scale)) continue;
         const int next = p.rings.head[ring];
         ring_begin<V>(p, ring, next, e, q, n - 1, b);
-        ring_complete<V>(p, ring, next, p.rings.count[ring], o, lse);
+        ring_complete<V>(p, ring, next, p.rings.count[ring], o, lse,
+                         mai_cu_judged{0.0f, fminf(share, 1.0f)});
         __syncwarp();
     }
 }
@@ -92,6 +103,13 @@ extern "C" int mai_cu_slot_truncate(const mai_cu_params *p, int32_t slot, int64_
     const int rings = p->n_layers * p->n_heads, threads = 128;
     mai::truncate_kernel<<<(rings + threads - 1) / threads, threads, 0, (cudaStream_t)stream>>>(
         *p, slot, n_tokens);
+    return cudaGetLastError();
+}
+
+extern "C" int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0, int head1,
+                                 float budget, void *stream)
+{
+    mai::budget_kernel<<<8, 128, 0, (cudaStream_t)stream>>>(*p, layer0, layer1, head0, head1, budget);
     return cudaGetLastError();
 }
 
