@@ -48,13 +48,15 @@ static mai_segments random_group(test_rng *rng, int32_t unit, int32_t kind)
     int32_t n = (int32_t)test_below(rng, longest[kind] + 1);
     if (kind == 3 && test_below(rng, 4) > 0) n %= 600; /* one long row among short ones */
     const int32_t fresh = (int32_t)test_below(rng, 9);
-    int32_t b = -1, start = 0;
+    mai_reads r = {.n = n, .b = -1};
     if (test_below(rng, 2)) {
-        b = mai_far_end(n, 1 + (int32_t)test_below(rng, 300), fresh);
-        const int32_t least = fresh < b ? fresh : b;
-        start = least + (int32_t)test_below(rng, b - least + 1);
+        r.b = mai_far_end(n, 1 + (int32_t)test_below(rng, 300), fresh);
+        const int32_t least = fresh < r.b ? fresh : r.b;
+        r.start = least + (int32_t)test_below(rng, r.b - least + 1);
+        /* Candidates were refused: what they cover is read as well. */
+        if (test_below(rng, 2)) r.latest = r.start + (int32_t)test_below(rng, r.b - r.start + 1);
     }
-    return mai_segments_of(n, b, fresh, start, unit);
+    return mai_segments_of(r, fresh, unit);
 }
 
 static void random_division(division *x, test_rng *rng)
@@ -163,7 +165,7 @@ static void test_balance(void **state)
     (void)state;
     division x = {.n_groups = 33, .unit = 128};
     for (int32_t g = 0; g < 33; g++) {
-        x.groups[g] = mai_segments_of(g == 7 ? 131072 : 200, -1, 0, 0, 128);
+        x.groups[g] = mai_segments_of((mai_reads){g == 7 ? 131072 : 200, -1, 0, 0}, 0, 128);
     }
     divide(&x, 132);
     const mai_blocks b = mai_blocks_of(x.all, x.begin[7], x.groups[7]);
@@ -181,7 +183,8 @@ static void test_small_groups(void **state)
     x.n_groups = MAX_GROUPS;
     x.unit = 128;
     for (int32_t g = 0; g < x.n_groups; g++) {
-        x.groups[g] = mai_segments_of(131072, 131072 - 256, 0, 131072 - 290, 128);
+        x.groups[g] =
+            mai_segments_of((mai_reads){131072, 131072 - 256, 131072 - 290, 0}, 0, 128);
     }
     divide(&x, 33);
     for (int32_t j = 0; j < x.all.blocks; j++) {
@@ -199,18 +202,38 @@ static void test_far_end(void **state)
     assert_int_equal(mai_far_end(100, 256, 4), 4);
     assert_int_equal(mai_far_end(3, 256, 4), 3);
     /* A row without tokens still has a block that writes its output. */
-    const mai_segments empty = mai_segments_of(0, -1, 0, 0, 128);
+    const mai_segments empty = mai_segments_of((mai_reads){0, -1, 0, 0}, 0, 128);
     assert_int_equal(empty.units, 1);
     assert_int_equal(empty.of[MAI_NEAR].t0, empty.of[MAI_NEAR].t1);
 }
 
-/* Merging in two steps leaves neither step with more than a dozen results. */
+/* What refused candidates cover lies before their starts, up to the latest of them; the units of the classes are
+ * those of their segments, in order. */
+static void test_classes(void **state)
+{
+    (void)state;
+    const mai_segments s = mai_segments_of((mai_reads){5000, 4000, 3000, 3300}, 4, 128);
+    assert_int_equal(s.of[MAI_OLD].t0, 4);
+    assert_int_equal(s.of[MAI_OLD].t1, 3300);
+    assert_int_equal(s.of[MAI_FAR].t0, 3000);
+    assert_int_equal(s.of[MAI_FAR].t1, 4000);
+    assert_int_equal(mai_class_units(s, MAI_CLASS_OLD), 26);
+    assert_int_equal(mai_class_units(s, MAI_CLASS_FAR), 8);
+    assert_int_equal(mai_class_units(s, MAI_CLASS_OUT), 1 + 8);
+    assert_int_equal(s.units, 26 + 8 + 9);
+    for (int i = 1; i < MAI_SEGMENTS; i++) assert_true(mai_class_of(i) >= mai_class_of(i - 1));
+    assert_int_equal(mai_class_of(MAI_FRESH), mai_class_of(MAI_NEAR));
+    const mai_segments used = mai_segments_of((mai_reads){5000, 4000, 3000, 0}, 4, 128);
+    assert_int_equal(mai_class_units(used, MAI_CLASS_OLD), 0);
+}
+
+/* Merging in one step takes up to 40 results; in two, neither step has more than a dozen. */
 static void test_bundles(void **state)
 {
     (void)state;
     for (int32_t n = 1; n <= 132; n++) {
         const int32_t bundle = mai_bundle((mai_blocks){10, 10 + n - 1});
-        assert_in_range(bundle, 1, 24);
+        assert_in_range(bundle, 1, 40);
         const int32_t bundles = (n + bundle - 1) / bundle;
         assert_true(bundles == 1 || (bundles <= 11 && bundle <= 12));
     }
@@ -221,7 +244,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_random_divisions), cmocka_unit_test(test_balance),
         cmocka_unit_test(test_small_groups),     cmocka_unit_test(test_far_end),
-        cmocka_unit_test(test_bundles),
+        cmocka_unit_test(test_classes),          cmocka_unit_test(test_bundles),
     };
     return cmocka_run_group_tests_name("schedule", tests, NULL, NULL);
 }
