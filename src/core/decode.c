@@ -362,8 +362,8 @@ static float expect_head(const mai_run *run, int r, int head)
     mai_decision *decision = decision_of(run, r, head);
     const mai_ring_view *ring = &run_ring(run, &run->plan->rows[r])->view;
     const size_t at = entry_at(run, head, decision->entry);
-    decision->judgement = mai_expect(record_of(run, head), decision->distance2, ring->share[at],
-                                     ring->moved[at]);
+    decision->judgement =
+        mai_expect(record_of(run, head), decision->distance2, ring->share[at], ring->moved[at]);
     return decision->judgement.error;
 }
 
