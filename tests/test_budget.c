@@ -2,6 +2,7 @@
 /* The budget policy: what is refused is exact to the bit, what is used stays within the budget, a group is
  * judged as one, heads may have budgets of their own, what never pays rests, and none of it depends on threads. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/judge.h"
@@ -127,8 +128,9 @@ static tally run(float budget)
     return t;
 }
 
-/* The root mean square of the errors of what is used is within the budget, and few are twice as large. A
- * larger budget uses more. */
+/* The root mean square of the errors of what is used is within the budget, and at most 4 of 100 are twice as
+ * large: a group is judged by its heads' mean square, so one head of it may be expected to be off by more than the
+ * budget, and what happens scatters around what was expected. A larger budget uses more. */
 static void test_within_budget(void **state)
 {
     (void)state;
@@ -142,7 +144,7 @@ static void test_within_budget(void **state)
                       (long long)t.over);
         assert_true(t.hits >= before);
         assert_true(rms <= (double)budgets[i]);
-        assert_true(50 * t.over <= t.hits);
+        assert_true(25 * t.over <= t.hits);
         before = t.hits;
     }
     assert_true(before > 4000);
@@ -171,6 +173,89 @@ static void test_threads(void **state)
     macattn_destroy(three);
 }
 
+/* The share of the mass that the summary of head h made at position `pos` has in the whole result, in the
+ * reference; `query` is the query's number in the plan. */
+static double reference_share(const test_bench *b, int64_t query, int32_t h, int64_t pos)
+{
+    double q[DIM], out[DIM];
+    const size_t row_bytes = macattn_dtype_row_bytes(b->cfg.q_dtype, DIM);
+    const char *row = b->q + (size_t)(query * HEADS + h) * row_bytes;
+    for (int64_t i = 0; i < DIM; i++) q[i] = ref_value(b->cfg.q_dtype, row, i);
+    const double far = ref_range(&b->cfg, &b->batch, b->rows, &b->kv.view, h, q,
+                                 b->cfg.fresh_tokens, pos + 1 - b->cfg.band, out);
+    return exp(far - b->want_lse[query * HEADS + h]);
+}
+
+/* Fails unless what is kept of the newest `n_queries` positions up to n tokens is as the reference has it, for
+ * heads without a hit; those with one built on an older summary, which is why they are off. */
+static int64_t check_shares(macattn *m, test_bench *b, int64_t n, int64_t n_queries, bool decoded)
+{
+    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+    const int64_t kept = n_queries < m->cfg.ring ? n_queries : m->cfg.ring;
+    int64_t n_hits = 0;
+    ref_attend(&b->cfg, &b->batch, &b->io, b->want, b->want_lse);
+    for (int32_t h = 0; h < HEADS; h++) {
+        for (int64_t back = 0; back < kept; back++) {
+            const int64_t query = n_queries - 1 - back, pos = n - 1 - back;
+            const size_t at = (size_t)h * (size_t)m->cfg.ring +
+                              (size_t)((ring->head[h] - 1 - back + 2 * m->cfg.ring) % m->cfg.ring);
+            assert_int_equal(ring->pos[at], pos);
+            const double lse = (double)b->lse[query * HEADS + h];
+            const double kept_share = (double)ring->share[at];
+            assert_true(fabs(kept_share - exp((double)ring->lse[at] - lse)) < 1e-6);
+            if (decoded && test_decision(m, 0, h)->hit) {
+                n_hits++;
+            } else {
+                assert_true(fabs(kept_share - reference_share(b, query, h, pos)) < 1e-5);
+            }
+        }
+    }
+    return n_hits;
+}
+
+/* With every summary its share of the result it was made for is kept: by prefill and by decode, with a sink
+ * and without, and it stays with it when the slot is forked, saved and loaded. */
+static void test_share_kept(void **state)
+{
+    (void)state;
+    enum { PROMPT = 150 };
+    macattn_config cfg = budget_config(0.1f);
+    cfg.max_slots = 3;
+    macattn *m = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, CAPACITY, PROMPT);
+    const float sinks[HEADS] = {0.5f, -1, 2, 0, 1, -3, 0.25f, 4};
+    int64_t n_hits = 0;
+    b.io.sinks = sinks;
+    test_bench_step(&b, m, 0, &seq, PROMPT, PROMPT);
+    check_shares(m, &b, PROMPT, PROMPT, false);
+    for (int64_t n = PROMPT + 1; n < 400; n++) {
+        plan_step(m, &b, n);
+        b.io.sinks = n % 2 ? sinks : NULL;
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        n_hits += check_shares(m, &b, n, 1, true);
+    }
+    assert_true(n_hits > 100);
+    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+    assert_ok(m, macattn_slot_fork(m, 0, 1));
+    test_saved saved = test_save(m, 0);
+    assert_ok(m, macattn_slot_load(m, 2, saved.data, saved.size));
+    assert_ok(m, mai_slot_prepare(m, 1));
+    mai_slot_ring_for_write(m, 1, 0); /* a fork shares the ring until then */
+    const mai_ring_view *fork = &m->slots[1].rings[0]->view, *loaded = &m->slots[2].rings[0]->view;
+    assert_ptr_not_equal(fork->share, ring->share);
+    for (int32_t h = 0; h < HEADS; h++) {
+        assert_int_equal(ring->count[h], cfg.ring);
+        for (int32_t i = 0; i < cfg.ring; i++) { /* loading begins a ring with the oldest */
+            const int32_t at = h * cfg.ring + (ring->head[h] + i) % cfg.ring;
+            assert_true(ring->share[at] > 0 && fork->share[at] == ring->share[at]);
+            assert_true(loaded->share[h * cfg.ring + i] == ring->share[at]);
+        }
+    }
+    free(saved.data);
+    test_bench_destroy(&b);
+    macattn_destroy(m);
+}
+
 /* c^2 is the mean square of the errors by that of what they should be proportional to; the distances of
  * earlier reuse add up as squares. */
 static void test_learning(void **state)
@@ -178,25 +263,25 @@ static void test_learning(void **state)
     (void)state;
     const mai_habit habit = {0};
     mai_record record = {.budget = 0.1f};
-    mai_decision d = {.hit = true, .distance2 = 4};
+    mai_judgement j;
     for (int i = 0; i < 400; i++) {
-        (void)mai_expect(&record, 0.5f, 0, &d);
+        j = mai_expect(&record, 4, 0.5f, 0);
         assert_true(i >= 16 || !mai_group_accepts(&record, 1, &habit, 0));
-        mai_record_sample(&record, &d, (i % 2 ? 0.01f : 0.07f) * d.predicted);
+        mai_record_sample(&record, &j, 4, (i % 2 ? 0.01f : 0.07f) * j.predicted);
     }
     assert_int_equal(record.n_samples, 64);
     /* The same at every step, so weight and distance are the usual ones. */
     assert_true(fabsf(record.weight - 0.5f) < 1e-5f && fabsf(record.distance - 2.0f) < 1e-5f);
     const float moved = 2.0f * sqrtf(1.0f + 0.05f * 0.05f), predicted = 1.25f * 0.5f * moved;
-    const float error = mai_expect(&record, 0.5f, 0, &d) * record.budget;
-    assert_true(fabsf(d.moved - moved) < 1e-5f && fabsf(d.predicted - predicted) < 1e-5f);
-    assert_true(fabsf(error - 0.05f * predicted) < 1e-3f * predicted);
-    (void)mai_expect(&record, 0.5f, 3.0f, &d);
-    assert_true(fabsf(d.moved - sqrtf(moved * moved + 9.0f)) < 1e-5f);
+    j = mai_expect(&record, 4, 0.5f, 0);
+    assert_true(fabsf(j.moved - moved) < 1e-5f && fabsf(j.predicted - predicted) < 1e-5f);
+    assert_true(fabsf(j.error * record.budget - 0.05f * predicted) < 1e-3f * predicted);
+    j = mai_expect(&record, 4, 0.5f, 3.0f);
+    assert_true(fabsf(j.moved - sqrtf(moved * moved + 9.0f)) < 1e-5f);
     const mai_record before = record;
-    mai_record_sample(&record, &d, NAN); /* teaches nothing */
+    mai_record_sample(&record, &j, 4, NAN); /* teaches nothing */
     test_same_bits("the record", &before, &record, sizeof before);
-    mai_record_sample(&record, &d, 1e30f); /* no glitch shuts a head for ever */
+    mai_record_sample(&record, &j, 4, 1e30f); /* no glitch shuts a head for ever */
     assert_true(record.error2 < 0.1f);
 }
 
@@ -236,9 +321,14 @@ static void test_rests(void **state)
         assert_int_equal(habit.rest, rest < 64 ? rest : 64);
         assert_false(mai_group_searches(&record, 1, &habit));
         mai_habit_note(&habit, MAI_NO_CANDIDATE);
-        habit.rest = 0;
+        for (int i = habit.rest; i > 0; i--) {
+            assert_false(mai_group_searches(&record, 1, &habit));
+            mai_habit_step(&habit);
+        }
         assert_true(mai_group_searches(&record, 1, &habit));
     }
+    mai_habit_step(&habit);
+    assert_int_equal(habit.rest, 0);
     mai_habit_note(&habit, MAI_USED);
     for (int i = 0; i < 31; i++) mai_habit_note(&habit, MAI_REFUSED);
     assert_int_equal(habit.rest, 0);
@@ -318,9 +408,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_nothing_allowed), cmocka_unit_test(test_within_budget),
-        cmocka_unit_test(test_threads),         cmocka_unit_test(test_learning),
-        cmocka_unit_test(test_group),           cmocka_unit_test(test_rests),
-        cmocka_unit_test(test_head_budgets),    cmocka_unit_test(test_bad_budgets),
+        cmocka_unit_test(test_threads),         cmocka_unit_test(test_share_kept),
+        cmocka_unit_test(test_learning),        cmocka_unit_test(test_group),
+        cmocka_unit_test(test_rests),           cmocka_unit_test(test_head_budgets),
+        cmocka_unit_test(test_bad_budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

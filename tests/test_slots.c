@@ -430,6 +430,39 @@ static void test_load_forged(void **state)
     world_destroy(&w);
 }
 
+/* The share of the mass that goes with a summary is one; anything else is refused. */
+static void test_load_bad_share(void **state)
+{
+    (void)state;
+    static const float bad[] = {-0.01f, 1.001f, 1e30f, INFINITY, -INFINITY, NAN};
+    const macattn_config cfg = tiny_config();
+    world w = world_of(&cfg);
+    decode(&w, 0, &seq, 0, 20);
+    test_saved before = test_save(w.m, 0);
+    decode(&w, 1, &other_seq, 0, 30);
+    test_saved good = test_save(w.m, 1);
+    /* The fifth number of the newest entry, the last one before the checksum. */
+    const size_t entry = 5 * sizeof(float) + w.m->ring_dims.q_bytes + 8 * sizeof(float);
+    uint8_t *share = good.data + good.size - sizeof(uint32_t) - entry + 4 * sizeof(float);
+    const mai_ring_view *ring = &w.m->slots[1].rings[0]->view;
+    assert_memory_equal(share, &ring->share[(ring->head[0] + 4) % 5], sizeof(float));
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        memcpy(share, &bad[i], sizeof bad[i]);
+        fix_checksum(good.data, good.size);
+        expect_refused(w.m, good.data, good.size, &before);
+    }
+    for (int i = 0; i < 2; i++) {
+        const float fine = (float)i;
+        memcpy(share, &fine, sizeof fine);
+        fix_checksum(good.data, good.size);
+        assert_ok(w.m, macattn_slot_load(w.m, 0, good.data, good.size));
+        test_slot_holds(w.m, 0, &good);
+    }
+    free(before.data);
+    free(good.data);
+    world_destroy(&w);
+}
+
 /* A configuration under which the summaries would mean something else. */
 static void test_load_elsewhere(void **state)
 {
@@ -577,6 +610,7 @@ int main(void)
         cmocka_unit_test(test_save_arguments),
         cmocka_unit_test(test_load_corrupt),
         cmocka_unit_test(test_load_forged),
+        cmocka_unit_test(test_load_bad_share),
         cmocka_unit_test(test_load_elsewhere),
         cmocka_unit_test(test_load_into_other_settings),
         cmocka_unit_test(test_stale_plan),

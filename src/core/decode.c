@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Decode: match -> decide -> range attention over what must be read -> merge and remember.
+/* Decode: match -> decide (and judge) -> range attention over what must be read -> merge and remember.
  *
  * A head that hits takes part from `start` = the summary's end on, a head that misses from F on; the
  * chunks of the plan's grid are computed for the kv heads of which any head takes part. The output is
@@ -338,6 +338,56 @@ static void merge_task(void *arg, int i, int worker)
 
 /* --------------------------------------------------------------------------------------- judge -- */
 
+/* What is expected of one head's candidate, in units of its budget. */
+static float expect_head(const mai_run *run, int r, int head)
+{
+    mai_decision *decision = decision_of(run, r, head);
+    const mai_ring_view *ring = &run_ring(run, &run->plan->rows[r])->view;
+    const size_t at = entry_at(run, head, decision->entry);
+    decision->judgement =
+        mai_expect(record_of(run, head), decision->distance2, ring->share[at], ring->moved[at]);
+    return decision->judgement.error;
+}
+
+/* Judge the candidates of a group as one: its keys and values are read as a whole, so where one head has no
+ * candidate, those of the others are of no use. Returns whether they are refused. */
+static bool judge_group(const mai_run *run, int r, int kv_head)
+{
+    const int group = run->m->shape.group, h0 = kv_head * group;
+    int64_t *start = (int64_t *)run->plan->start.ptr + (size_t)r * (size_t)run->m->shape.n_heads;
+    bool all = true;
+    float error2 = 0;
+    for (int h = h0; h < h0 + group; h++) all = all && decision_of(run, r, h)->hit;
+    for (int h = h0; h < h0 + group; h++) {
+        if (all) {
+            const float error = expect_head(run, r, h);
+            error2 += error * error;
+        } else {
+            decision_of(run, r, h)->hit = false;
+            decision_of(run, r, h)->start = start[h] = run->plan->rows[r].fresh_end;
+        }
+    }
+    if (!all || mai_group_accepts(record_of(run, h0), group, habit_of(run, kv_head), error2))
+        return false;
+    for (int h = h0; h < h0 + group; h++) decision_of(run, r, h)->refused = true;
+    return true;
+}
+
+/* Judge all candidates, before anything is read. Returns whether any group's are refused. */
+static bool judge_rows(mai_run *run)
+{
+    const int64_t begin = mai_now_ns();
+    bool any = false;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        if (run->plan->rows[r].row.n_queries != 1) continue;
+        for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
+            if (judge_group(run, r, kv_head)) any = true;
+        }
+    }
+    run->judge_ns += mai_now_ns() - begin;
+    return any;
+}
+
 static float *refused_out(const mai_run *run, int r, int head)
 {
     const size_t at = (size_t)r * (size_t)run->m->shape.n_heads + (size_t)head;
@@ -356,61 +406,19 @@ static void candidate_parts(const mai_run *run, int r, int head, part_list *part
     if (run->io.sinks) add_part(parts, run->plan->zeros, run->io.sinks[head]);
 }
 
-/* What is expected of one head's candidate, in units of its budget. */
-static float expect_head(const mai_run *run, int r, int head)
-{
-    mai_decision *decision = decision_of(run, r, head);
-    const mai_ring_view *ring = &run_ring(run, &run->plan->rows[r])->view;
-    const size_t at = entry_at(run, head, decision->entry);
-    decision->judgement = mai_expect(record_of(run, head), decision->distance2, ring->share[at],
-                                     ring->moved[at]);
-    return decision->judgement.error;
-}
-
-/* Judge the candidates of a group; if they are refused, note what they would have given. */
-static void judge_group(const mai_run *run, int r, int kv_head, part_list *parts)
-{
-    const macattn *m = run->m;
-    const int group = m->shape.group, h0 = kv_head * group;
-    float sum2 = 0, lse;
-    if (!decision_of(run, r, h0)->hit) return; /* then none has one */
-    for (int h = h0; h < h0 + group; h++) {
-        const float error = expect_head(run, r, h);
-        sum2 += error * error;
-    }
-    if (mai_group_accepts(record_of(run, h0), group, habit_of(run, kv_head), sum2)) return;
-    for (int h = h0; h < h0 + group; h++) {
-        decision_of(run, r, h)->refused = true;
-        candidate_parts(run, r, h, parts);
-        m->backend->merge(m->shape.dv, parts->n, parts->o, parts->lse, refused_out(run, r, h),
-                          &lse);
-    }
-}
-
-static void judge_task(void *arg, int i, int worker)
+/* Note what the refused candidates of a group would have given, to learn from. */
+static void note_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
-    const int n_kv_heads = run->m->shape.n_kv_heads, r = i / n_kv_heads;
-    part_list parts = parts_in_scratch(run, worker);
-    if (run->plan->rows[r].row.n_queries == 1) judge_group(run, r, i % n_kv_heads, &parts);
-}
-
-/* Keys and values are read for a group as a whole: where one head of it has no candidate, those of the
- * others are of no use. */
-static void settle_candidates(const mai_run *run)
-{
     const mai_shape *shape = &run->m->shape;
-    for (int r = 0; r < run->plan->n_rows; r++) {
-        int64_t *start = (int64_t *)run->plan->start.ptr + (size_t)r * (size_t)shape->n_heads;
-        if (run->plan->rows[r].row.n_queries != 1) continue;
-        for (int h0 = 0; h0 < shape->n_heads; h0 += shape->group) {
-            bool all = true;
-            for (int h = h0; h < h0 + shape->group; h++) all = all && decision_of(run, r, h)->hit;
-            for (int h = h0; h < h0 + shape->group && !all; h++) {
-                decision_of(run, r, h)->hit = false;
-                decision_of(run, r, h)->start = start[h] = run->plan->rows[r].fresh_end;
-            }
-        }
+    const int r = i / shape->n_kv_heads, h0 = i % shape->n_kv_heads * shape->group;
+    float lse;
+    if (run->plan->rows[r].row.n_queries != 1 || !decision_of(run, r, h0)->refused) return;
+    part_list parts = parts_in_scratch(run, worker);
+    for (int h = h0; h < h0 + shape->group; h++) {
+        candidate_parts(run, r, h, &parts);
+        run->m->backend->merge(shape->dv, parts.n, parts.o, parts.lse, refused_out(run, r, h),
+                               &lse);
     }
 }
 
@@ -443,16 +451,16 @@ static float relative_error(const float *x, const float *y, int n)
     return sqrtf(error / norm);
 }
 
-/* Judge all candidates and compute again what was refused. */
-static void judge_rows(mai_run *run)
+/* Where candidates are refused: what they would have given was computed first, as if they were used, since
+ * a summary ends within a chunk; the chunks before that end are computed now, in full. */
+static void compute_refused(mai_run *run)
 {
     mai_plan *plan = run->plan;
-    const int64_t start = mai_now_ns();
-    mai_threads_run(run->m->threads, plan->n_rows * run->m->shape.n_kv_heads, judge_task, run);
-    int64_t *below = plan->below.ptr, any = 0;
-    for (int r = 0; r < plan->n_rows; r++) any |= below[r] = refuse_groups(run, r);
-    run->judge_ns += mai_now_ns() - start;
-    if (any == 0) return;
+    const int64_t begin = mai_now_ns();
+    mai_threads_run(run->m->threads, plan->n_rows * run->m->shape.n_kv_heads, note_task, run);
+    int64_t *below = plan->below.ptr;
+    for (int r = 0; r < plan->n_rows; r++) below[r] = refuse_groups(run, r);
+    run->judge_ns += mai_now_ns() - begin;
     const pass again = {true, below};
     mai_threads_run(run->m->threads, make_items(run, &again, plan->items.ptr), attend_task, run);
 }
@@ -510,9 +518,9 @@ void mai_run_decode(mai_run *run)
     mai_threads_run(m->threads, n_tasks, match_task, run);
     const int64_t matched = mai_now_ns();
     const pass first = {false, NULL};
-    if (judges(run)) settle_candidates(run);
+    const bool refused = judges(run) && judge_rows(run);
     mai_threads_run(m->threads, make_items(run, &first, plan->items.ptr), attend_task, run);
-    if (judges(run)) judge_rows(run);
+    if (refused) compute_refused(run);
     const int64_t attended = mai_now_ns();
     mai_threads_run(m->threads, n_tasks, merge_task, run);
     if (judges(run)) learn(run);

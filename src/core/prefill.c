@@ -112,7 +112,8 @@ static void remember_task(void *arg, int i, int worker)
         if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv))
             continue;
         const size_t full = (size_t)(p->first_query + query) * hq + (size_t)head;
-        const size_t entry = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->view.head[head];
+        const size_t entry =
+            (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->view.head[head];
         m->backend->insert(&m->ring_dims, &ring->view, m->shape.q_dtype, head, q, (int32_t)pos,
                            (int32_t)(pos + 1 - m->cfg.band), lse, out);
         ring->view.share[entry] = mai_share(lse, ((const float *)run->plan->lse.ptr)[full]);

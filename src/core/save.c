@@ -196,8 +196,7 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
     return e->pos > pos_before && e->pos < length && e->end > m->cfg.fresh_tokens &&
            e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse, 1) &&
            floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && e->share >= 0 &&
-           e->share <= 1 && query_finite(m, e->q) &&
-           floats_finite(e->out, (size_t)m->shape.dv);
+           e->share <= 1 && query_finite(m, e->q) && floats_finite(e->out, (size_t)m->shape.dv);
 }
 
 /* Check the header against this object, and the checksum. */
@@ -266,7 +265,8 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
             float out[MAI_MAX_DIM];
             memcpy(out, e.out, sizeof(float) * (size_t)m->shape.dv);
             const mai_ring_view *ring = &rings[layer]->view;
-            const size_t row = (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
+            const size_t row =
+                (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
             m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head, e.q, e.pos, e.end,
                                e.lse, out);
             ring->moved[row] = e.moved;
