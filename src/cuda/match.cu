@@ -39,7 +39,7 @@ __host__ __device__ constexpr int piece_entries()
 }
 
 template <int D>
-struct Shared {
+struct alignas(16) Shared {
     float q[D];
     int8_t q8[D];
     Nearest best[WARPS];
