@@ -22,10 +22,14 @@
 
 namespace mai {
 
-/* HEADS: query heads computed together, a multiple of 8. */
-template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_>
+/* HEADS: query heads computed together, a multiple of 8. JUDGES: for policies that judge, whose code would take
+ * registers and time from the others. */
+template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_, bool JUDGES_>
 struct Traits {
     using Kv = Kv_;
+    static constexpr bool JUDGES = JUDGES_;
+    static constexpr int FIRST_SEGMENT = JUDGES ? MAI_OLD : MAI_FAR;
+    static constexpr int FIRST_CLASS = JUDGES ? MAI_CLASS_OLD : MAI_CLASS_FAR;
     static constexpr int D = D_, HEADS = HEADS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int THREADS = 32 * WARPS, NT = HEADS / 8, TILE = 16, UNIT = WARPS * TILE;
     static constexpr int PIECES = D * Kv::BYTES / 16; /* 16-byte pieces of a token's K */
@@ -97,6 +101,7 @@ __device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
 
 /* The decisions of the heads that share a KV head: those of the group say what it reads, all of them together
  * whether candidates may be used. Eight loads at a time. */
+template <class T>
 __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
 {
     if (!decides(p)) return;
@@ -113,19 +118,18 @@ __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
         for (int j = 0; j < 8; j++) {
             const size_t head = at + min(i + j, p.group - 1);
             found[j] = __ldcg((const int2 *)&p.found[head]);
-            error[j] = p.judges ? __ldcg(&p.judgements[head].error) : 0.0f;
+            if (T::JUDGES) error[j] = __ldcg(&p.judgements[head].error);
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             if (i + j >= p.group) continue;
-            all = all && found[j].y >= 0;
-            error2 += error[j] * error[j];
+            if (T::JUDGES) all = all && found[j].y >= 0, error2 += error[j] * error[j];
             if (i + j < head0 || i + j >= head1) continue;
             earliest = min(earliest, found[j].x), latest = max(latest, found[j].x);
         }
     }
     x.reads.start = earliest;
-    if (!p.judges) return;
+    if (!T::JUDGES) return;
     x.outcome = !all ? MAI_NO_CANDIDATE : error2 <= (float)p.group ? MAI_USED : MAI_REFUSED;
     if (x.outcome == MAI_NO_CANDIDATE) x.reads.start = min(p.fresh, x.reads.b);
     if (x.outcome == MAI_REFUSED) x.reads.latest = latest;
@@ -165,27 +169,28 @@ struct Group {
 };
 
 /* Not inline: it is seldom needed. */
-static __device__ __noinline__ Group make_group(const mai_cu_params &p, int group, int unit)
+template <class T>
+__device__ __noinline__ Group make_group(const mai_cu_params &p, int group)
 {
     Group g;
     g.item = make_item(p, group);
-    take_decisions(p, g.item);
-    g.segments = segments_of(p, g.item, unit);
+    take_decisions<T>(p, g.item);
+    g.segments = segments_of(p, g.item, T::UNIT);
     return g;
 }
 
 /* The groups that a thread looks after while the work is divided: [g0, g1). What it knows of the first
  * stays in registers: there is seldom another. */
+template <class T>
 struct Own {
-    int g0, g1, unit;
+    int g0, g1;
     Group first;
     int before; /* units of all groups before g0 */
 
     /* What does not depend on decisions. */
-    __device__ __forceinline__ void begin(const mai_cu_params &p, int threads, int unit_)
+    __device__ __forceinline__ void begin(const mai_cu_params &p)
     {
-        const int per_thread = (n_groups(p) + threads - 1) / threads;
-        unit = unit_;
+        const int per_thread = (n_groups(p) + T::THREADS - 1) / T::THREADS;
         g0 = min((int)threadIdx.x * per_thread, n_groups(p));
         g1 = min(g0 + per_thread, n_groups(p));
         if (g0 < g1) first.item = make_item(p, g0);
@@ -195,11 +200,11 @@ struct Own {
     __device__ __forceinline__ int end(const mai_cu_params &p)
     {
         if (g0 == g1) return 0;
-        take_decisions(p, first.item);
-        first.segments = segments_of(p, first.item, unit);
+        take_decisions<T>(p, first.item);
+        first.segments = segments_of(p, first.item, T::UNIT);
         int sum = first.segments.cost;
 #pragma unroll 1
-        for (int g = g0 + 1; g < g1; g++) sum += make_group(p, g, unit).segments.cost;
+        for (int g = g0 + 1; g < g1; g++) sum += make_group<T>(p, g).segments.cost;
         return sum;
     }
 
@@ -207,12 +212,11 @@ struct Own {
     template <class F>
     __device__ __forceinline__ void each(const mai_cu_params &p, F f) const
     {
-        if (g0 == g1) return;
-        f(g0, first, before);
-        int u = before + first.segments.cost;
+        Group x = first;
+        int u = before;
 #pragma unroll 1
-        for (int g = g0 + 1; g < g1; g++) {
-            const Group x = make_group(p, g, unit);
+        for (int g = g0; g < g1; g++) {
+            if (g > g0) x = make_group<T>(p, g);
             f(g, x, u);
             u += x.segments.cost;
         }
@@ -268,7 +272,7 @@ __device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_
 
 /* Leaves the first and the last group of the share in `sh`. */
 template <class T>
-__device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &own)
+__device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own<T> &own)
 {
     const int sum = own.end(p);
     Share share;
@@ -292,7 +296,7 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own &ow
 
 /* Fill in the items of groups [g, g + MOST_ITEMS). */
 template <class T>
-__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own &own,
+__device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own<T> &own,
                            const Share &share)
 {
     if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
@@ -469,14 +473,15 @@ struct Seen {
         const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
         const macattn_cuda_decision *d = p.found + (size_t)x.row * p.n_heads + first_head(p, x);
         const bool own = segment <= MAI_FAR && decides(p) && x.outcome != MAI_NO_CANDIDATE;
+        const bool is_old = T::JUDGES && segment == MAI_OLD;
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int head = 8 * j + 2 * c + i;
                 const int start = own && head < heads ? __ldcg(&d[head].start) : 0;
-                first[j][i] = segment == MAI_OLD ? 0 : start;
-                end[j][i] = head >= heads ? 0 : segment == MAI_OLD ? min(start, part_end) : part_end;
+                first[j][i] = is_old ? 0 : start;
+                end[j][i] = head >= heads ? 0 : is_old ? min(start, part_end) : part_end;
             }
         }
     }
@@ -580,7 +585,7 @@ __device__ __forceinline__ void add_values(const float s[T::NT][4], State<T> &st
 /* What a warp knows of the heads of a group that it completes: head warp + k * WARPS in slot k. */
 template <class T>
 struct Heads {
-    Reused<T::V> reused[T::SLOTS];
+    Reused<T::V, T::JUDGES> reused[T::SLOTS];
     Sum<T::V> far[T::SLOTS], out[T::SLOTS]; /* of what this block computed, if that is all */
     Sum<T::V> old[T::SLOTS];                /* from partial results, when the group is complete */
 
@@ -618,7 +623,7 @@ struct Heads {
     /* What all parts of a class came to, normalised. */
     __device__ __forceinline__ void set(int k, int which, const Sum<T::V> &sum)
     {
-        if (which == MAI_CLASS_OLD) old[k] = sum;
+        if (T::JUDGES && which == MAI_CLASS_OLD) old[k] = sum;
         if (which == MAI_CLASS_FAR) far[k] = sum;
         if (which == MAI_CLASS_OUT) out[k] = sum;
     }
@@ -626,7 +631,7 @@ struct Heads {
     __device__ void complete(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            complete_head<T::V>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k], old[k],
+            complete_head<T::V, T::JUDGES>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k], old[k],
                                 far[k], out[k]);
         });
     }
@@ -678,7 +683,8 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
             for (int i = 0; i < V; i++) joined.o[i] += weight * sh.o[w][head][lane * V + i];
         }
         joined.normalise();
-        if (x.place == MAI_PLACE_WHOLE && which != MAI_CLASS_OLD) heads.set(k, which, joined);
+        const bool is_old = T::JUDGES && which == MAI_CLASS_OLD;
+        if (x.place == MAI_PLACE_WHOLE && !is_old) heads.set(k, which, joined);
         else put_partial<V>(p, partial_at(p, blockIdx.x, place_of_old(x), which, head), joined);
     });
     __syncthreads();
@@ -746,7 +752,7 @@ __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const 
         const bool is_final = is_all || step > 1;
         heads.each(heads_of(p, x.block), [&](int k, int head) {
 #pragma unroll 1
-            for (int which = 0; which < MAI_CLASSES; which++) {
+            for (int which = T::FIRST_CLASS; which < MAI_CLASSES; which++) {
                 const Sum<T::V> sum = gather<T::V>(p, parts, which, head, begin, last, step);
                 if (is_final) heads.set(k, which, sum);
                 else put_partial<T::V>(p, partial_at(p, begin, place, which, head), sum);
@@ -775,7 +781,7 @@ __device__ void fetch_old(const mai_cu_params &p, const Item &x, Heads<T> &heads
 template <class T>
 __device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
 {
-    if (!p.judges || !decides(p) || threadIdx.x != 0) return;
+    if (!decides(p) || threadIdx.x != 0) return;
     p.outcomes[x.row * p.n_kv_heads + x.kv_head] = x.outcome;
     sh.completed[sh.n_completed++] = x.kv_head;
 }
@@ -810,8 +816,8 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     extern __shared__ __align__(128) unsigned char memory[];
     AttendShared<T> &sh = *(AttendShared<T> *)memory;
     const int warp = threadIdx.x / 32;
-    Own own;
-    own.begin(p, T::THREADS, T::UNIT); /* not the search's results */
+    Own<T> own;
+    own.begin(p); /* not the search's results */
     wait_for_previous();
     const Share share = find_share<T>(p, sh, own);
     if (share.begin == share.end) return;
@@ -848,7 +854,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
             State<T> state;
             bool is_empty = true;
 #pragma unroll 1
-            for (int segment = 0; segment < MAI_SEGMENTS; segment++) {
+            for (int segment = T::FIRST_SEGMENT; segment < MAI_SEGMENTS; segment++) {
                 const int2 part = x.part[segment];
                 Seen<T> seen;
                 if (part.y >= 0) {
@@ -876,23 +882,29 @@ __global__ void __launch_bounds__(T::THREADS, 1)
             if (x.place < 0) continue;
             if (x.place != MAI_PLACE_WHOLE) {
                 if (!gather_parts<T>(p, sh, x, g0 + i, heads)) continue;
-            } else if (x.outcome == MAI_REFUSED) {
+            } else if (T::JUDGES && x.outcome == MAI_REFUSED) {
                 fetch_old<T>(p, x, heads);
             }
             heads.complete(p, x);
-            note_complete<T>(p, sh, x);
+            if (T::JUDGES) note_complete<T>(p, sh, x);
         }
         copy_wait<0>();
-        if (p.judges) learn<T>(p, sh);
+        if (T::JUDGES) learn<T>(p, sh);
     }
 }
 
 /* What attend_table.cu lists of an instantiation. */
-template <class T>
+template <class T, class Judging>
 mai_cu_attend_kernel describe(macattn_dtype kv_dtype)
 {
-    return mai_cu_attend_kernel{(const void *)attend_kernel<T>, kv_dtype,   T::D, T::HEADS, T::UNIT,
-                                T::THREADS,                     sizeof(AttendShared<T>)};
+    return mai_cu_attend_kernel{(const void *)attend_kernel<T>,
+                                (const void *)attend_kernel<Judging>,
+                                kv_dtype,
+                                T::D,
+                                T::HEADS,
+                                T::UNIT,
+                                T::THREADS,
+                                sizeof(AttendShared<T>)};
 }
 
 } // namespace mai

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which instantiation computes a shape, and its launch. */
 #include <cuda_runtime.h>
+#include <initializer_list>
 
 #include "launch.h"
 
@@ -33,9 +34,11 @@ extern "C" const mai_cu_attend_kernel *mai_cu_attend_find(macattn_dtype kv_dtype
 
 extern "C" int mai_cu_attend_prepare(const mai_cu_attend_kernel *kernel, int *blocks_per_sm)
 {
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel->function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kernel->shared_bytes);
-    if (status != cudaSuccess) return status;
+    for (const void *function : {kernel->function, kernel->judging}) {
+        const cudaError_t status = cudaFuncSetAttribute(
+            function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kernel->shared_bytes);
+        if (status != cudaSuccess) return status;
+    }
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks_per_sm, kernel->function,
                                                          kernel->threads, kernel->shared_bytes);
 }
@@ -56,5 +59,6 @@ extern "C" int mai_cu_attend_launch(const mai_cu_attend_kernel *kernel, const ma
     config.attrs = &attribute;
     config.numAttrs = after_match ? 1 : 0;
     void *args[] = {(void *)p};
-    return cudaLaunchKernelExC(&config, kernel->function, args);
+    const bool judges = p->judges && p->reuse && p->capture_row < 0;
+    return cudaLaunchKernelExC(&config, judges ? kernel->judging : kernel->function, args);
 }

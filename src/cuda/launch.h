@@ -95,7 +95,7 @@ typedef struct mai_cu_params {
 
 /* One instantiation of the attention kernel. */
 typedef struct mai_cu_attend_kernel {
-    const void *function;
+    const void *function, *judging; /* the latter for policies that judge */
     macattn_dtype kv_dtype;
     int32_t head_dim, heads; /* heads: most a thread block computes together */
     int32_t unit;            /* tokens */

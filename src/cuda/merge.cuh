@@ -133,7 +133,7 @@ template <int V>
 __device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &parts, int which,
                                          int head_in_block, int first, int last, int step)
 {
-    constexpr int AT_A_TIME = V == 8 ? 8 : 16; /* loads in flight */
+    constexpr int AT_A_TIME = 8; /* loads in flight; more make code that takes longer to fetch than they save */
     const int lane = threadIdx.x & 31;
     const mai_blocks of = parts.of[which];
     /* In steps, the first is the bundle that the class begins in. */
@@ -182,7 +182,7 @@ __device__ inline void count(const mai_cu_params &p, int head, const macattn_cud
 }
 
 /* What is reused for one head: on its way to registers while its group is computed. */
-template <int V>
+template <int V, bool JUDGES>
 struct Reused {
     macattn_cuda_decision decision; /* as found; entry < 0: nothing that could be used */
     float o[V], lse;                /* base 2 */
@@ -193,7 +193,7 @@ struct Reused {
     {
         decision = {0, -1, 0, -1};
         if (decides(p)) decision = load_decision(p.found + (size_t)row * p.n_heads + head);
-        if (outcome == MAI_NO_CANDIDATE) decision.entry = -1;
+        if (JUDGES && outcome == MAI_NO_CANDIDATE) decision.entry = -1;
     }
 
     __device__ void fetch_summary(const mai_cu_params &p, int row, int head)
@@ -205,7 +205,7 @@ struct Reused {
         load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.rings.out + entry * 32 * V),
                        (threadIdx.x & 31) * V, o);
         lse = p.rings.lse[entry] * LOG2E;
-        if (p.judges) moved = __ldcg(&p.judgements[(size_t)row * p.n_heads + head].moved);
+        if (JUDGES) moved = __ldcg(&p.judgements[(size_t)row * p.n_heads + head].moved);
     }
 };
 
@@ -238,14 +238,14 @@ __device__ __forceinline__ float relative_error(const float *x, const float *y)
 
 /* `old`, `far`: the far tokens that were computed, to which the summary is added; `out`: all other tokens;
  * all normalised. `head`: of the model. n: tokens. */
-template <int V>
+template <int V, bool JUDGES>
 __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
-                                              mai_outcome outcome, const Reused<V> &reused,
+                                              mai_outcome outcome, const Reused<V, JUDGES> &reused,
                                               const Sum<V> &old, Sum<V> far, Sum<V> out)
 {
     const int lane = threadIdx.x & 31;
     const size_t at = (size_t)row * p.n_heads + head;
-    const bool refused = outcome == MAI_REFUSED;
+    const bool refused = JUDGES && outcome == MAI_REFUSED;
     macattn_cuda_decision d = reused.decision;
     Sum<V> would; /* have been the result with the refused candidate */
     if (refused) {
@@ -257,21 +257,25 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
         d.entry = -1;
     }
     if (d.entry >= 0) far.add(reused.lse, reused.o);
-    else d.start = p.fresh;
+    else if (JUDGES) d.start = p.fresh;
     far.normalise();
     out = with_far<V>(p, head, out, far);
     if (d.next >= 0) {
         const float lse = far.top * LN2;
-        const float moved = d.entry < 0 ? 0.0f : reused.moved * mai_share(reused.lse * LN2, lse);
+        mai_cu_judged judged = {0, 0};
+        if (JUDGES) {
+            judged.share = mai_share(lse, out.top * LN2);
+            if (d.entry >= 0) judged.moved = reused.moved * mai_share(reused.lse * LN2, lse);
+        }
         ring_complete<V>(p, ring_of(p, max(row_slot(p, row), 0), head), d.next, reused.count, far.o, lse,
-                         mai_cu_judged{moved, mai_share(lse, out.top * LN2)});
+                         judged);
     }
     if (refused) {
         const float error = relative_error<V>(would.o, out.o);
         if (lane == 0) p.errors[at] = error;
     }
     if (decides(p) && lane == 0) {
-        if (p.judges) p.decisions[at] = d;
+        if (JUDGES) p.decisions[at] = d;
         if (n > 0) count(p, head, d, n);
     }
 #pragma unroll

@@ -109,15 +109,11 @@ typedef struct mai_division {
     int32_t units, blocks, per, extra, snap;
 } mai_division;
 
-/* A block is worth it for so many units: with fewer, merging its result takes longer than it saves. */
-enum { MAI_LEAST_UNITS = 2 };
-
 MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
 {
     mai_division d;
-    const int32_t most = (units + MAI_LEAST_UNITS - 1) / MAI_LEAST_UNITS;
     d.units = units;
-    d.blocks = most < n_blocks ? most : n_blocks;
+    d.blocks = units < n_blocks ? units : n_blocks;
     d.per = units / d.blocks;
     d.extra = units - d.per * d.blocks;
     d.snap = d.per < 24 ? d.per / 4 : d.per / 64;
