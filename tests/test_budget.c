@@ -261,12 +261,11 @@ static void test_share_kept(void **state)
 static void test_learning(void **state)
 {
     (void)state;
-    const mai_habit habit = {0};
     mai_record record = {.budget = 0.1f};
     mai_judgement j;
     for (int i = 0; i < 400; i++) {
         j = mai_expect(&record, 4, 0.5f, 0);
-        assert_true(i >= 16 || !mai_group_accepts(&record, 1, &habit, 0));
+        assert_true(i >= 16 || !mai_group_accepts(&record, 1, 0));
         mai_record_sample(&record, &j, 4, (i % 2 ? 0.01f : 0.07f) * j.predicted);
     }
     assert_int_equal(record.n_samples, 64);
@@ -292,16 +291,27 @@ static void test_group(void **state)
     mai_habit habit = {0};
     mai_record records[4];
     for (int h = 0; h < 4; h++) records[h] = (mai_record){.budget = 0.1f, .n_samples = 16};
-    assert_true(mai_group_accepts(records, 4, &habit, 4.0f));
-    assert_false(mai_group_accepts(records, 4, &habit, 4.001f));
-    assert_false(mai_group_accepts(records, 4, &habit, NAN));
+    assert_true(mai_group_accepts(records, 4, 4.0f));
+    assert_false(mai_group_accepts(records, 4, 4.001f));
+    assert_false(mai_group_accepts(records, 4, NAN));
     records[2].n_samples = 15;
-    assert_false(mai_group_accepts(records, 4, &habit, 0));
+    assert_false(mai_group_accepts(records, 4, 0));
     records[2].n_samples = 16;
-    for (int i = 0; i < 64; i++) mai_habit_note(&habit, MAI_USED);
-    assert_false(mai_group_accepts(records, 4, &habit, 0)); /* time to look */
+    for (int i = 0; i < 64; i++) {
+        assert_false(mai_is_check(&habit, 0, 1));
+        mai_habit_note(&habit, MAI_USED);
+    }
+    assert_true(mai_is_check(&habit, 0, 1)); /* time to look */
+    /* Of a batch it is one row, another each time. */
+    for (int turn = 0; turn < 6; turn++) {
+        int checks = 0;
+        for (int row = 0; row < 3; row++) checks += mai_is_check(&habit, row, 3);
+        assert_int_equal(checks, 1);
+        assert_true(mai_is_check(&habit, turn % 3, 3));
+        mai_habit_step(&habit);
+    }
     mai_habit_note(&habit, MAI_REFUSED);
-    assert_true(mai_group_accepts(records, 4, &habit, 0));
+    assert_false(mai_is_check(&habit, 0, 1));
     assert_int_equal(habit.refusals, 0); /* a check is no failure */
     assert_true(mai_group_searches(records, 4, &habit));
     records[3].budget = 0;

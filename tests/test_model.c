@@ -126,7 +126,7 @@ static void check_state(model *x, int32_t slot)
     const macattn_config *c = &x->b.cfg;
     size_t size = 0;
     assert_ok(x->m, macattn_slot_save(x->m, slot, NULL, &size));
-    const size_t entry = 16 + macattn_dtype_row_bytes(c->q_dtype, c->head_dim) +
+    const size_t entry = 20 + macattn_dtype_row_bytes(c->q_dtype, c->head_dim) +
                          sizeof(float) * (size_t)c->v_head_dim;
     size_t held = 0, want = 0;
     for (int32_t l = 0; l < c->n_layers; l++) {

@@ -183,8 +183,7 @@ static void test_small_groups(void **state)
     x.n_groups = MAX_GROUPS;
     x.unit = 128;
     for (int32_t g = 0; g < x.n_groups; g++) {
-        x.groups[g] =
-            mai_segments_of((mai_reads){131072, 131072 - 256, 131072 - 290, 0}, 0, 128);
+        x.groups[g] = mai_segments_of((mai_reads){131072, 131072 - 256, 131072 - 290, 0}, 0, 128);
     }
     divide(&x, 33);
     for (int32_t j = 0; j < x.all.blocks; j++) {

@@ -367,7 +367,9 @@ static bool judge_group(const mai_run *run, int r, int kv_head)
             decision_of(run, r, h)->start = start[h] = run->plan->rows[r].fresh_end;
         }
     }
-    if (!all || mai_group_accepts(record_of(run, h0), group, habit_of(run, kv_head), error2))
+    if (!all) return false;
+    if (!mai_is_check(habit_of(run, kv_head), r, run->plan->n_rows) &&
+        mai_group_accepts(record_of(run, h0), group, error2))
         return false;
     for (int h = h0; h < h0 + group; h++) decision_of(run, r, h)->refused = true;
     return true;

@@ -14,7 +14,8 @@
  * what the distance does not see, that positions have moved. c is the head's own: how far its results move
  * with the query depends on its keys and values. It is learnt. Whatever is refused is computed exactly,
  * which shows what the candidate would have given; c^2 is the mean square of those errors divided by the
- * mean square of w' D', over about the last 64. Every 64th use is refused, to keep learning.
+ * mean square of w' D', over about the last 64. After 64 uses one is refused, of one row of a batch, to keep
+ * learning.
  *
  * The heads of a group share keys and values, which are read as soon as one head needs them: so the group is
  * judged as one, and may be used if the mean square of its heads' errors, each in units of the head's
@@ -45,6 +46,7 @@ typedef struct mai_habit {
     int32_t refusals;  /* candidates refused since the newest one used */
     int32_t pause;     /* length of the newest rest; 0: candidates are used */
     int32_t rest;      /* steps still to pass without a search */
+    int32_t turn;      /* of a batch's rows, whose the next check is */
 } mai_habit;
 
 /* What is expected of one candidate. */
@@ -129,18 +131,19 @@ MAI_BOTH bool mai_group_searches(const mai_record *records, int n_heads, const m
     return habit->rest == 0 && mai_group_remembers(records, n_heads);
 }
 
-/* Whether one head may be used as far as it alone is concerned; its group may if all are, and error2, the
- * sum of the squares of mai_expect's errors, is at most their number. */
-MAI_BOTH bool mai_head_is_ready(const mai_record *record, const mai_habit *habit)
+/* Whether a group's candidate is to be refused to keep learning: row `row` of `n_rows`. The rows of a batch share
+ * what is learnt, and one of them is enough. */
+MAI_BOTH bool mai_is_check(const mai_habit *habit, int row, int n_rows)
 {
-    return record->n_samples >= MAI_MIN_SAMPLES && habit->unchecked < MAI_CHECK_EVERY;
+    return habit->unchecked >= MAI_CHECK_EVERY && row == habit->turn % n_rows;
 }
 
-MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, const mai_habit *habit,
-                                float error2)
+/* Whether a group's candidates may be used that are not to be checked. error2: the sum of the squares of
+ * mai_expect's errors. */
+MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, float error2)
 {
     for (int h = 0; h < n_heads; h++) {
-        if (!mai_head_is_ready(&records[h], habit)) return false;
+        if (records[h].n_samples < MAI_MIN_SAMPLES) return false;
     }
     return error2 <= (float)n_heads;
 }
@@ -149,6 +152,7 @@ MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, const ma
 MAI_BOTH void mai_habit_step(mai_habit *habit)
 {
     if (habit->rest > 0) habit->rest--;
+    if (habit->unchecked >= MAI_CHECK_EVERY) habit->turn = (habit->turn + 1) & 0xffff;
 }
 
 /* Then, for each row of it. */

@@ -247,7 +247,7 @@ __device__ mai_judgement judge(const mai_cu_params &p, const Search &x, const Ne
     const mai_habit habit = p.habits[(size_t)p.layer * p.n_kv_heads + x.head / p.group];
     const mai_cu_judged judged = p.rings.judged[x.ring * (size_t)p.ring + (size_t)best.entry];
     mai_judgement j = mai_expect(&record, best.distance2, judged.share, judged.moved);
-    if (!mai_head_is_ready(&record, &habit)) j.error = INFINITY;
+    if (record.n_samples < MAI_MIN_SAMPLES || mai_is_check(&habit, x.row, p.n_rows)) j.error = INFINITY;
     return j;
 }
 

@@ -651,8 +651,8 @@ macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from, int32_t to,
 
 /* ------------------------------------------------------------------------------------- budgets -- */
 
-macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int32_t head, float budget,
-                                            void *stream)
+macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int32_t head,
+                                            float budget, void *stream)
 {
     int before;
     if (!m) return MACATTN_E_ARG;
@@ -665,9 +665,9 @@ macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int3
         return fail(m, MACATTN_E_RANGE, "budget is %g; it must be in [0, 1]", (double)budget);
     }
     MAI_TRY(use_device(m, &before));
-    const int status =
-        mai_cu_set_budget(&m->params, layer < 0 ? 0 : layer, layer < 0 ? m->cfg.n_layers : layer + 1,
-                          head < 0 ? 0 : head, head < 0 ? m->cfg.n_heads : head + 1, budget, stream);
+    const int status = mai_cu_set_budget(
+        &m->params, layer < 0 ? 0 : layer, layer < 0 ? m->cfg.n_layers : layer + 1,
+        head < 0 ? 0 : head, head < 0 ? m->cfg.n_heads : head + 1, budget, stream);
     restore_device(m, before);
     return device_status(m, "budgets", status);
 }

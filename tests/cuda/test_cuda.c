@@ -721,8 +721,9 @@ enum { BUDGET_HEADS = 8, BUDGET_DIM = 64, BUDGET_ROWS = 2, BUDGET_TOKENS = 500 }
 typedef struct budget_run {
     duo x;
     macattn *cpu;
-    int64_t groups, hits, differ; /* groups judged, used by the GPU, and decided otherwise by the CPU */
-    double error2;                /* sum over the heads used, against exact attention */
+    int64_t groups, hits,
+        differ;    /* groups judged, used by the GPU, and decided otherwise by the CPU */
+    double error2; /* sum over the heads used, against exact attention */
 } budget_run;
 
 static void budget_create(budget_run *t, float budget)
@@ -764,8 +765,10 @@ static void check_budget_group(budget_run *t, int32_t r, int32_t h0, const float
         const size_t at = (size_t)(r * BUDGET_HEADS + h);
         const double e = head_error(out + at * BUDGET_DIM, t->x.b.out + at * BUDGET_DIM);
         assert_int_equal(got[at].entry >= 0, hit); /* as one */
-        if (hit) t->error2 += e * e;
-        else assert_true(e <= relative_tolerance(F16, F32));
+        if (hit)
+            t->error2 += e * e;
+        else
+            assert_true(e <= relative_tolerance(F16, F32));
     }
 }
 

@@ -10,7 +10,7 @@ from ctypes import c_void_p as P, c_int32 as I32, c_int64 as I64, c_float as F32
 
 log = Log("macattn.jsonl")
 lib = C.CDLL(os.environ.get("MACATTN_SO", os.path.join(HERE, "libmacattn.so")))
-BF16, PAPER, EXACT = 2, 1, 0
+BF16, BUDGET, PAPER, EXACT = 2, 2, 1, 0
 
 
 class Config(C.Structure):
@@ -145,11 +145,11 @@ def fill_rings(m, b, l, hkv, page, k, v, ring, batch):
     return qs
 
 
-def reuse(hkv, b, l, k, v, q, ring, pattern, hits, own):
+def reuse(hkv, b, l, k, v, q, ring, pattern, hits, own, policy=PAPER):
     n, page = kv_bytes(b, l, hkv), 16
     if not fits(b * HQ * ring * 1000):
         return
-    m = create(b, hkv, PAPER, ring)
+    m = create(b, hkv, policy, ring)
     full, keep_full = make_batch(b, l, page, 0)
     before, keep_before = make_batch(b, l, page, 0)
     keep_before[0].fill_(l - 1)
@@ -169,7 +169,9 @@ def reuse(hkv, b, l, k, v, q, ring, pattern, hits, own):
         qm = torch.where(want[..., None].cuda(), source, torch.full_like(source, 5.0)).contiguous()
         io = make_io(q, k, v, hkv, page, out, qm=qm)
         f = lambda: ok(m, lib.macattn_cuda_decode(m, 0, C.byref(full), C.byref(io), stream()))
-        f(); torch.cuda.synchronize()
+        for _ in range(20 if policy == BUDGET else 1):  # the judge wants 16 samples first
+            f()
+        torch.cuda.synchronize()
         dec = torch.empty(b, HQ, 4, device="cuda", dtype=torch.int32)
         copy_decisions(dec, m)
         entry, start = dec[..., 1].cpu(), dec[..., 0].cpu()
@@ -183,8 +185,8 @@ def reuse(hkv, b, l, k, v, q, ring, pattern, hits, own):
             ok(m, lib.macattn_cuda_slot_truncate(m, s, I64(l - 1), stream()))
         x = against(hkv, b, l, r)
         own_x = own["cold"] / r["cold"] if own else float("nan")
-        print(f"  {pattern:5s} {ring:4d} hq32/hkv{hkv:<2d} b{b:<3d} {l:6d} {hit*100:4.0f}% {r['cold']:10.4f} {r['warm']:9.4f} kv {kvmb:8.1f} MB x FI {x[0]:6.2f} {x[1]:6.2f}  x own exact {own_x:6.2f}", flush=True)
-        log.put(part="macattn", policy="paper", pattern=pattern, ring=ring, hkv=hkv, batch=b, ctx=l, hit=hit,
+        print(f"  {pattern if policy == PAPER else 'budg':5s} {ring:4d} hq32/hkv{hkv:<2d} b{b:<3d} {l:6d} {hit*100:4.0f}% {r['cold']:10.4f} {r['warm']:9.4f} kv {kvmb:8.1f} MB x FI {x[0]:6.2f} {x[1]:6.2f}  x own exact {own_x:6.2f}", flush=True)
+        log.put(part="macattn", policy="paper" if policy == PAPER else "budget", pattern=pattern, ring=ring, hkv=hkv, batch=b, ctx=l, hit=hit,
                 hits=int(got.sum()), kv_mb=kvmb, bytes=n, x_fi_cold=x[0], x_fi_warm=x[1], x_own_exact=own_x, **r)
     lib.macattn_cuda_destroy(m)
 
@@ -215,6 +217,9 @@ def main():
         try:
             if l >= 2048:
                 reuse(hkv, b, l, k, v, q, 512, "clust", (0.0, .5, .8, .9, .95, .99, 1.0), own)
+                # Candidates at distance 0 are used but for every 64th; those at a distance, with made-up summaries, refused.
+                for hit in (1.0, 0.0):  # each with a judge that has learnt nothing else
+                    reuse(hkv, b, l, k, v, q, 512, "clust", (hit,), own, BUDGET)
                 reuse(hkv, b, l, k, v, q, 512, "scat", (.5, .8, .9, .95, .99), own)
         except RuntimeError as e:
             print(f"  hkv{hkv} b{b} {l} failed: {str(e)[:300]}", flush=True)
