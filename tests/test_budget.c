@@ -299,7 +299,7 @@ static void test_group(void **state)
     records[2].n_samples = 16;
     for (int i = 0; i < 64; i++) {
         assert_false(mai_is_check(&habit, 0, 1));
-        mai_habit_note(&habit, MAI_USED);
+        mai_habit_note(&habit, 1, 0);
     }
     assert_true(mai_is_check(&habit, 0, 1)); /* time to look */
     /* Of a batch it is one row, another each time. */
@@ -308,9 +308,9 @@ static void test_group(void **state)
         for (int row = 0; row < 3; row++) checks += mai_is_check(&habit, row, 3);
         assert_int_equal(checks, 1);
         assert_true(mai_is_check(&habit, turn % 3, 3));
-        mai_habit_step(&habit);
+        mai_habit_note(&habit, 0, 0);
     }
-    mai_habit_note(&habit, MAI_REFUSED);
+    mai_habit_note(&habit, 0, 1);
     assert_false(mai_is_check(&habit, 0, 1));
     assert_int_equal(habit.refusals, 0); /* a check is no failure */
     assert_true(mai_group_searches(records, 4, &habit));
@@ -324,24 +324,31 @@ static void test_rests(void **state)
     (void)state;
     const mai_record record = {.budget = 0.1f, .n_samples = 16};
     mai_habit habit = {0};
-    for (int i = 0; i < 31; i++) mai_habit_note(&habit, MAI_REFUSED);
+    for (int i = 0; i < 31; i++) mai_habit_note(&habit, 0, 1);
     assert_true(mai_group_searches(&record, 1, &habit));
     for (int rest = 8; rest <= 256; rest *= 2) {
-        mai_habit_note(&habit, MAI_REFUSED);
+        mai_habit_note(&habit, 0, 1);
         assert_int_equal(habit.rest, rest < 64 ? rest : 64);
         assert_false(mai_group_searches(&record, 1, &habit));
-        mai_habit_note(&habit, MAI_NO_CANDIDATE);
         for (int i = habit.rest; i > 0; i--) {
             assert_false(mai_group_searches(&record, 1, &habit));
-            mai_habit_step(&habit);
+            mai_habit_note(&habit, 0, 0);
         }
         assert_true(mai_group_searches(&record, 1, &habit));
     }
-    mai_habit_step(&habit);
+    mai_habit_note(&habit, 0, 0);
     assert_int_equal(habit.rest, 0);
-    mai_habit_note(&habit, MAI_USED);
-    for (int i = 0; i < 31; i++) mai_habit_note(&habit, MAI_REFUSED);
+    mai_habit_note(&habit, 1, 0);
+    for (int i = 0; i < 31; i++) mai_habit_note(&habit, 0, 1);
     assert_int_equal(habit.rest, 0);
+    /* A batch's rows are one step: a large batch waits no less, and is of use while any of its rows is. */
+    habit = (mai_habit){0};
+    for (int i = 0; i < 31; i++) mai_habit_note(&habit, 0, 64);
+    assert_int_equal(habit.rest, 0);
+    mai_habit_note(&habit, 1, 63);
+    assert_int_equal(habit.refusals, 0);
+    for (int i = 0; i < 32; i++) mai_habit_note(&habit, 0, 64);
+    assert_int_equal(habit.rest, 8);
 }
 
 static int64_t count_refused(const macattn *m)
@@ -388,6 +395,39 @@ static void test_head_budgets(void **state)
     macattn_destroy(m);
 }
 
+/* More rows than a group is patient: what they teach in one step is enough to use candidates in the next, and
+ * checks are of one row at a time. */
+static void test_batch(void **state)
+{
+    (void)state;
+    enum { ROWS = 40 };
+    macattn_config cfg = budget_config(0.5f);
+    cfg.max_slots = ROWS;
+    macattn *m = test_create(&cfg);
+    test_bench b = test_bench_of(m, ROWS, 120, 1);
+    b.batch.n_rows = ROWS;
+    int64_t hits = 0, refused = 0;
+    for (int64_t n = 1; n <= 100; n++) {
+        for (int32_t r = 0; r < ROWS; r++) test_bench_row(&b, r, r, r, &seq, n, 1);
+        assert_ok(m, macattn_plan(m, &b.batch));
+        for (int32_t r = 0; r < ROWS; r++) {
+            float q[DIM], q_match[DIM];
+            for (int32_t h = 0; h < HEADS; h++) {
+                test_query(&seq, &b.cfg, n - 1, 0, h, q, q_match);
+                test_bench_set_query(&b, r, h, q_match, q_match);
+            }
+        }
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        for (int32_t r = 0; r < ROWS && n > 60; r++) {
+            hits += test_decision(m, r, 0)->hit;
+            refused += test_decision(m, r, 0)->refused;
+        }
+    }
+    assert_true(hits > 30 * ROWS && refused > 0 && refused < 100);
+    test_bench_destroy(&b);
+    macattn_destroy(m);
+}
+
 static void test_bad_budgets(void **state)
 {
     (void)state;
@@ -421,7 +461,7 @@ int main(void)
         cmocka_unit_test(test_threads),         cmocka_unit_test(test_share_kept),
         cmocka_unit_test(test_learning),        cmocka_unit_test(test_group),
         cmocka_unit_test(test_rests),           cmocka_unit_test(test_head_budgets),
-        cmocka_unit_test(test_bad_budgets),
+        cmocka_unit_test(test_batch),           cmocka_unit_test(test_bad_budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -467,14 +467,10 @@ static void compute_refused(mai_run *run)
     mai_threads_run(run->m->threads, make_items(run, &again, plan->items.ptr), attend_task, run);
 }
 
-static void learn_group(const mai_run *run, int r, int kv_head)
+static void sample_group(const mai_run *run, int r, int kv_head)
 {
     const int group = run->m->shape.group, h0 = kv_head * group, dv = run->m->shape.dv;
-    const mai_decision *first = decision_of(run, r, h0);
-    mai_habit_note(habit_of(run, kv_head), first->hit       ? MAI_USED
-                                           : first->refused ? MAI_REFUSED
-                                                            : MAI_NO_CANDIDATE);
-    for (int h = h0; h < h0 + group && first->refused; h++) {
+    for (int h = h0; h < h0 + group; h++) {
         const float *out = mai_run_out(run, run->plan->rows[r].first_query, h);
         const mai_decision *decision = decision_of(run, r, h);
         mai_record_sample(record_of(run, h), &decision->judgement, decision->distance2,
@@ -487,11 +483,15 @@ static void learn(mai_run *run)
 {
     const int64_t start = mai_now_ns();
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
-        mai_habit *habit = habit_of(run, kv_head);
-        mai_habit_step(habit);
+        int n_used = 0, n_refused = 0;
         for (int r = 0; r < run->plan->n_rows; r++) {
-            if (run->plan->rows[r].row.n_queries == 1) learn_group(run, r, kv_head);
+            const mai_decision *first = decision_of(run, r, kv_head * run->m->shape.group);
+            if (run->plan->rows[r].row.n_queries != 1) continue;
+            n_used += first->hit;
+            n_refused += first->refused;
+            if (first->refused) sample_group(run, r, kv_head);
         }
+        mai_habit_note(habit_of(run, kv_head), n_used, n_refused);
     }
     run->judge_ns += mai_now_ns() - start;
 }

@@ -21,7 +21,7 @@
  * judged as one, and may be used if the mean square of its heads' errors, each in units of the head's
  * budget, is at most 1. Squares, because what a small error costs the predictions grows with its square.
  *
- * A group whose candidates are refused time after time stops searching, tries once after a while, and
+ * A group whose candidates are refused step after step, in all rows, stops searching, tries once after a while, and
  * waits twice as long after each failure. Meanwhile it costs what exact attention costs. */
 #ifndef MAI_JUDGE_H
 #define MAI_JUDGE_H
@@ -43,7 +43,7 @@ typedef struct mai_record {
 /* What one KV head's group of heads has made of its candidates. */
 typedef struct mai_habit {
     int32_t unchecked; /* candidates used since the newest sample */
-    int32_t refusals;  /* candidates refused since the newest one used */
+    int32_t refusals;  /* steps with nothing but refusals since the newest use */
     int32_t pause;     /* length of the newest rest; 0: candidates are used */
     int32_t rest;      /* steps still to pass without a search */
     int32_t turn;      /* of a batch's rows, whose the next check is */
@@ -57,14 +57,11 @@ typedef struct mai_judgement {
     float predicted; /* w' D' */
 } mai_judgement;
 
-/* What became of a group's candidates in a step. */
-typedef enum mai_outcome { MAI_NO_CANDIDATE, MAI_USED, MAI_REFUSED } mai_outcome;
-
 enum {
     MAI_MIN_SAMPLES = 16,  /* before anything is used */
     MAI_CHECK_EVERY = 64,  /* uses of a group to one sample */
     MAI_MEMORY = 64,       /* samples that count */
-    MAI_PATIENCE = 32,     /* refusals in a row before the first rest */
+    MAI_PATIENCE = 32,     /* such steps before the first rest */
     MAI_FIRST_REST = 8,
     MAI_LONGEST_REST = 64,
 };
@@ -148,23 +145,16 @@ MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, float er
     return error2 <= (float)n_heads;
 }
 
-/* At the begin of what is learnt from a step. */
-MAI_BOTH void mai_habit_step(mai_habit *habit)
+/* After a step in which the group's candidates were used in n_used rows and refused in n_refused. */
+MAI_BOTH void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
 {
+    const bool check = habit->unchecked >= MAI_CHECK_EVERY; /* nothing was wrong with what was refused */
     if (habit->rest > 0) habit->rest--;
-    if (habit->unchecked >= MAI_CHECK_EVERY) habit->turn = (habit->turn + 1) & 0xffff;
-}
-
-/* Then, for each row of it. */
-MAI_BOTH void mai_habit_note(mai_habit *habit, mai_outcome outcome)
-{
-    if (outcome == MAI_USED) {
-        habit->unchecked++;
+    if (check) habit->turn = (habit->turn + 1) & 0xffff;
+    habit->unchecked = n_refused > 0 ? 0 : habit->unchecked + n_used;
+    if (n_used > 0) {
         habit->refusals = habit->pause = 0;
-    } else if (outcome == MAI_REFUSED) {
-        const bool check = habit->unchecked >= MAI_CHECK_EVERY; /* nothing was wrong with it */
-        habit->unchecked = 0;
-        if (check || (++habit->refusals < MAI_PATIENCE && habit->pause == 0)) return;
+    } else if (n_refused > 0 && !check && (++habit->refusals >= MAI_PATIENCE || habit->pause > 0)) {
         habit->pause = habit->pause == 0 ? MAI_FIRST_REST : 2 * habit->pause;
         if (habit->pause > MAI_LONGEST_REST) habit->pause = MAI_LONGEST_REST;
         habit->rest = habit->pause;

@@ -39,6 +39,9 @@ typedef struct mai_cu_rings {
     int32_t *head, *count;
 } mai_cu_rings;
 
+/* What became of a group's candidates in a row. */
+typedef enum mai_outcome { MAI_NO_CANDIDATE, MAI_USED, MAI_REFUSED } mai_outcome;
+
 /* Counters of one (layer, head). */
 typedef struct mai_cu_counters {
     unsigned long long steps, hits, tokens_total, tokens_skipped;

@@ -7,14 +7,14 @@
 
 namespace mai {
 
-/* One warp: the groups of one KV head in all rows, in the order of the rows, as the CPU does it. A lane looks
- * after a head's record; all of them have the habit. */
+/* One warp: the groups of one KV head in all rows, samples in the order of the rows, as the CPU does it. A lane
+ * looks after a head's record. */
 static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_head)
 {
     const int lane = threadIdx.x & 31;
     mai_habit *const at = p.habits + (size_t)p.layer * p.n_kv_heads + kv_head;
     mai_habit habit = *at;
-    mai_habit_step(&habit);
+    int n_used = 0, n_refused = 0;
     for (int h0 = 0; h0 < p.group; h0 += 32) {
         const int head = kv_head * p.group + min(h0 + lane, p.group - 1);
         mai_record record = p.records[(size_t)p.layer * p.n_heads + head];
@@ -22,10 +22,10 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
             const int row = r0 + lane;
             const int outcome =
                 row < p.n_rows ? __ldcg(&p.outcomes[row * p.n_kv_heads + kv_head]) : MAI_NO_CANDIDATE;
-            const unsigned used = __ballot_sync(ALL, outcome == MAI_USED);
             const unsigned refused = __ballot_sync(ALL, outcome == MAI_REFUSED);
-            for (unsigned left = h0 == 0 ? used | refused : 0; left != 0; left &= left - 1) {
-                mai_habit_note(&habit, used & left & -left ? MAI_USED : MAI_REFUSED);
+            if (h0 == 0) {
+                n_used += __popc(__ballot_sync(ALL, outcome == MAI_USED));
+                n_refused += __popc(refused);
             }
             for (unsigned left = refused; left != 0; left &= left - 1) {
                 const size_t i = (size_t)(r0 + __ffs(left) - 1) * p.n_heads + head;
@@ -35,6 +35,7 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
         }
         if (h0 + lane < p.group) p.records[(size_t)p.layer * p.n_heads + head] = record;
     }
+    mai_habit_note(&habit, n_used, n_refused);
     if (lane == 0) *at = habit;
 }
 
