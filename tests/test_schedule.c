@@ -34,7 +34,8 @@ static void divide(division *x, int32_t n_blocks)
 {
     for (int32_t g = 0; g < x->n_groups; g++) x->begin[g + 1] = x->begin[g] + x->groups[g].cost;
     const int32_t total = x->begin[x->n_groups];
-    x->all = mai_divide(total, n_blocks);
+    const bool is_even = mai_is_even(total, x->n_groups, x->groups[0].cost);
+    x->all = mai_divide(total, is_even ? mai_even_blocks(n_blocks, x->n_groups) : n_blocks);
     for (int32_t j = 0; j <= x->all.blocks; j++) {
         const int32_t u = mai_block_begin(x->all, j);
         const int32_t g = u < total ? group_at(x, u) : 0;
@@ -175,6 +176,36 @@ static void test_balance(void **state)
     }
 }
 
+/* Groups that cost the same: as many blocks for each, or as many groups for each block. */
+static void test_equal_groups(void **state)
+{
+    (void)state;
+    assert_int_equal(mai_even_blocks(132, 4), 132);
+    assert_int_equal(mai_even_blocks(132, 8), 128);
+    assert_int_equal(mai_even_blocks(132, 512), 128);
+    assert_int_equal(mai_even_blocks(132, 100), 132);
+    for (int32_t n_groups = 1; n_groups <= MAX_GROUPS; n_groups++) {
+        division x = {.n_groups = n_groups, .unit = 128};
+        for (int32_t g = 0; g < n_groups; g++) {
+            x.groups[g] = mai_segments_of((mai_reads){32768, -1, 0, 0}, 0, 128);
+        }
+        const int32_t even = mai_even_blocks(33, n_groups);
+        divide(&x, 33);
+        assert_int_equal(x.all.blocks, even);
+        if (even % n_groups != 0 && n_groups % even != 0) {
+            assert_int_equal(even, 33);
+            continue;
+        }
+        for (int32_t g = 0; g < n_groups; g++) {
+            const mai_blocks b = mai_blocks_of(x.all, x.begin[g], x.groups[g]);
+            const int32_t each = even / n_groups;
+            assert_int_equal(b.first, g * even / n_groups);
+            assert_int_equal(b.last - b.first + 1, each > 0 ? each : 1);
+            if (each > 0) assert_int_equal(x.boundary[b.first], x.begin[g]);
+        }
+    }
+}
+
 /* A full hit of 64 rows, 4 KV heads: 256 small groups, none of them cut, at most two a block. */
 static void test_small_groups(void **state)
 {
@@ -244,6 +275,7 @@ int main(void)
         cmocka_unit_test(test_random_divisions), cmocka_unit_test(test_balance),
         cmocka_unit_test(test_small_groups),     cmocka_unit_test(test_far_end),
         cmocka_unit_test(test_classes),          cmocka_unit_test(test_bundles),
+        cmocka_unit_test(test_equal_groups),
     };
     return cmocka_run_group_tests_name("schedule", tests, NULL, NULL);
 }

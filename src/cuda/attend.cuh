@@ -59,6 +59,7 @@ struct AttendShared {
     Item items[T::MOST_ITEMS];
     Parts parts; /* of the item being computed, if its group is shared */
     int begin, end, first_group, last_group, is_last;
+    int first_cost; /* of group 0 */
     int listed; /* the share is within one group, which is in items[0] */
     int completed[T::MOST_ITEMS], n_completed; /* KV heads of groups that this block completed */
 
@@ -277,9 +278,9 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own<T> 
     const int sum = own.end(p);
     Share share;
     int total;
-    if (threadIdx.x == 0) sh.listed = sh.n_completed = 0;
+    if (threadIdx.x == 0) sh.listed = sh.n_completed = 0, sh.first_cost = own.first.segments.cost;
     own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
-    share.all = mai_divide(total, gridDim.x);
+    share.all = mai_divide(total, mai_is_even(total, n_groups(p), sh.first_cost) ? p.even_blocks : gridDim.x);
     share.begin = share.end = 0;
     const int i = blockIdx.x;
     if (i >= share.all.blocks) return share;

@@ -52,6 +52,7 @@ typedef struct mai_cu_params {
     /* shape and policy */
     int32_t n_rows, n_layers, n_heads, n_kv_heads, group, head_dim;
     int32_t heads_per_block, blocks_per_kv; /* query heads one thread block computes together */
+    int32_t even_blocks; /* mai_even_blocks */
     int32_t ring, band, fresh, window, min_tokens, n_sms;
     float scale, softcap, k_scale, v_scale, radius2;
     macattn_dtype q_dtype, kv_dtype, out_dtype;

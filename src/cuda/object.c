@@ -489,9 +489,10 @@ static mai_cu_params params_of(const macattn_cuda *m, const macattn_cuda_batch *
 
 /* -------------------------------------------------------------------------------------- calls -- */
 
-static macattn_status launch(macattn_cuda *m, const mai_cu_params *p, bool matches, void *stream)
+static macattn_status launch(macattn_cuda *m, mai_cu_params *p, bool matches, void *stream)
 {
     int before;
+    p->even_blocks = mai_even_blocks(m->n_blocks, p->n_rows * p->n_kv_heads * p->blocks_per_kv);
     MAI_TRY(use_device(m, &before));
     macattn_status status = MACATTN_OK;
     if (matches) status = device_status(m, "match", mai_cu_match_launch(p, stream));
@@ -509,7 +510,7 @@ macattn_status macattn_cuda_attend(macattn_cuda *m, const macattn_cuda_batch *ba
     if (!m) return MACATTN_E_ARG;
     MAI_TRY(check_batch(m, batch));
     MAI_TRY(check_io(m, io));
-    const mai_cu_params p = params_of(m, batch, io);
+    mai_cu_params p = params_of(m, batch, io);
     return launch(m, &p, false, stream);
 }
 

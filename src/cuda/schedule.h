@@ -20,6 +20,7 @@
 #ifndef MAI_CUDA_SCHEDULE_H
 #define MAI_CUDA_SCHEDULE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/both.h"
@@ -102,12 +103,28 @@ MAI_BOTH int32_t mai_class_units(mai_segments s, int32_t which)
                                     : s.of[MAI_FRESH].units + s.of[MAI_NEAR].units;
 }
 
-/* All units over the blocks: each gets `per`, the first `extra` of them one more. A boundary that falls
- * near the begin or the end of a group is moved there (by at most `snap` units): sharing a group costs more
- * than an uneven share. */
+/* All units over the blocks: block i begins at i * units / blocks. So where the groups cost the same, and their
+ * number divides that of the blocks or is divided by it, no block shares two groups; for that a few blocks stay
+ * idle. Else a boundary that falls near the begin or the end of a group is moved there (by at most `snap` units):
+ * sharing a group costs more than an uneven share. */
 typedef struct mai_division {
     int32_t units, blocks, per, extra, snap;
 } mai_division;
+
+/* Whether the groups seem to cost the same, and so much that it matters where they are cut. */
+MAI_BOTH bool mai_is_even(int32_t units, int32_t n_groups, int32_t first_cost)
+{
+    return units == n_groups * first_cost && first_cost >= 32;
+}
+
+/* Most blocks that suit groups of one cost; all, unless at most one of 32 stays idle. */
+MAI_BOTH int32_t mai_even_blocks(int32_t n_blocks, int32_t n_groups)
+{
+    for (int32_t n = n_blocks; 32 * (n_blocks - n) <= n_blocks; n--) {
+        if (n % n_groups == 0 || n_groups % n == 0) return n;
+    }
+    return n_blocks;
+}
 
 MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
 {
@@ -123,14 +140,13 @@ MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
 /* First unit of block i before boundaries are moved; that of the next is its end. i may be d.blocks. */
 MAI_BOTH int32_t mai_block_begin(mai_division d, int32_t i)
 {
-    return d.per * i + (i < d.extra ? i : d.extra);
+    return d.per * i + d.extra * i / d.blocks;
 }
 
 /* The block that a unit falls to before boundaries are moved. */
 MAI_BOTH int32_t mai_block_of(mai_division d, int32_t unit)
 {
-    const int32_t longer = d.extra * (d.per + 1); /* units of blocks with one more */
-    return unit < longer ? unit / (d.per + 1) : d.extra + (unit - longer) / d.per;
+    return (int32_t)((((int64_t)unit + 1) * d.blocks - 1) / d.units);
 }
 
 /* A group that costs no more is never shared. */
