@@ -119,9 +119,9 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a KV
  *          head, ||o - exact|| / ||exact||, is at most `budget` (root mean square over these heads). The
  *          nearest query in the ring is the candidate, whatever its distance; the error is estimated from
- *          the share of the probability mass its summary would carry, from the distance, also that at
- *          which the summary was itself reused, and from what such reuse was seen to cost this head of
- *          this layer: each refused candidate is compared with the exact result, which is computed
+ *          the share of the probability mass its summary carried in the result it was made for (known
+ *          before anything is read), from the distance, also that at which the summary was itself
+ *          reused, and from what such reuse was seen to cost this head of this layer: each refused candidate is compared with the exact result, which is computed
  *          anyway. Nothing is reused before a head has shown enough of these. Heads whose candidates are
  *          refused time after time stop searching and try again now and then. A head's own budget, if it
  *          is to have one: macattn_set_head_budget. */
