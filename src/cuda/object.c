@@ -10,6 +10,8 @@
 #include "launch.h"
 #include "schedule.h"
 
+enum { MAX_MEMORY = 32 };
+
 struct macattn_cuda {
     macattn_config cfg; /* validated, all defaults resolved */
     macattn_cuda_config cuda;
@@ -19,7 +21,7 @@ struct macattn_cuda {
     int n_blocks; /* of the attention kernel: as many as run at a time */
     cudaStream_t stats_stream;
     mai_cu_counters *host_counters; /* page-locked, [n_layers][n_heads] */
-    void *memory[24];               /* device memory, to be freed */
+    void *memory[MAX_MEMORY];       /* device memory, to be freed */
     int n_memory;
     float *capture_out, *capture_lse; /* [max_rows][n_heads][head_dim], [max_rows][n_heads] */
     char error[320];
@@ -195,6 +197,7 @@ macattn_status macattn_cuda_state_bytes(const macattn_config *config, size_t *by
 static macattn_status take(macattn_cuda *m, void **out, size_t bytes, bool zero, const char *what)
 {
     void *p = NULL;
+    if (m->n_memory == MAX_MEMORY) return fail(m, MACATTN_E_NOMEM, "no room to note %s", what);
     const cudaError_t status = cudaMalloc(&p, bytes > 0 ? bytes : 1);
     if (status != cudaSuccess) {
         (void)cudaGetLastError(); /* not sticky */
