@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#include "budgets.h"
-#include "metrics.h"
+#include "eval/budgets.h"
+#include "eval/metrics.h"
 
 #define NEAR(x, y) assert_true(fabs((x) - (y)) <= 1e-6 * (1.0 + fabs(y)))
 

@@ -6,9 +6,10 @@
 
 #include "commands.h"
 #include "commit.h"
-#include "machine.h"
-#include "report.h"
-#include "tool.h"
+#include "common/ceiling.h"
+#include "common/machine.h"
+#include "common/report.h"
+#include "common/tool.h"
 
 typedef struct info_options {
     bool json;

@@ -24,7 +24,7 @@ def bin_dir():
     own = os.environ.get('LLAMA_CPP_DIR')
     if own:
         return pathlib.Path(own) / 'build' / 'bin'
-    script = ROOT / 'bench' / 'peers' / 'get-llama.sh'
+    script = ROOT / 'fetch' / 'get-llama.sh'
     out = subprocess.run([script, '--dir'], check=True, capture_output=True, text=True).stdout
     return pathlib.Path(out.strip()) / 'build' / 'bin'
 

@@ -7,12 +7,14 @@
  *
  * A sample's `outputs` are the events, its `tags` the block of each; the first output and tag are the block's
  * word and how many there are. */
+#include "longgen.h"
+
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "pieces.h"
 
 typedef struct scenario {
     const char *word, *about, *thing;

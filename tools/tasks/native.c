@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the bundled model was trained to answer (model/training/tasks.py), with seeds of its own: several questions
  * to one context, so that the context need be computed once. An answer is right if its line is. */
+#include "native.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "pieces.h"
 
 #define QUESTIONS 20 /* to a context */
 #define LISTED 8     /* keys in a question for a list */

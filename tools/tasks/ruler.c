@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* RULER's tasks: haystacks, counts, sizes and metrics as published, the sentences around them and the filler our
  * own. What a sample hides depends on its seed alone; more units only add filler around it. */
+#include "ruler.h"
+
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "pieces.h"
 
 /* ------------------------------------------------------------------------------ needle tasks -- */
 

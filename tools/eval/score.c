@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `macattn eval --tasks`: the score of long-context tasks with full attention and with a policy, on the same samples.
+ *
+ * The prompt is computed once; the answer is then written twice from there, greedily: with exact attention, and
+ * with the policy. Samples that share a context (tasks.h) share its computation, and their questions are
+ * decoded under the policy as well. */
+#include <argp.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/options.h"
+#include "metrics.h"
+#include "score.h"
+#include "session.h"
+#include "tasks/longbench.h"
+#include "tasks/options.h"
+#include "tasks/scoring.h"
+
+#define LONGBENCH_TOKENS 120000 /* of a prompt; more are cut from its middle */
+
+typedef struct arguments {
+    tasks_common common;
+    const char *model, *plugin, *json;
+    int64_t threads, ring, band;
+    macattn_policy policy;
+    double tau, budget; /* NAN = default */
+    tool_kv_types kv;
+} arguments;
+
+enum {
+    KEY_MODEL = 'm',
+    KEY_POLICY = 'p',
+    KEY_JSON = 512,
+    KEY_PLUGIN,
+    KEY_THREADS,
+    KEY_RING,
+    KEY_BAND,
+    KEY_TAU,
+    KEY_BUDGET,
+    KEY_KV
+};
+
+static const struct argp_option options_table[] = {
+    {"model", KEY_MODEL, "FILE", 0, "the model, in GGUF", 1},
+    {"policy", KEY_POLICY, "NAME", 0, "paper or budget (default budget)", 3},
+    {"tau", KEY_TAU, "X", 0, "setting of paper", 3},
+    {"budget", KEY_BUDGET, "X", 0, "setting of budget", 3},
+    {"ring", KEY_RING, "K", 0, "queries remembered", 3},
+    {"band", KEY_BAND, "R", 0, "newest tokens that no summary covers", 3},
+    {"kv", KEY_KV, "TYPE", 0, "type of K and V in the cache (default f16)", 4},
+    {"threads", KEY_THREADS, "N", 0, "threads (default: the processors this process may use)", 4},
+    {"plugin", KEY_PLUGIN, "FILE", 0, "libggml-macattn.so, if it is not where it was built", 4},
+    {"json", KEY_JSON, "FILE", 0, "write one JSON object a task to this file as well", 5},
+    {0}};
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    arguments *o = state->input;
+    bool good = true;
+    switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; break;
+    case KEY_MODEL: o->model = arg; break;
+    case KEY_POLICY: good = option_parse_policy(arg, &o->policy); break;
+    case KEY_TAU: good = tool_parse_real(arg, 0, 1, &o->tau); break;
+    case KEY_BUDGET: good = tool_parse_real(arg, 0, 1, &o->budget); break;
+    case KEY_RING: good = tool_parse_int(arg, 1, 4096, &o->ring); break;
+    case KEY_BAND: good = tool_parse_int(arg, 1, 1 << 30, &o->band); break;
+    case KEY_KV: good = tool_parse_kv(arg, &o->kv); break;
+    case KEY_THREADS: good = tool_parse_int(arg, 1, 1024, &o->threads); break;
+    case KEY_PLUGIN: o->plugin = arg; break;
+    case KEY_JSON: o->json = arg; break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    if (!good) argp_error(state, "'%s' is not a value of that option", arg);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------- answers -- */
+
+typedef struct tasks_run {
+    const arguments *a;
+    eval_model *model;
+    macattn_ggml_options exact, policy;
+    const task *of;
+    int64_t context; /* whose prompt is computed; -1: none */
+    int32_t *tail;   /* tokens that follow the prompt, up to the answer */
+    size_t n_tail;
+} tasks_run;
+
+static int64_t count_tokens(void *user, const char *s)
+{
+    size_t n;
+    int32_t *tokens = eval_model_tokenize(user, s, strlen(s), &n);
+    free(tokens);
+    return (int64_t)n + (eval_model_first_token(user) >= 0);
+}
+
+/* Compute what samples of the context share, or all but the last token; the rest becomes the tail. */
+static void compute_prompt(tasks_run *r, const task_sample *sample)
+{
+    text rest = {NULL, 0, 0};
+    size_t n;
+    const size_t shared = (size_t)sample->shared_bytes;
+    text_add(&rest, sample->input + shared);
+    text_add(&rest, sample->answer_prefix);
+    free(r->tail);
+    r->tail = eval_model_tokenize(r->model, rest.s, rest.n, &r->n_tail);
+    text_free(&rest);
+    if (shared > 0 && sample->context == r->context) return;
+    const int32_t first = eval_model_first_token(r->model);
+    int32_t *prompt = eval_model_tokenize(r->model, sample->input, shared, &n);
+    int32_t *all = tool_alloc((n + r->n_tail + 1) * sizeof *all);
+    int64_t count = 0;
+    if (first >= 0) all[count++] = first;
+    memcpy(all + count, prompt, n * sizeof *all);
+    count += (int64_t)n;
+    if (shared == 0) { /* the last token is the tail */
+        memcpy(all + count, r->tail, r->n_tail * sizeof *all);
+        count += (int64_t)r->n_tail;
+        if (r->of->metric == TASK_CHOICE)
+            count = task_truncate_middle(all, count, LONGBENCH_TOKENS);
+        r->tail[0] = all[--count];
+        r->n_tail = 1;
+    }
+    eval_model_prompt(r->model, all, count, &r->policy, false);
+    r->context = shared > 0 ? sample->context : -1;
+    free(prompt);
+    free(all);
+}
+
+static char *answer(tasks_run *r, const macattn_ggml_options *options, int32_t gen_tokens)
+{
+    const int32_t vocab = eval_model_vocab(r->model);
+    text t = {NULL, 0, 0};
+    const float *logits = NULL;
+    eval_model_rewind(r->model, options, false);
+    for (size_t i = 0; i < r->n_tail; i++) logits = eval_model_step(r->model, r->tail[i], false);
+    for (int32_t i = 0; i < gen_tokens; i++) {
+        const int32_t token = metrics_argmax(logits, vocab);
+        char piece[256];
+        if (eval_model_is_end(r->model, token)) break;
+        text_add_bytes(&t, piece, eval_model_piece(r->model, token, piece, sizeof piece));
+        if (r->of->metric == TASK_FIRST_LINE && strchr(t.s, '\n')) break;
+        if (i + 1 < gen_tokens) logits = eval_model_step(r->model, token, false);
+    }
+    return text_take(&t);
+}
+
+/* ---------------------------------------------------------------------------------------- rows -- */
+
+static const report_column columns[] = {{"task", "task", 18, 0},
+                                        {"samples", "n", 5, 0},
+                                        {"tokens", "tokens", 7, 0},
+                                        {"score_exact", "exact %", 8, 2},
+                                        {"score_exact_margin", "+-", 6, 2},
+                                        {"score_policy", "policy %", 8, 2},
+                                        {"score_policy_margin", "+-", 6, 2},
+                                        {"difference", "diff", 6, 2},
+                                        {"difference_margin", "+-", 6, 2},
+                                        {"answers_differ", "differ", 6, 0},
+                                        {0}};
+
+typedef struct task_result {
+    double *exact, *policy, *difference;
+    int64_t n, differ, left_out;
+    double tokens;
+} task_result;
+
+static void add_summary(cJSON *row, const char *name, const double *scores, int64_t n)
+{
+    char margin_name[64];
+    double mean, margin;
+    task_summary(scores, n, &mean, &margin);
+    snprintf(margin_name, sizeof margin_name, "%s_margin", name);
+    report_add_real(row, name, mean);
+    report_add_real(row, margin_name, margin);
+}
+
+static cJSON *make_row(const tasks_run *r, const task_result *result)
+{
+    cJSON *row = report_row();
+    const double setting = eval_setting_value(&r->policy);
+    report_add_text(row, "task", r->of->name);
+    report_add_text(row, "policy", option_policy_name(r->policy.policy));
+    report_add_real(row, "setting", setting);
+    report_add_int(row, "length", r->a->common.length);
+    report_add_int(row, "seed", r->a->common.seed);
+    report_add_int(row, "samples", result->n);
+    report_add_int(row, "left_out", result->left_out);
+    report_add_real(row, "tokens",
+                    result->n > 0 ? result->tokens / (double)result->n : (double)NAN);
+    add_summary(row, "score_exact", result->exact, result->n);
+    add_summary(row, "score_policy", result->policy, result->n);
+    add_summary(row, "difference", result->difference, result->n);
+    report_add_int(row, "answers_differ", result->differ);
+    eval_model_describe(r->model, row);
+    return row;
+}
+
+static void run_task(tasks_run *r, const task_options *o, report *table, FILE *json)
+{
+    const int64_t n = r->a->common.samples;
+    task_result result = {.exact = tool_alloc((size_t)n * sizeof(double)),
+                          .policy = tool_alloc((size_t)n * sizeof(double)),
+                          .difference = tool_alloc((size_t)n * sizeof(double))};
+    r->context = -1;
+    for (int64_t i = 0; i < n; i++) {
+        task_sample sample;
+        char error[256];
+        report_progress("%s: %lld of %lld", r->of->name, (long long)i, (long long)n);
+        if (!task_generate(r->of, o, i, &sample, error, sizeof error)) {
+            report_progress_clear();
+            tool_die(TOOL_FAILED, "eval: %s", error);
+        }
+        compute_prompt(r, &sample);
+        char *exact = answer(r, &r->exact, sample.gen_tokens);
+        char *policy = answer(r, &r->policy, sample.gen_tokens);
+        result.differ += strcmp(exact, policy) != 0;
+        if (r->of->metric == TASK_CHOICE && (*exact == '\0' || *policy == '\0')) {
+            result.left_out++;
+        } else {
+            result.exact[result.n] = task_score(r->of, &sample, exact);
+            result.policy[result.n] = task_score(r->of, &sample, policy);
+            result.difference[result.n] = result.policy[result.n] - result.exact[result.n];
+            result.tokens += (double)sample.length;
+            result.n++;
+        }
+        free(exact), free(policy);
+        task_sample_free(&sample);
+    }
+    report_progress_clear();
+    cJSON *row = make_row(r, &result);
+    if (json) eval_write_row(json, r->a->json, row);
+    report_print(table, row);
+    free(result.exact), free(result.policy), free(result.difference);
+}
+
+/* The most tokens that a sample may have with its answer. */
+static int64_t room_for(const tasks_common *c)
+{
+    int64_t most = c->length;
+    for (int i = 0; i < c->n; i++) {
+        const task *t = c->tasks[i];
+        int64_t own = t->increment == 0 ? c->length + t->gen_tokens : c->length;
+        if (t->metric == TASK_CHOICE) own = LONGBENCH_TOKENS + t->gen_tokens;
+        most = own > most ? own : most;
+    }
+    return most + 64;
+}
+
+int command_eval_tasks(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&tasks_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp argp = {
+        options_table,
+        parse_option,
+        NULL,
+        "\nScores of long-context tasks with full attention and with a policy side by side.",
+        children,
+        NULL,
+        NULL};
+    arguments a = {.ring = -1,
+                   .band = -1,
+                   .policy = MACATTN_POLICY_BUDGET,
+                   .tau = (double)NAN,
+                   .budget = (double)NAN,
+                   .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16}};
+    tasks_common *c = &a.common;
+    machine_info machine;
+    machine_describe(&machine);
+    tasks_common_defaults(c, NULL, 20);
+    a.threads = machine.n_cpus;
+    argp_err_exit_status = TOOL_USAGE;
+    (void)argp_parse(&argp, argc, argv, 0, NULL, &a);
+    if (!a.model || !c->names)
+        tool_die(TOOL_USAGE, "eval --tasks needs --model FILE and names of tasks");
+    tasks_common_load(c, "eval");
+    FILE *json = a.json ? fopen(a.json, "w") : NULL;
+    if (a.json && !json) tool_die(TOOL_FAILED, "eval: cannot write %s", a.json);
+
+    const eval_model_config config = {.model = a.model,
+                                      .plugin = a.plugin,
+                                      .kv = a.kv,
+                                      .n_threads = (int)a.threads,
+                                      .n_tokens = room_for(c)};
+    tasks_run r = {.a = &a, .model = eval_model_open(&config)};
+    r.policy = eval_model_options(r.model);
+    r.policy.policy = a.policy;
+    if (!isnan(a.tau)) r.policy.tau = (float)a.tau;
+    if (!isnan(a.budget)) r.policy.budget = (float)a.budget;
+    if (a.ring > 0) r.policy.ring = (int32_t)a.ring;
+    r.policy.band = a.band > 0 ? (int32_t)a.band : MACATTN_DEFAULT_BAND(a.policy);
+    r.policy.audit_every = 0;
+    r.exact = r.policy;
+    r.exact.policy = MACATTN_POLICY_EXACT;
+    const task_options o = tasks_common_options(c, (task_counter){count_tokens, r.model});
+    report table = {.columns = columns};
+    for (int i = 0; i < c->n; i++) {
+        r.of = c->tasks[i];
+        run_task(&r, &o, &table, json);
+    }
+    if (json) fclose(json);
+    free(r.tail);
+    tasks_common_free(c);
+    eval_model_close(r.model);
+    return TOOL_OK;
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "options.h"
+
+#include <stdlib.h>
+
+#include "common/tool.h"
+
+enum { KEY_TASKS = 't', KEY_LENGTH = 'l', KEY_SAMPLES = 'n', KEY_SEED = 256, KEY_ESSAY, KEY_DATA };
+
+static const struct argp_option options_table[] = {
+    {"tasks", KEY_TASKS, "NAME,...", 0,
+     "families (ruler, native, longgen, longbench) or tasks, a list (default ruler; eval: none)",
+     1},
+    {"length", KEY_LENGTH, "N", 0, "tokens of a sample, its answer included (default 4k)", 1},
+    {"samples", KEY_SAMPLES, "N", 0, "of each task (default 10; eval: 20)", 1},
+    {"seed", KEY_SEED, "N", 0, "what the samples are made from (default 42)", 1},
+    {"essay", KEY_ESSAY, "FILE", 0, "a text to hide needles in (default: made up)", 2},
+    {"data", KEY_DATA, "FILE", 0, "your copy of the data that qa_1, qa_2 and longbench_v2 read", 2},
+    {0}};
+
+static error_t parse_option(int key, char *arg, struct argp_state *state)
+{
+    tasks_common *o = state->input;
+    bool good = true;
+    switch (key) {
+    case KEY_TASKS: o->names = arg; break;
+    case KEY_LENGTH: good = tool_parse_int(arg, 64, 1 << 24, &o->length); break;
+    case KEY_SAMPLES: good = tool_parse_int(arg, 1, 1000000, &o->samples); break;
+    case KEY_SEED: good = tool_parse_int(arg, 0, INT32_MAX, &o->seed); break;
+    case KEY_ESSAY: o->essay_file = arg; break;
+    case KEY_DATA: o->data = arg; break;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+    if (!good) argp_error(state, "'%s' is out of range or no number", arg);
+    return 0;
+}
+
+const struct argp tasks_common_argp = {options_table, parse_option, NULL, NULL, NULL, NULL, NULL};
+
+void tasks_common_defaults(tasks_common *common, const char *names, int64_t samples)
+{
+    *common = (tasks_common){.names = names, .length = 4096, .samples = samples, .seed = 42};
+}
+
+void tasks_common_load(tasks_common *common, const char *command)
+{
+    char error[256];
+    common->n = task_list(common->names, common->tasks, TASKS_MAX, error, sizeof error);
+    if (common->n < 0) tool_die(TOOL_USAGE, "%s: %s", command, error);
+    if (common->essay_file && !(common->essay = text_read_file(common->essay_file)))
+        tool_die(TOOL_FAILED, "%s: cannot read %s", command, common->essay_file);
+}
+
+void tasks_common_free(tasks_common *common)
+{
+    free(common->essay);
+    common->essay = NULL;
+}
+
+task_options tasks_common_options(const tasks_common *common, task_counter counter)
+{
+    return (task_options){common->length, (uint64_t)common->seed, counter, common->essay,
+                          common->data};
+}
