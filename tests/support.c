@@ -464,6 +464,6 @@ size_t test_bench_out_bytes(const test_bench *b)
 
 const mai_decision *test_decision(const macattn *m, int32_t row, int32_t head)
 {
-    return (const mai_decision *)m->plan->decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
+    return (const mai_decision *)m->work.decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
            (size_t)head;
 }

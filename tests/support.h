@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "core/internal.h"
+#include "core/object.h"
 #include "core/plan.h"
 #include "macattn/macattn.h"
 #include "ref.h"

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "internal.h"
+#include "config.h"
+#include "policy/policy.h"
 
 macattn_status macattn_config_init(macattn_config *config)
 {

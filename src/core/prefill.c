@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Prefill: causal attention of chunks of queries, and the ring entries of the last of them. */
-#include <string.h>
+#include "prefill.h"
 
-#include "run.h"
+#include <string.h>
 
 typedef struct prefill_run {
     mai_run *run;
@@ -27,7 +27,7 @@ static void apply_sink(const mai_run *run, int32_t query, int32_t head, float *l
     const macattn *m = run->m;
     float *out = mai_run_out(run, query, head);
     float merged[MAI_MAX_DIM];
-    const float *const o[2] = {out, run->plan->zeros};
+    const float *const o[2] = {out, run->work->zeros};
     const float l[2] = {*lse, run->io.sinks[head]};
     m->backend->merge(m->shape.dv, 2, o, l, merged, lse);
     memcpy(out, merged, sizeof(float) * (size_t)m->shape.dv);
@@ -74,12 +74,12 @@ static void prefill_task(void *arg, int i, int worker)
         .out = mai_run_out(run, p->first_query, 0),
         .out_row_stride = run->io.out_row_stride,
         .out_head_stride = run->io.out_head_stride,
-        .lse = (float *)plan->lse.ptr + (size_t)p->first_query * hq,
+        .lse = (float *)run->work->lse.ptr + (size_t)p->first_query * hq,
         .capture0 = run->reuse ? p->capture0 : n,
         .band = m->cfg.band,
         .fresh = m->cfg.fresh_tokens,
-        .far_out = (float *)plan->capture_out.ptr + capture * (size_t)m->shape.dv,
-        .far_lse = (float *)plan->capture_lse.ptr + capture,
+        .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->shape.dv,
+        .far_lse = (float *)run->work->capture_lse.ptr + capture,
         .scratch = mai_run_scratch(run, worker),
     };
     m->backend->prefill(&args);
@@ -107,8 +107,8 @@ static void remember_task(void *arg, int i, int worker)
         const size_t at = (size_t)(p->first_capture + query - p->capture0) * hq + (size_t)head;
         const int64_t pos = p->row.n_tokens - p->row.n_queries + query;
         const char *q = mai_run_q_match(run, p->first_query + query, head);
-        const float *out = (const float *)run->plan->capture_out.ptr + at * dv;
-        const float lse = ((const float *)run->plan->capture_lse.ptr)[at];
+        const float *out = (const float *)run->work->capture_out.ptr + at * dv;
+        const float lse = ((const float *)run->work->capture_lse.ptr)[at];
         if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv))
             continue;
         const size_t full = (size_t)(p->first_query + query) * hq + (size_t)head;
@@ -116,7 +116,7 @@ static void remember_task(void *arg, int i, int worker)
             (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->view.head[head];
         m->backend->insert(&m->ring_dims, &ring->view, m->shape.q_dtype, head, q, (int32_t)pos,
                            (int32_t)(pos + 1 - m->cfg.band), lse, out);
-        ring->view.share[entry] = mai_share(lse, ((const float *)run->plan->lse.ptr)[full]);
+        ring->view.share[entry] = mai_share(lse, ((const float *)run->work->lse.ptr)[full]);
     }
 }
 

@@ -14,7 +14,7 @@
 #include <stdio.h>
 #include <time.h>
 
-#include "internal.h"
+#include "base.h"
 
 typedef struct worker {
     mai_threads *threads;

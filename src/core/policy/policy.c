@@ -2,7 +2,12 @@
 /* When a summary may be reused. */
 #include <math.h>
 
-#include "internal.h"
+#include "policy.h"
+
+bool mai_keeps_rings(const macattn_config *cfg)
+{
+    return cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
+}
 
 static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
 {

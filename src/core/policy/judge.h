@@ -30,7 +30,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "both.h"
+#include "core/host_device.h"
 
 /* What one head has learnt. All zero but the budget: nothing yet. */
 typedef struct mai_record {
@@ -72,14 +72,14 @@ enum {
 /* -------------------------------------------------------------------------------------- a head -- */
 
 /* Share of the probability mass that a part with `lse` has in a result with `all`; natural logarithms. */
-MAI_BOTH float mai_share(float lse, float all)
+MAI_HOST_DEVICE float mai_share(float lse, float all)
 {
     return fminf(expf(lse - all), 1.0f);
 }
 
 /* A candidate at the square of a distance, whose summary carried `weight` of the mass and was itself reused
  * over a distance of `before`. */
-MAI_BOTH mai_judgement mai_expect(const mai_record *record, double distance2, float weight, float before)
+MAI_HOST_DEVICE mai_judgement mai_expect(const mai_record *record, double distance2, float weight, float before)
 {
     const float usual = MAI_USUAL_DISTANCE * record->distance;
     const float c = record->predicted2 > 0 ? sqrtf(record->error2 / record->predicted2) : 0.0f;
@@ -93,7 +93,7 @@ MAI_BOTH mai_judgement mai_expect(const mai_record *record, double distance2, fl
 
 /* The candidate was refused, and the exact result computed: the output it would have given was off by
  * `error`, relatively. */
-MAI_BOTH void mai_record_sample(mai_record *record, const mai_judgement *j, double distance2, float error)
+MAI_HOST_DEVICE void mai_record_sample(mai_record *record, const mai_judgement *j, double distance2, float error)
 {
     const float distance = (float)sqrt(distance2), off = fminf(error, MAI_WORST_ERROR);
     /* What is not finite teaches nothing. */
@@ -107,7 +107,7 @@ MAI_BOTH void mai_record_sample(mai_record *record, const mai_judgement *j, doub
 }
 
 /* The distance that a summary made from a reused one goes on with: what was moved, by its share. */
-MAI_BOTH float mai_moved_on(const mai_judgement *j, float used_lse, float summary_lse)
+MAI_HOST_DEVICE float mai_moved_on(const mai_judgement *j, float used_lse, float summary_lse)
 {
     return j->moved * mai_share(used_lse, summary_lse);
 }
@@ -115,7 +115,7 @@ MAI_BOTH float mai_moved_on(const mai_judgement *j, float used_lse, float summar
 /* ------------------------------------------------------------------------------------- a group -- */
 
 /* Whether a group remembers its queries, and whether it searches in this step. `records`: of its heads. */
-MAI_BOTH bool mai_group_remembers(const mai_record *records, int n_heads)
+MAI_HOST_DEVICE bool mai_group_remembers(const mai_record *records, int n_heads)
 {
     for (int h = 0; h < n_heads; h++) {
         if (!(records[h].budget > 0)) return false;
@@ -123,21 +123,21 @@ MAI_BOTH bool mai_group_remembers(const mai_record *records, int n_heads)
     return true;
 }
 
-MAI_BOTH bool mai_group_searches(const mai_record *records, int n_heads, const mai_habit *habit)
+MAI_HOST_DEVICE bool mai_group_searches(const mai_record *records, int n_heads, const mai_habit *habit)
 {
     return habit->rest == 0 && mai_group_remembers(records, n_heads);
 }
 
 /* Whether a group's candidate is to be refused to keep learning: row `row` of `n_rows`. The rows of a batch share
  * what is learnt, and one of them is enough. */
-MAI_BOTH bool mai_is_check(const mai_habit *habit, int row, int n_rows)
+MAI_HOST_DEVICE bool mai_is_check(const mai_habit *habit, int row, int n_rows)
 {
     return habit->unchecked >= MAI_CHECK_EVERY && row == habit->turn % n_rows;
 }
 
 /* Whether a group's candidates may be used that are not to be checked. error2: the sum of the squares of
  * mai_expect's errors. */
-MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, float error2)
+MAI_HOST_DEVICE bool mai_group_accepts(const mai_record *records, int n_heads, float error2)
 {
     for (int h = 0; h < n_heads; h++) {
         if (records[h].n_samples < MAI_MIN_SAMPLES) return false;
@@ -146,7 +146,7 @@ MAI_BOTH bool mai_group_accepts(const mai_record *records, int n_heads, float er
 }
 
 /* After a step in which the group's candidates were used in n_used rows and refused in n_refused. */
-MAI_BOTH void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
+MAI_HOST_DEVICE void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
 {
     const bool check = habit->unchecked >= MAI_CHECK_EVERY; /* nothing was wrong with what was refused */
     if (habit->rest > 0) habit->rest--;

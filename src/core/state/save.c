@@ -6,7 +6,7 @@
  * (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on loading. */
 #include <string.h>
 
-#include "internal.h"
+#include "core/object.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #    error "the save format is written as it lies in memory, for little-endian machines"

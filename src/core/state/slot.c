@@ -2,12 +2,7 @@
 /* Slots and their rings: who holds which, copy-on-write, truncation. */
 #include <string.h>
 
-#include "internal.h"
-
-bool mai_keeps_rings(const macattn_config *cfg)
-{
-    return cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
-}
+#include "core/object.h"
 
 /* --------------------------------------------------------------------------------------- rings -- */
 

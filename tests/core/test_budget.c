@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/judge.h"
+#include "core/policy/judge.h"
 #include "support.h"
 
 enum { HEADS = 8, DIM = 32, CAPACITY = 700 };
