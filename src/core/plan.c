@@ -254,7 +254,6 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     memset(plan->layer_done, 0, (size_t)m->cfg.n_layers);
     plan->n_rows = batch->n_rows;
     plan->n_queries = plan->n_chunks = plan->n_captures = 0;
-    plan->max_row_chunks = s->work.max_row_chunks;
     plan->single = s->n_single == batch->n_rows;
     plan->paged = batch->page_size > 0;
     plan->page_shift = 0;

@@ -31,7 +31,6 @@ struct mai_plan {
     mai_chunk *chunks;
     uint8_t *layer_done; /* [n_layers] decode or prefill was called */
     int32_t n_rows, n_chunks, n_queries, n_captures, page_shift;
-    int32_t max_row_chunks;
     bool paged, single; /* single: every row has one query */
 };
 

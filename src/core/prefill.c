@@ -80,7 +80,7 @@ static void prefill_task(void *arg, int i, int worker)
         .fresh = m->cfg.fresh_tokens,
         .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->shape.dv,
         .far_lse = (float *)run->work->capture_lse.ptr + capture,
-        .scratch = mai_run_scratch(run, worker),
+        .scratch = mai_work_scratch(run->work, worker).kernel,
     };
     m->backend->prefill(&args);
     finish_block(run, p, &args);

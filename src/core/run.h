@@ -33,10 +33,6 @@ static inline float *mai_run_out(const mai_run *run, int32_t query, int32_t head
     return (float *)(void *)((char *)run->io.out + query * run->io.out_row_stride +
                              head * run->io.out_head_stride);
 }
-static inline char *mai_run_scratch(const mai_run *run, int worker)
-{
-    return (char *)run->work->scratch.ptr + (size_t)worker * run->work->scratch_stride;
-}
 
 /* Whether n values are neither NaN nor infinite. */
 static inline bool mai_all_finite(const float *x, int n)

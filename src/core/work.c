@@ -9,13 +9,30 @@ static size_t align_up(size_t n)
     return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
 }
 
-/* A worker's scratch: the kernels', then merge's lists of parts and one summary. */
-static size_t worker_scratch(const macattn *m, int max_row_chunks)
+/* What a head's output is merged of besides the row's chunks: a reused summary, and a sink. */
+#define OTHER_PARTS 2
+
+/* For rows of up to `max_row_chunks` chunks, and no fewer than before: an older plan may stay in force. */
+static mai_scratch_layout layout_scratch(const macattn *m, int32_t max_row_chunks)
 {
-    const size_t parts = (size_t)max_row_chunks + 2;
-    return align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims)) +
-           align_up(parts * sizeof(float *)) + align_up(parts * sizeof(float)) +
-           align_up(sizeof(float) * (size_t)m->shape.dv);
+    mai_scratch_layout s = {.most_parts = max_row_chunks + OTHER_PARTS};
+    if (s.most_parts < m->work.layout.most_parts) s.most_parts = m->work.layout.most_parts;
+    const size_t parts = (size_t)s.most_parts;
+    s.o = s.kernel + align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
+    s.lse = s.o + align_up(parts * sizeof(float *));
+    s.summary = s.lse + align_up(parts * sizeof(float));
+    s.bytes = s.summary + align_up(sizeof(float) * (size_t)m->shape.dv);
+    return s;
+}
+
+mai_scratch mai_work_scratch(const mai_work *work, int worker)
+{
+    const mai_scratch_layout *s = &work->layout;
+    char *base = (char *)work->scratch.ptr + (size_t)worker * s->bytes;
+    return (mai_scratch){.kernel = base + s->kernel,
+                         .o = (const float **)(void *)(base + s->o),
+                         .lse = (float *)(void *)(base + s->lse),
+                         .summary = (float *)(void *)(base + s->summary)};
 }
 
 static macattn_status take_zeros(macattn *m)
@@ -30,7 +47,7 @@ macattn_status mai_work_reserve(macattn *m, const mai_work_sizes *s)
     mai_work *work = &m->work;
     const size_t hq = (size_t)m->shape.n_heads, d = (size_t)m->shape.d, dv = (size_t)m->shape.dv;
     const size_t rows = (size_t)s->n_rows, chunks = (size_t)s->n_chunks;
-    const size_t stride = worker_scratch(m, s->max_row_chunks);
+    const mai_scratch_layout layout = layout_scratch(m, s->max_row_chunks);
     MAI_TRY(take_zeros(m));
     MAI_TRY(mai_buffer_reserve(m, &work->q, rows * hq * d * sizeof(float), "queries"));
     MAI_TRY(mai_buffer_reserve(m, &work->start, rows * hq * sizeof(int64_t), "start tokens"));
@@ -50,9 +67,9 @@ macattn_status mai_work_reserve(macattn *m, const mai_work_sizes *s)
                                    "refused outputs"));
         MAI_TRY(mai_buffer_reserve(m, &work->below, rows * sizeof(int64_t), "rows to read again"));
     }
-    MAI_TRY(
-        mai_buffer_reserve(m, &work->scratch, stride * (size_t)m->cfg.n_threads, "scratch memory"));
-    if (stride > work->scratch_stride) work->scratch_stride = stride;
+    MAI_TRY(mai_buffer_reserve(m, &work->scratch, layout.bytes * (size_t)m->cfg.n_threads,
+                               "scratch memory"));
+    work->layout = layout;
     return MACATTN_OK;
 }
 

@@ -24,10 +24,24 @@ typedef struct mai_decision {
     mai_judgement judgement;
 } mai_decision;
 
+/* A worker's scratch, as offsets. */
+typedef struct mai_scratch_layout {
+    int32_t most_parts;
+    size_t kernel, o, lse, summary, bytes;
+} mai_scratch_layout;
+
+typedef struct mai_scratch {
+    void *kernel; /* the kernels' own (backend.h) */
+    /* The parts that one head's output is merged of: pointers to [dv] floats, and their lse. */
+    const float **o;
+    float *lse;
+    float *summary; /* [dv] */
+} mai_scratch;
+
 typedef struct mai_work {
     mai_buffer q, start, decisions, items, partial_out, partial_lse, lse, capture_out, capture_lse,
         refused_out, below, scratch; /* refused_out: [row][n_heads][dv]; below: [row] */
-    size_t scratch_stride;           /* bytes of a worker's scratch */
+    mai_scratch_layout layout;       /* of each worker's scratch */
     float *zeros;                    /* [dv] the sink's value */
 } mai_work;
 
@@ -39,5 +53,7 @@ typedef struct mai_work_sizes {
 /* Make room. The memory only grows; if that fails, there is room for what was planned before. */
 macattn_status mai_work_reserve(macattn *m, const mai_work_sizes *sizes);
 void mai_work_destroy(macattn *m);
+
+mai_scratch mai_work_scratch(const mai_work *work, int worker);
 
 #endif /* MAI_WORK_H */

@@ -64,16 +64,13 @@ void mai_attend_task(void *arg, int i, int worker);
 
 /* --------------------------------------------------------------------------------------- parts -- */
 
-/* Parts of one head's result, in the worker's scratch. */
+/* The first `n` parts of a worker's scratch: those of one head's result, in order. */
 typedef struct mai_parts {
-    const float **o;
-    float *lse;
+    mai_scratch in;
     int n;
-    float *summary; /* [dv] */
 } mai_parts;
 
 /* parts.c. */
-mai_parts mai_parts_in_scratch(const mai_run *run, int worker);
 void mai_add_part(mai_parts *parts, const float *o, float lse);
 /* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
  * in. Returns the chunk after them. */

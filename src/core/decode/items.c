@@ -86,7 +86,7 @@ void mai_attend_task(void *arg, int i, int worker)
         .start = fresh ? NULL : (const int64_t *)run->work->start.ptr + (size_t)item->row * hq,
         .out = (float *)run->work->partial_out.ptr + at * hq * (size_t)m->shape.dv,
         .lse = (float *)run->work->partial_lse.ptr + at * hq,
-        .scratch = mai_run_scratch(run, worker),
+        .scratch = mai_work_scratch(run->work, worker).kernel,
     };
     m->backend->attend(&args);
 }

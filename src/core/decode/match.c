@@ -65,7 +65,7 @@ void mai_match_task(void *arg, int i, int worker)
     const mai_row_plan *p = &run->plan->rows[r];
     if (p->row.n_queries != 1) return;
     mai_match matches[MAI_MATCH_HEADS];
-    if (run->reuse) match_heads(run, p, h0, n, mai_run_scratch(run, worker), matches);
+    if (run->reuse) match_heads(run, p, h0, n, mai_work_scratch(run->work, worker).kernel, matches);
     const float factor = (float)m->backend->q_factor(&m->shape);
     for (int k = 0; k < n; k++) {
         const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)(h0 + k);

@@ -4,19 +4,10 @@
 
 #include "decode.h"
 
-mai_parts mai_parts_in_scratch(const mai_run *run, int worker)
-{
-    const size_t most = (size_t)run->plan->max_row_chunks + 2;
-    mai_parts p = {.o = (const float **)(void *)mai_run_scratch(run, worker)};
-    p.lse = (float *)(void *)(p.o + most);
-    p.summary = p.lse + most;
-    return p;
-}
-
 void mai_add_part(mai_parts *parts, const float *o, float lse)
 {
-    parts->o[parts->n] = o;
-    parts->lse[parts->n++] = lse;
+    parts->in.o[parts->n] = o;
+    parts->in.lse[parts->n++] = lse;
 }
 
 /* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is built
@@ -25,10 +16,10 @@ static void merge_summary(const mai_run *run, mai_parts *parts, int first)
 {
     float lse;
     if (parts->n == first) return;
-    run->m->backend->merge(run->m->shape.dv, parts->n - first, parts->o + first, parts->lse + first,
-                           parts->summary, &lse);
+    run->m->backend->merge(run->m->shape.dv, parts->n - first, parts->in.o + first,
+                           parts->in.lse + first, parts->in.summary, &lse);
     parts->n = first;
-    mai_add_part(parts, parts->summary, lse);
+    mai_add_part(parts, parts->in.summary, lse);
 }
 
 static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
@@ -79,20 +70,20 @@ static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
     int c = mai_add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     const int far = parts->n;
     if (decision->hit) mai_add_summary(run, p, head, decision->entry, parts);
-    const float used_lse = decision->hit ? parts->lse[far] : -INFINITY;
+    const float used_lse = decision->hit ? parts->in.lse[far] : -INFINITY;
     c = mai_add_chunks(run, r, head, c, p->far_end, decision->start, parts);
     merge_summary(run, parts, far);
-    const float summary_lse = parts->n > far ? parts->lse[far] : -INFINITY;
+    const float summary_lse = parts->n > far ? parts->in.lse[far] : -INFINITY;
     mai_add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) mai_add_part(parts, run->work->zeros, run->io.sinks[head]);
     float lse;
-    m->backend->merge((int32_t)dv, parts->n, parts->o, parts->lse,
+    m->backend->merge((int32_t)dv, parts->n, parts->in.o, parts->in.lse,
                       mai_run_out(run, p->first_query, head), &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
     if (decision->remember) {
         const float moved =
             decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f;
-        remember(run, p, head, parts->summary, summary_lse, moved, mai_share(summary_lse, lse));
+        remember(run, p, head, parts->in.summary, summary_lse, moved, mai_share(summary_lse, lse));
     }
 }
 
@@ -101,7 +92,7 @@ void mai_merge_task(void *arg, int i, int worker)
     const mai_run *run = arg;
     const int r = i / mai_head_blocks(run), h0 = i % mai_head_blocks(run) * MAI_MATCH_HEADS;
     if (run->plan->rows[r].row.n_queries != 1) return;
-    mai_parts parts = mai_parts_in_scratch(run, worker);
+    mai_parts parts = {.in = mai_work_scratch(run->work, worker)};
     for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
         merge_head(run, r, head, &parts);
     }

@@ -81,10 +81,10 @@ static void note_task(void *arg, int i, int worker)
     const int r = i / shape->n_kv_heads, h0 = i % shape->n_kv_heads * shape->group;
     float lse;
     if (run->plan->rows[r].row.n_queries != 1 || !mai_decision_of(run, r, h0)->refused) return;
-    mai_parts parts = mai_parts_in_scratch(run, worker);
+    mai_parts parts = {.in = mai_work_scratch(run->work, worker)};
     for (int h = h0; h < h0 + shape->group; h++) {
         candidate_parts(run, r, h, &parts);
-        run->m->backend->merge(shape->dv, parts.n, parts.o, parts.lse, refused_out(run, r, h),
+        run->m->backend->merge(shape->dv, parts.n, parts.in.o, parts.in.lse, refused_out(run, r, h),
                                &lse);
     }
 }
