@@ -29,7 +29,7 @@ void mai_run_decode(mai_run *run)
     }
     const int n_tasks = plan->n_rows * mai_head_blocks(run);
     const int64_t start = mai_now_ns();
-    mai_threads_run(m->threads, n_tasks, mai_match_task, run);
+    mai_threads_run(m->threads, n_tasks, mai_begin_heads_task, run);
     const int64_t matched = mai_now_ns();
     const mai_pass first = {false, NULL};
     const bool refused = mai_judges(run) && mai_judge_rows(run);

@@ -47,8 +47,9 @@ static inline int mai_head_blocks(const mai_run *run)
 
 /* --------------------------------------------------------------------------------------- match -- */
 
-/* match.c. Task i: some heads of a row. */
-void mai_match_task(void *arg, int i, int worker);
+/* match.c. Task i: what some heads of a row begin with, whether or not anything is matched: their queries as
+ * the kernels want them, and what is decided for each. */
+void mai_begin_heads_task(void *arg, int i, int worker);
 
 /* --------------------------------------------------------------------------------------- items -- */
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match: search the rings, and decide for each head what is reused and from where it is computed. */
+/* How a head begins: its ring is searched if there is anything to reuse, and it is decided what is reused and
+ * from where on is computed. */
 #include "decode.h"
 
 /* Bit i: head h0 + i does not search in this step. */
@@ -56,7 +57,7 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     return decision;
 }
 
-void mai_match_task(void *arg, int i, int worker)
+void mai_begin_heads_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
     const macattn *m = run->m;
