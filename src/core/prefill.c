@@ -129,7 +129,7 @@ void mai_run_prefill(mai_run *run, bool single_rows_too)
         n += row_blocks(&x, &run->plan->rows[r]) * m->shape.n_kv_heads;
     }
     for (int r = 0; run->reuse && r < run->plan->n_rows; r++) {
-        mai_slot_ring_for_write(m, run->plan->rows[r].row.slot, run->layer);
+        mai_slot_ring(m, run->plan->rows[r].row.slot, run->layer);
     }
     mai_threads_run(m->threads, n, prefill_task, &x);
     if (run->reuse)

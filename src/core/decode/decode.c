@@ -25,7 +25,7 @@ void mai_run_decode(mai_run *run)
     mai_plan *plan = run->plan;
     if (plan->n_chunks == 0 && !plan->single) return; /* no row with one query */
     for (int r = 0; run->reuse && r < plan->n_rows; r++) {
-        mai_slot_ring_for_write(m, plan->rows[r].row.slot, run->layer);
+        mai_slot_ring(m, plan->rows[r].row.slot, run->layer);
     }
     const int n_tasks = plan->n_rows * mai_head_blocks(run);
     const int64_t start = mai_now_ns();

@@ -82,7 +82,7 @@ static int valid_entries(const macattn *m, const mai_slot *s, int layer, int hea
     *oldest = (ring->view.head[head] - count + K) % K;
     while (count > 0) {
         const int newest = (*oldest + count - 1) % K;
-        if (ring->view.pos[(size_t)head * (size_t)K + (size_t)newest] < s->keep_below[layer]) break;
+        if (ring->view.pos[(size_t)head * (size_t)K + (size_t)newest] < s->void_from[layer]) break;
         count--;
     }
     return count;

@@ -21,17 +21,17 @@ typedef struct mai_slot {
     uint64_t generation; /* grows with every reset, truncate, fork, load */
     mai_ring **rings;    /* [n_layers], NULL until first planned */
     mai_ring **spares;   /* [n_layers] free rings reserved by plan for copy-on-write, or NULL */
-    int64_t *keep_below; /* [n_layers] entries made at this position or later are void; they are
-                                dropped when the ring is next written */
+    int64_t *void_from;  /* [n_layers] entries made at this position or later are void; mai_slot_ring
+                                drops them. INT64_MAX: none */
 } mai_slot;
 
 /* slot.c. */
 /* Called by plan: give the slot a ring for every layer, and a spare for every shared one. On failure
  * what was taken stays with the slot (it is not lost, and harmless). */
 macattn_status mai_slot_prepare(macattn *m, int32_t slot);
-/* The ring of a prepared slot, made the slot's own first if it is shared, and without void entries. To
- * be called before a ring is read, too. Never fails. */
-mai_ring *mai_slot_ring_for_write(macattn *m, int32_t slot, int32_t layer);
+/* The ring of a prepared slot, made the slot's own first if it is shared, and without void entries: to be
+ * called before a layer's ring is read or written. Never fails. */
+mai_ring *mai_slot_ring(macattn *m, int32_t slot, int32_t layer);
 /* An empty ring from the free list, or a new one; NULL without memory. */
 mai_ring *mai_ring_take(macattn *m);
 void mai_ring_release(macattn *m, mai_ring *ring); /* NULL is allowed */
