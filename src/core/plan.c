@@ -115,16 +115,21 @@ static macattn_status check_slots_differ(macattn *m, const macattn_batch *batch)
 
 /* -------------------------------------------------------------------------------------- chunks -- */
 
-#define CHUNK_FINE 128
-#define CHUNK_COARSE 4096
-#define FINE_ZONE 2048
-
 /* Chunks are coarse where whole contexts are read, so that there are few partial results, and fine near
- * the end, where a hit has only a few hundred tokens to share out among the threads. */
+ * the end, where a hit has only a few hundred tokens to share out among the threads. In tokens: */
+enum {
+    CHUNK_FINE = 128,
+    CHUNK_COARSE = 4096,
+    FINE_ZONE = 2048, /* this far before the band, chunks are fine */
+};
+/* A row has at least so many chunks, until they are as coarse as can be: enough to share out among the
+ * threads without dividing chunks by KV heads. */
+#define LEAST_CHUNKS 32
+
 static int64_t coarse_chunk(int64_t n)
 {
     int64_t size = CHUNK_FINE;
-    while (size < CHUNK_COARSE && size * 32 < n) size *= 2;
+    while (size < CHUNK_COARSE && size * LEAST_CHUNKS < n) size *= 2;
     return size;
 }
 

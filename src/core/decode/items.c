@@ -53,11 +53,15 @@ static int list_items(const mai_run *run, const mai_pass *which, int most, mai_i
     return n;
 }
 
+/* Tasks are handed out one by one: some more than threads, so that they end at about the same time. */
+#define ITEMS_PER_THREAD 3
+
 /* Whole rows of all kv heads are read fastest, but every thread must have work: with few items, divide
  * them by kv heads. */
 int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items)
 {
-    const int n_kv_heads = run->m->shape.n_kv_heads, enough = 3 * run->m->cfg.n_threads;
+    const int n_kv_heads = run->m->shape.n_kv_heads,
+              enough = ITEMS_PER_THREAD * run->m->cfg.n_threads;
     const int n = list_items(run, which, n_kv_heads, items);
     if (n == 0 || n >= enough || run->m->cfg.n_threads == 1) return n;
     const int pieces = (enough + n - 1) / n;
