@@ -50,8 +50,8 @@ macattn_status macattn_attend(macattn *m, const macattn_io *io)
     if (!m) return MACATTN_E_ARG;
     mai_run run;
     MAI_TRY(mai_run_init(m, io, &run));
-    mai_run_decode(&run);
-    mai_run_prefill(&run, false);
+    mai_decode_rows(&run);
+    mai_prefill_rows(&run, false);
     return MACATTN_OK;
 }
 
@@ -75,7 +75,7 @@ macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io)
                         "a row of the plan has several queries: call macattn_prefill");
     }
     commit_slots(&run);
-    mai_run_decode(&run);
+    mai_decode_rows(&run);
     return MACATTN_OK;
 }
 
@@ -85,6 +85,6 @@ macattn_status macattn_prefill(macattn *m, int32_t layer, const macattn_io *io)
     mai_run run;
     MAI_TRY(begin_layer(m, layer, io, &run));
     commit_slots(&run);
-    mai_run_prefill(&run, true);
+    mai_prefill_rows(&run, true);
     return MACATTN_OK;
 }

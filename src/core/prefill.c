@@ -4,17 +4,17 @@
 
 #include <string.h>
 
-typedef struct prefill_run {
+typedef struct prefill_job {
     mai_run *run;
     bool single_rows_too;
-} prefill_run;
+} prefill_job;
 
-static int block_queries(const prefill_run *x)
+static int block_queries(const prefill_job *x)
 {
     return x->run->m->backend->prefill_queries(&x->run->m->shape);
 }
 
-static int row_blocks(const prefill_run *x, const mai_row_plan *p)
+static int row_blocks(const prefill_job *x, const mai_row_plan *p)
 {
     if (p->row.n_queries == 1 && !x->single_rows_too) return 0;
     const int most = block_queries(x);
@@ -50,7 +50,7 @@ static void finish_block(const mai_run *run, const mai_row_plan *p, const mai_pr
  * the kv heads. */
 static void prefill_task(void *arg, int i, int worker)
 {
-    const prefill_run *x = arg;
+    const prefill_job *x = arg;
     const mai_run *run = x->run;
     const macattn *m = run->m;
     const mai_plan *plan = run->plan;
@@ -97,7 +97,7 @@ static bool query_finite(const mai_run *run, const char *q)
 static void remember_task(void *arg, int i, int worker)
 {
     (void)worker;
-    const mai_run *run = ((prefill_run *)arg)->run;
+    const mai_run *run = ((prefill_job *)arg)->run;
     const macattn *m = run->m;
     const int head = i % m->shape.n_heads;
     const mai_row_plan *p = &run->plan->rows[i / m->shape.n_heads];
@@ -120,10 +120,10 @@ static void remember_task(void *arg, int i, int worker)
     }
 }
 
-void mai_run_prefill(mai_run *run, bool single_rows_too)
+void mai_prefill_rows(mai_run *run, bool single_rows_too)
 {
     macattn *m = run->m;
-    prefill_run x = {run, single_rows_too};
+    prefill_job x = {run, single_rows_too};
     int n = 0;
     for (int r = 0; r < run->plan->n_rows; r++) {
         n += row_blocks(&x, &run->plan->rows[r]) * m->shape.n_kv_heads;

@@ -5,6 +5,6 @@
 #include "run.h"
 
 /* Rows with several queries, or all of them. */
-void mai_run_prefill(mai_run *run, bool single_rows_too);
+void mai_prefill_rows(mai_run *run, bool single_rows_too);
 
 #endif /* MAI_PREFILL_H */

@@ -19,7 +19,7 @@ static void count_row(const mai_run *run, int r)
     }
 }
 
-void mai_run_decode(mai_run *run)
+void mai_decode_rows(mai_run *run)
 {
     macattn *m = run->m;
     mai_plan *plan = run->plan;

@@ -6,7 +6,7 @@
 #include "core/run.h"
 
 /* Rows with one query. */
-void mai_run_decode(mai_run *run);
+void mai_decode_rows(mai_run *run);
 
 static inline mai_decision *mai_decision_of(const mai_run *run, int r, int head)
 {

@@ -108,6 +108,7 @@ static int64_t refuse_groups(const mai_run *run, int r)
     return below;
 }
 
+/* In float, and so as the kernels sum: tools and plug-in have their own, over other types. */
 static float relative_error(const float *x, const float *y, int n)
 {
     float error = 0, norm = 0;
