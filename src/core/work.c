@@ -18,7 +18,7 @@ static mai_scratch_layout layout_scratch(const macattn *m, int32_t max_row_chunk
     mai_scratch_layout s = {.most_parts = max_row_chunks + OTHER_PARTS};
     if (s.most_parts < m->work.layout.most_parts) s.most_parts = m->work.layout.most_parts;
     const size_t parts = (size_t)s.most_parts;
-    s.o = s.kernel + align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
+    s.o = align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
     s.lse = s.o + align_up(parts * sizeof(float *));
     s.summary = s.lse + align_up(parts * sizeof(float));
     s.bytes = s.summary + align_up(sizeof(float) * (size_t)m->shape.dv);
@@ -29,7 +29,7 @@ mai_scratch mai_work_scratch(const mai_work *work, int worker)
 {
     const mai_scratch_layout *s = &work->layout;
     char *base = (char *)work->scratch.ptr + (size_t)worker * s->bytes;
-    return (mai_scratch){.kernel = base + s->kernel,
+    return (mai_scratch){.kernel = base,
                          .o = (const float **)(void *)(base + s->o),
                          .lse = (float *)(void *)(base + s->lse),
                          .summary = (float *)(void *)(base + s->summary)};

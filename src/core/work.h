@@ -27,7 +27,7 @@ typedef struct mai_decision {
 /* A worker's scratch, as offsets. */
 typedef struct mai_scratch_layout {
     int32_t most_parts;
-    size_t kernel, o, lse, summary, bytes;
+    size_t o, lse, summary, bytes; /* the kernels' own begins at 0 */
 } mai_scratch_layout;
 
 typedef struct mai_scratch {
