@@ -8,7 +8,7 @@
 
 #include "macattn/macattn.h"
 
-/* ------------------------------------------------------------------------------------- errors -- */
+/* ------------------------------------------------------------------------------------ errors -- */
 
 /* status.c. Write the sentence for macattn_last_error and return the code. `m` may be NULL. */
 #if defined(__GNUC__)
@@ -25,7 +25,7 @@ mai_fail(macattn *m, macattn_status code, const char *format, ...);
         }                                        \
     } while (0)
 
-/* ------------------------------------------------------------------------------------- memory -- */
+/* ------------------------------------------------------------------------------------ memory -- */
 
 /* alloc.c: the caller's allocator or malloc, aligned to MAI_ALIGN bytes; contents undefined.
  * `bytes` 0 gives a valid pointer. NULL on failure. mai_free accepts NULL. */
@@ -41,7 +41,7 @@ typedef struct mai_buffer {
 } mai_buffer;
 macattn_status mai_buffer_reserve(macattn *m, mai_buffer *buffer, size_t bytes, const char *what);
 
-/* ------------------------------------------------------------------------------------ threads -- */
+/* ----------------------------------------------------------------------------------- threads -- */
 
 /* threads.c: the own pool (persistent threads that spin for spin_us, then sleep) or the caller's
  * parallel_for. Tasks are handed out one by one, so uneven tasks balance. The calling thread works
@@ -50,8 +50,8 @@ typedef struct mai_threads mai_threads;
 macattn_status mai_threads_create(const macattn_config *cfg, mai_threads **out, char *error,
                                   size_t error_size);
 void mai_threads_destroy(const macattn_config *cfg, mai_threads *threads);
-/* Run task(arg, i, worker) for every i in [0, n_tasks); `worker` in [0, n_threads) says whose scratch
- * memory the task may use: no two tasks that run at the same time get the same one. */
+/* Run task(arg, i, worker) for every i in [0, n_tasks); `worker` in [0, n_threads) says whose
+ * scratch memory the task may use: no two tasks that run at the same time get the same one. */
 typedef void (*mai_task)(void *arg, int i, int worker);
 void mai_threads_run(mai_threads *threads, int n_tasks, mai_task task, void *arg);
 int mai_threads_default(void); /* CPUs this process may use */

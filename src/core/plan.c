@@ -4,7 +4,7 @@
 
 #include "plan.h"
 
-/* ------------------------------------------------------------------------------------ checking -- */
+/* ---------------------------------------------------------------------------------- checking -- */
 
 static macattn_status check_pages(macattn *m, const macattn_batch *batch, int r)
 {
@@ -113,17 +113,18 @@ static macattn_status check_slots_differ(macattn *m, const macattn_batch *batch)
     return status;
 }
 
-/* -------------------------------------------------------------------------------------- chunks -- */
+/* ------------------------------------------------------------------------------------ chunks -- */
 
-/* Chunks are coarse where whole contexts are read, so that there are few partial results, and fine near
- * the end, where a hit has only a few hundred tokens to share out among the threads. In tokens: */
+/* Chunks are coarse where whole contexts are read, so that there are few partial results, and
+ * fine near the end, where a hit has only a few hundred tokens to share out among the threads.
+ * In tokens: */
 enum {
     CHUNK_FINE = 128,
     CHUNK_COARSE = 4096,
     FINE_ZONE = 2048, /* this far before the band, chunks are fine */
 };
-/* A row has at least so many chunks, until they are as coarse as can be: enough to share out among the
- * threads without dividing chunks by KV heads. */
+/* A row has at least so many chunks, until they are as coarse as can be: enough to share out
+ * among the threads without dividing chunks by KV heads. */
 #define LEAST_CHUNKS 32
 
 static int64_t coarse_chunk(int64_t n)
@@ -187,7 +188,7 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     return p;
 }
 
-/* ----------------------------------------------------------------------------------------- room -- */
+/* -------------------------------------------------------------------------------------- room -- */
 
 /* What the step asks for. */
 typedef struct sizes {
@@ -235,7 +236,7 @@ void mai_plan_destroy(macattn *m)
     m->plan = NULL;
 }
 
-/* ----------------------------------------------------------------------------------------- plan -- */
+/* -------------------------------------------------------------------------------------- plan -- */
 
 static macattn_status prepare_slots(macattn *m, const macattn_batch *batch)
 {

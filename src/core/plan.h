@@ -5,9 +5,9 @@
 
 #include "object.h"
 
-/* Tokens [t0, t1) of a row with one query; the unit whose partial results are merged. The grid of
- * chunks depends on the row's length and the configuration alone, never on threads or on what hits, so
- * that results do not depend on them either. It has edges at F and at b = n - r. */
+/* Tokens [t0, t1) of a row with one query; the unit whose partial results are merged. The grid
+ * of chunks depends on the row's length and the configuration alone, never on threads or on what
+ * hits, so that results do not depend on them either. It has edges at F and at b = n - r. */
 typedef struct mai_chunk {
     int64_t t0, t1;
 } mai_chunk;

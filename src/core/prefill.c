@@ -46,8 +46,8 @@ static void finish_block(const mai_run *run, const mai_row_plan *p, const mai_pr
     }
 }
 
-/* Item i: rows in order, in each the blocks of queries from the last (the longest) to the first, in each
- * the kv heads. */
+/* Item i: rows in order, in each the blocks of queries from the last (the longest) to the first,
+ * in each the kv heads. */
 static void prefill_task(void *arg, int i, int worker)
 {
     const prefill_job *x = arg;

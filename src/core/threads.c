@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Running tasks: on the own pool, on the caller's parallel-for, or just here.
  *
- * A job, the tasks of one call of mai_threads_run, is announced by bumping `job_number`; workers that still spin see it at once, sleeping ones are
- * woken. Tasks are drawn from one counter. The caller draws too, then waits until all workers that took
- * part have left, because the job's description may not change while any of them reads it. */
+ * A job, the tasks of one call of mai_threads_run, is announced by bumping `job_number`; workers
+ * that still spin see it at once, sleeping ones are woken. Tasks are drawn from one counter. The
+ * caller draws too, then waits until all workers that took part have left, because the job's
+ * description may not change while any of them reads it. */
 #ifndef _GNU_SOURCE
 #    define _GNU_SOURCE /* sched_getaffinity */
 #endif

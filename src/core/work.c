@@ -12,7 +12,8 @@ static size_t align_up(size_t n)
 /* What a head's output is merged of besides the row's chunks: a reused summary, and a sink. */
 #define OTHER_PARTS 2
 
-/* For rows of up to `max_row_chunks` chunks, and no fewer than before: an older plan may stay in force. */
+/* For rows of up to `max_row_chunks` chunks, and no fewer than before: an older plan may stay in
+ * force. */
 static mai_scratch_layout layout_scratch(const macattn *m, int32_t max_row_chunks)
 {
     mai_scratch_layout s = {.most_parts = max_row_chunks + OTHER_PARTS};

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The work memory of calls: made large enough by macattn_plan, used by decode and prefill. Its contents do
- * not matter between calls. */
+/* The work memory of calls: made large enough by macattn_plan, used by decode and prefill. Its
+ * contents do not matter between calls. */
 #ifndef MAI_WORK_H
 #define MAI_WORK_H
 

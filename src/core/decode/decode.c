@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Decode: match -> decide (and judge) -> range attention over what must be read -> merge and remember.
+/* Decode: match -> decide (and judge) -> range attention over what must be read -> merge and
+ * remember.
  *
- * A head that hits takes part from `start` = the summary's end on, a head that misses from F on; the
- * chunks of the plan's grid are computed for the kv heads of which any head takes part. The output is
- * the merge of the summary and all partial results in order; the new summary is the merge of the
- * summary and those before b. Nothing is ever subtracted, and a head that misses gets exactly the
- * partial results, in the order, that it would get without reuse. */
+ * A head that hits takes part from `start` = the summary's end on, a head that misses from F on;
+ * the chunks of the plan's grid are computed for the kv heads of which any head takes part. The
+ * output is the merge of the summary and all partial results in order; the new summary is the
+ * merge of the summary and those before b. Nothing is ever subtracted, and a head that misses
+ * gets exactly the partial results, in the order, that it would get without reuse. */
 #include "decode.h"
 
 static void count_row(const mai_run *run, int r)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the phases of a decode step share: match -> decide (and judge) -> attend -> merge and remember. */
+/* What the phases of a decode step share: match -> decide (and judge) -> attend -> merge and
+ * remember. */
 #ifndef MAI_DECODE_H
 #define MAI_DECODE_H
 
@@ -45,15 +46,16 @@ static inline int mai_head_blocks(const mai_run *run)
     return (run->m->shape.n_heads + MAI_MATCH_HEADS - 1) / MAI_MATCH_HEADS;
 }
 
-/* --------------------------------------------------------------------------------------- match -- */
+/* ------------------------------------------------------------------------------------- match -- */
 
-/* match.c. Task i: what some heads of a row begin with, whether or not anything is matched: their queries as
- * the kernels want them, and what is decided for each. */
+/* match.c. Task i: what some heads of a row begin with, whether or not anything is matched:
+ * their queries as the kernels want them, and what is decided for each. */
 void mai_begin_heads_task(void *arg, int i, int worker);
 
-/* --------------------------------------------------------------------------------------- items -- */
+/* ------------------------------------------------------------------------------------- items -- */
 
-/* The chunks that a mai_pass over the row reads: all, or those before `below` but for the first tokens. */
+/* The chunks that a pass over the row reads: all, or those before `below` but for the first
+ * tokens. */
 typedef struct mai_pass {
     bool again;           /* after candidates were refused */
     const int64_t *below; /* again: [row] */
@@ -63,7 +65,7 @@ typedef struct mai_pass {
 int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items);
 void mai_attend_task(void *arg, int i, int worker);
 
-/* --------------------------------------------------------------------------------------- parts -- */
+/* ------------------------------------------------------------------------------------- parts -- */
 
 /* The first `n` parts of a worker's scratch: those of one head's result, in order. */
 typedef struct mai_parts {
@@ -73,8 +75,8 @@ typedef struct mai_parts {
 
 /* parts.c. */
 void mai_add_part(mai_parts *parts, const float *o, float lse);
-/* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head took part
- * in. Returns the chunk after them. */
+/* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head
+ * took part in. Returns the chunk after them. */
 int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
                    mai_parts *parts);
 void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
@@ -82,12 +84,14 @@ void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int en
 /* Task i: some heads of a row, their outputs and what is remembered. */
 void mai_merge_task(void *arg, int i, int worker);
 
-/* ----------------------------------------------------------------------------- policies that judge -- */
+/* ----------------------------------------------------------------------- policies that judge -- */
 
-/* refuse.c. Judge all candidates, before anything is read. Returns whether any group's are refused. */
+/* refuse.c. Judge all candidates, before anything is read. Returns whether any group's are
+ * refused. */
 bool mai_judge_rows(mai_run *run);
-/* Where candidates are refused: what they would have given was computed first, as if they were used, since
- * a summary ends within a chunk; the chunks before that end are computed now, in full. */
+/* Where candidates are refused: what they would have given was computed first, as if they were
+ * used, since a summary ends within a chunk; the chunks before that end are computed now, in
+ * full. */
 void mai_compute_refused(mai_run *run);
 /* Learn from what was refused. */
 void mai_learn(mai_run *run);

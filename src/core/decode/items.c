@@ -20,9 +20,9 @@ static bool kv_head_takes_part(const mai_run *run, int r, int kv_head, const mai
     return false;
 }
 
-/* The kv heads that take part in a chunk, in pieces of at most `most`: each reaches from the first to the
- * last that does; those between are passed over. Rows of a token lie side by side, so what one thread reads of
- * them should be read together. */
+/* The kv heads that take part in a chunk, in pieces of at most `most`: each reaches from the
+ * first to the last that does; those between are passed over. Rows of a token lie side by side,
+ * so what one thread reads of them should be read together. */
 static int add_items(const mai_run *run, int r, int c, int most, mai_item *items, int n)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads;
@@ -53,11 +53,12 @@ static int list_items(const mai_run *run, const mai_pass *which, int most, mai_i
     return n;
 }
 
-/* Tasks are handed out one by one: some more than threads, so that they end at about the same time. */
+/* Tasks are handed out one by one: some more than threads, so that they end at about the same
+ * time. */
 #define ITEMS_PER_THREAD 3
 
-/* Whole rows of all kv heads are read fastest, but every thread must have work: with few items, divide
- * them by kv heads. */
+/* Whole rows of all kv heads are read fastest, but every thread must have work: with few items,
+ * divide them by kv heads. */
 int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How a head begins: its ring is searched if there is anything to reuse, and it is decided what is reused and
- * from where on is computed. */
+/* How a head begins: its ring is searched if there is anything to reuse, and it is decided what
+ * is reused and from where on is computed. */
 #include "decode.h"
 
 /* Bit i: head h0 + i does not search in this step. */

@@ -10,8 +10,8 @@ void mai_add_part(mai_parts *parts, const float *o, float lse)
     parts->in.lse[parts->n++] = lse;
 }
 
-/* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is built
- * on it whether it is kept or not, so that reuse costs no second merge and changes no bit. */
+/* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is
+ * built on it whether it is kept or not, so that reuse costs no second merge and changes no bit. */
 static void merge_summary(const mai_run *run, mai_parts *parts, int first)
 {
     float lse;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Policies that judge: which candidates are refused, computing those in full, and learning from them. */
+/* Policies that judge: which candidates are refused, computing those in full, and learning from
+ * them. */
 #include <math.h>
 
 #include "decode.h"
@@ -15,8 +16,8 @@ static float expect_head(const mai_run *run, int r, int head)
     return decision->judgement.error;
 }
 
-/* Judge the candidates of a group as one: its keys and values are read as a whole, so where one head has no
- * candidate, those of the others are of no use. Returns whether they are refused. */
+/* Judge the candidates of a group as one: its keys and values are read as a whole, so where one
+ * head has no candidate, those of the others are of no use. Returns whether they are refused. */
 static bool judge_group(const mai_run *run, int r, int kv_head)
 {
     const int group = run->m->shape.group, h0 = kv_head * group;
@@ -89,8 +90,9 @@ static void note_task(void *arg, int i, int worker)
     }
 }
 
-/* Refused groups are computed in full: their summaries are made anew for no further bytes. Returns the end
- * of what has to be read again of the row; 0: nothing. Sets the starts of that pass. */
+/* Refused groups are computed in full: their summaries are made anew for no further bytes.
+ * Returns the end of what has to be read again of the row; 0: nothing. Sets the starts of that
+ * pass. */
 static int64_t refuse_groups(const mai_run *run, int r)
 {
     const mai_shape *shape = &run->m->shape;

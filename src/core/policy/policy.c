@@ -15,8 +15,8 @@ static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
     return -1;
 }
 
-/* MAC-Attention, section 3: queries of unit variance are sqrt(2 d) apart when they have nothing to do
- * with each other. */
+/* MAC-Attention, section 3: queries of unit variance are sqrt(2 d) apart when they have nothing
+ * to do with each other. */
 static double paper_radius(const macattn_config *cfg, int64_t n_tokens)
 {
     if (n_tokens < cfg->min_tokens) return -1;

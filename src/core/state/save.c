@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Saving and loading a slot.
  *
- * Layout, little-endian: the header below; then for each layer and head a count and so many entries,
- * from the oldest to the newest: position, end, lse, distance moved, share of the mass, query
- * (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on loading. */
+ * Layout, little-endian: the header below; then for each layer and head a count and so many
+ * entries, from the oldest to the newest: position, end, lse, distance moved, share of the mass,
+ * query (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on
+ * loading. */
 #include <string.h>
 
 #include "core/object.h"
@@ -148,7 +149,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
     return MACATTN_OK;
 }
 
-/* ---------------------------------------------------------------------------------------- load -- */
+/* -------------------------------------------------------------------------------------- load -- */
 
 typedef struct saved_entry {
     int32_t pos, end;

@@ -6,10 +6,10 @@
 #include "core/backend.h"
 #include "core/base.h"
 
-/* A ring: the remembered queries of one (slot, layer), all heads; shared by the slots forked from one
- * another until one of them writes (`refs`). One allocation; the arrays lie in it as mai_ring_dims
- * (backend.h) says. Entries of head h sit in a circle: the newest at head[h] - 1, count[h] of them.
- * `pos` grows from the oldest to the newest. */
+/* A ring: the remembered queries of one (slot, layer), all heads; shared by the slots forked
+ * from one another until one of them writes (`refs`). One allocation; the arrays lie in it as
+ * mai_ring_dims (backend.h) says. Entries of head h sit in a circle: the newest at head[h] - 1,
+ * count[h] of them. `pos` grows from the oldest to the newest. */
 typedef struct mai_ring {
     mai_ring_view view;    /* pointers into the same allocation (backend.h) */
     int32_t refs;          /* slots that hold it; 0: on the free list */
@@ -21,16 +21,16 @@ typedef struct mai_slot {
     uint64_t generation; /* grows with every reset, truncate, fork, load */
     mai_ring **rings;    /* [n_layers], NULL until first planned */
     mai_ring **spares;   /* [n_layers] free rings reserved by plan for copy-on-write, or NULL */
-    int64_t *void_from;  /* [n_layers] entries made at this position or later are void; mai_slot_ring
-                                drops them. INT64_MAX: none */
+    int64_t *void_from;  /* [n_layers] entries made at this position or later are void;
+                                mai_slot_ring drops them. INT64_MAX: none */
 } mai_slot;
 
 /* slot.c. */
-/* Called by plan: give the slot a ring for every layer, and a spare for every shared one. On failure
- * what was taken stays with the slot (it is not lost, and harmless). */
+/* Called by plan: give the slot a ring for every layer, and a spare for every shared one. On
+ * failure what was taken stays with the slot (it is not lost, and harmless). */
 macattn_status mai_slot_prepare(macattn *m, int32_t slot);
-/* The ring of a prepared slot, made the slot's own first if it is shared, and without void entries: to be
- * called before a layer's ring is read or written. Never fails. */
+/* The ring of a prepared slot, made the slot's own first if it is shared, and without void
+ * entries: to be called before a layer's ring is read or written. Never fails. */
 mai_ring *mai_slot_ring(macattn *m, int32_t slot, int32_t layer);
 /* An empty ring from the free list, or a new one; NULL without memory. */
 mai_ring *mai_ring_take(macattn *m);
