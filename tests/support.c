@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* -------------------------------------------------------------------------------------- numbers -- */
+/* ----------------------------------------------------------------------------------- numbers -- */
 
 /* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
 uint64_t test_random(test_rng *rng)
@@ -135,7 +135,7 @@ const char *test_dtype_name(macattn_dtype dtype)
     return names[dtype];
 }
 
-/* --------------------------------------------------------------------------------------- memory -- */
+/* ------------------------------------------------------------------------------------ memory -- */
 
 test_memory test_guarded(size_t bytes, size_t shift)
 {
@@ -211,7 +211,7 @@ void test_kv_put(test_kv *kv, const macattn_config *cfg, int64_t page, int64_t w
                     head * w->v_head_stride);
 }
 
-/* ----------------------------------------------------------------------------------- comparison -- */
+/* -------------------------------------------------------------------------------- comparison -- */
 
 double test_tolerance(double logit, int64_t n, double v_max)
 {
@@ -262,7 +262,7 @@ void test_same_bits(const char *what, const void *a, const void *b, size_t bytes
     fail_msg("%s: differs", what);
 }
 
-/* -------------------------------------------------------------------------------------- objects -- */
+/* ----------------------------------------------------------------------------------- objects -- */
 
 macattn_config test_config(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim)
 {
@@ -316,7 +316,7 @@ void test_slot_holds(macattn *m, int32_t slot, const test_saved *saved)
     free(now.data);
 }
 
-/* ------------------------------------------------------------------------------------ sequences -- */
+/* --------------------------------------------------------------------------------- sequences -- */
 
 void test_token(const test_sequence *s, const macattn_config *cfg, int64_t pos, int32_t kv_head,
                 float *k, float *v)
@@ -464,6 +464,6 @@ size_t test_bench_out_bytes(const test_bench *b)
 
 const mai_decision *test_decision(const macattn *m, int32_t row, int32_t head)
 {
-    return (const mai_decision *)m->plan->decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
+    return (const mai_decision *)m->work.decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
            (size_t)head;
 }

@@ -5,7 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "internal.h"
+#include "config.h"
+#include "policy/policy.h"
 
 macattn_status macattn_config_init(macattn_config *config)
 {
@@ -62,8 +63,8 @@ static macattn_status check_real(const verdict *v, const char *name, float value
                   (double)low, (double)high);
 }
 
-/* An older caller's struct is shorter: what it lacks takes its default. A newer caller's may be longer,
- * if it leaves at zero what this library does not know. */
+/* An older caller's struct is shorter: what it lacks takes its default. A newer caller's may be
+ * longer, if it leaves at zero what this library does not know. */
 static macattn_status copy_config(const verdict *v, const macattn_config *in, macattn_config *out)
 {
     const size_t first = offsetof(macattn_config, n_kv_heads); /* no caller is older than that */

@@ -2,7 +2,9 @@
 /* Making and ending an object. */
 #include <stdio.h>
 
-#include "internal.h"
+#include "config.h"
+#include "object.h"
+#include "plan.h"
 
 mai_shape mai_shape_of(const macattn_config *c)
 {
@@ -85,6 +87,7 @@ void macattn_destroy(macattn *m)
     const macattn_config cfg = m->cfg; /* its allocator outlives the object */
     mai_threads_destroy(&cfg, m->threads);
     mai_plan_destroy(m);
+    mai_work_destroy(m);
     mai_slots_destroy(m);
     mai_stats_destroy(m);
     mai_records_destroy(m);

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/internal.h"
+#include "core/config.h"
+#include "core/policy/policy.h"
 #include "launch.h"
 #include "schedule.h"
 

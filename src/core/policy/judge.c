@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is kept of the policies that judge: records and habits, and budgets by head. The rule is judge.h. */
-#include "internal.h"
+/* What is kept of the policies that judge: records and habits, and budgets by head. The rule is
+ * judge.h. */
+#include "core/object.h"
 
 static size_t n_records(const macattn *m)
 {

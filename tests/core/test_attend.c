@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exact attention against the float64 reference: macattn_attend, macattn_prefill, and macattn_decode
- * under the policy exact, on every instruction set of this machine, over types, head sizes, groups,
- * lengths, page sizes, strides and alignments. All memory that a query may not see holds NaN, and K
- * and V end at a page that may not be touched. */
+/* Exact attention against the float64 reference: macattn_attend, macattn_prefill, and
+ * macattn_decode under the policy exact, on every instruction set of this machine, over types,
+ * head sizes, groups, lengths, page sizes, strides and alignments. All memory that a query may
+ * not see holds NaN, and K and V end at a page that may not be touched. */
 #include "support.h"
 
 #include <math.h>
@@ -55,10 +55,10 @@ static int64_t max_tokens(const spec *s)
     return most;
 }
 
-/* ------------------------------------------------------------------------------------ building -- */
+/* ---------------------------------------------------------------------------------- building -- */
 
-/* Rows with pages dealt out from a shuffled pack, or, contiguous, each row in one sequence; the longest
- * row is in the last one, so that its end is the end of the memory. */
+/* Rows with pages dealt out from a shuffled pack, or, contiguous, each row in one sequence; the
+ * longest row is in the last one, so that its end is the end of the memory. */
 static void make_rows(scene *c, test_rng *rng)
 {
     const spec *s = c->s;
@@ -188,7 +188,7 @@ static void scene_destroy(scene *c)
     free(c->packed);
 }
 
-/* ------------------------------------------------------------------------------------- checking -- */
+/* ---------------------------------------------------------------------------------- checking -- */
 
 /* scale * sum |q_i k_i| for normal numbers is about 0.64 of this. */
 static double logit_magnitude(const scene *c)
@@ -288,7 +288,7 @@ static void run(const spec *s)
     scene_destroy(&c);
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
                                          MACATTN_DTYPE_Q8_0};
@@ -510,7 +510,7 @@ static void test_chunks(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------------ special numbers -- */
+/* --------------------------------------------------------------------------- special numbers -- */
 
 /* Logits around +-1e4: the softmax picks one token. Rounding moves logits by 1e-3, and weights with
  * them, so the tolerance is that of the logit's size. */
@@ -695,7 +695,7 @@ static void test_no_tokens(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------------- random -- */
+/* ------------------------------------------------------------------------------------ random -- */
 
 static void random_spec(spec *s, test_rng *rng)
 {

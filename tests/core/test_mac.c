@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match, amend, complete: every decision is the reference's, a miss is bit for bit exact attention, a
- * hit is the reference's hit, and nothing depends on how the work is spread. */
+/* Match, amend, complete: every decision is the reference's, a miss is bit for bit exact
+ * attention, a hit is the reference's hit, and nothing depends on how the work is spread. */
 #include "support.h"
 
 #include <math.h>
@@ -21,7 +21,7 @@ static macattn_config reuse_config(int32_t n_heads, int32_t n_kv_heads, int32_t 
     return cfg;
 }
 
-/* ------------------------------------------------------------------------- the library's twins -- */
+/* ----------------------------------------------------------------------- the library's twins -- */
 
 /* The same steps in the library, in one under the policy exact, and in the reference. */
 typedef struct trio {
@@ -190,7 +190,7 @@ static void whole_stream(const macattn_config *cfg, int32_t n_rows, int64_t n_to
     trio_destroy(&x);
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static void test_stream(void **state)
 {
@@ -581,7 +581,7 @@ static void test_nan_in_v(void **state)
     trio_destroy(&x);
 }
 
-/* ------------------------------------------------------------------------------------- threads -- */
+/* ----------------------------------------------------------------------------------- threads -- */
 
 typedef struct call {
     void (*task)(void *, int);

@@ -2,7 +2,12 @@
 /* When a summary may be reused. */
 #include <math.h>
 
-#include "internal.h"
+#include "policy.h"
+
+bool mai_keeps_rings(const macattn_config *cfg)
+{
+    return cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
+}
 
 static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
 {
@@ -10,8 +15,8 @@ static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
     return -1;
 }
 
-/* MAC-Attention, section 3: queries of unit variance are sqrt(2 d) apart when they have nothing to do
- * with each other. */
+/* MAC-Attention, section 3: queries of unit variance are sqrt(2 d) apart when they have nothing
+ * to do with each other. */
 static double paper_radius(const macattn_config *cfg, int64_t n_tokens)
 {
     if (n_tokens < cfg->min_tokens) return -1;
