@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Between the host side (C, object.c) and the kernels: their parameters, and functions that launch them.
+/* Between the host side (C, host/) and the kernels: their parameters, and functions that launch them.
  * All functions return a cudaError_t as an int; 0 is success. */
 #ifndef MAI_CUDA_LAUNCH_H
 #define MAI_CUDA_LAUNCH_H
@@ -107,7 +107,7 @@ typedef struct mai_cu_attend_kernel {
     size_t shared_bytes;
 } mai_cu_attend_kernel;
 
-/* attend_table.cu: the instantiation for a shape that fits a block's shared memory; NULL if none. */
+/* attend/table.cu: the instantiation for a shape that fits a block's shared memory; NULL if none. */
 const mai_cu_attend_kernel *mai_cu_attend_find(macattn_dtype kv_dtype, int head_dim, int group,
                                                size_t shared_limit);
 /* Once per kernel and device: allow its shared memory; and how many blocks fit on a multiprocessor. */
@@ -124,7 +124,8 @@ int mai_cu_slot_truncate(const mai_cu_params *p, int32_t slot, int64_t n_tokens,
 /* Heads [head0, head1) of layers [layer0, layer1) get a budget. */
 int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0, int head1, float budget,
                       void *stream);
-/* Queries p->capture_query.. of `capture_row`, p->n_rows of them: `full_out` and `full_lse` are the
+
+/* capture.cu. Queries p->capture_query.. of `capture_row`, p->n_rows of them: `full_out` and `full_lse` are the
  * engine's results (strides as out's, lse packed), p->out (f32, packed) and p->lse those without the far
  * tokens. */
 int mai_cu_capture_insert(const mai_cu_params *p, const void *full_out, int64_t full_row_stride,

@@ -11,8 +11,8 @@
  * A thread block searches one ring after another, three blocks on a multiprocessor. The codes of the next
  * ring are on their way to shared memory as soon as those of this one have been seen; bounds stay in
  * registers. So loads go on while candidates are compared and entries written. */
-#include "kv.cuh"
-#include "ring.cuh"
+#include "device/kv.cuh"
+#include "device/ring.cuh"
 #include "schedule.h"
 
 namespace mai {

@@ -7,7 +7,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 namespace mai {
 

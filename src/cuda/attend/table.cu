@@ -3,7 +3,7 @@
 #include <cuda_runtime.h>
 #include <initializer_list>
 
-#include "launch.h"
+#include "cuda/launch.h"
 
 #define MAI_ATTEND(name, kv, dtype, dim, heads, warps, stages) \
     extern const mai_cu_attend_kernel mai_cu_attend_##name;

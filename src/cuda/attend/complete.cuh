@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Complete: merge a head's partial results with its reused summary, write the output, remember the query.
  * One warp per head; each lane holds V = head_dim / 32 neighbouring dims. Weights are base 2. */
-#ifndef MAI_CUDA_MERGE_CUH
-#define MAI_CUDA_MERGE_CUH
+#ifndef MAI_CUDA_COMPLETE_CUH
+#define MAI_CUDA_COMPLETE_CUH
 
-#include "ring.cuh"
-#include "schedule.h"
+#include "cuda/device/ring.cuh"
+#include "cuda/device/state.cuh"
+#include "traits.cuh"
 
 namespace mai {
 
@@ -16,76 +17,11 @@ __device__ __forceinline__ int partial_at(const mai_cu_params &p, int block, int
     return ((block * MAI_PLACES + place) * MAI_CLASSES + which) * p.heads_per_block + head_in_block;
 }
 
-__device__ __forceinline__ bool decides(const mai_cu_params &p)
-{
-    return p.reuse && p.capture_row < 0;
-}
-
 __device__ __forceinline__ macattn_cuda_decision load_decision(const macattn_cuda_decision *d)
 {
     const int4 x = __ldcg((const int4 *)d);
     return macattn_cuda_decision{x.x, x.y, __int_as_float(x.z), x.w};
 }
-
-/* A group that several blocks compute. */
-struct Parts {
-    mai_blocks blocks, of[MAI_CLASSES]; /* that compute it, and each class; last < 0: none */
-    int bundle;                          /* mai_bundle */
-
-    /* The first block of the bundle of a block. */
-    __device__ int bundle_of(int block) const
-    {
-        return block - (block - blocks.first) % bundle;
-    }
-    __device__ int place(int block) const
-    {
-        return block == blocks.first ? MAI_PLACE_BEGINS : MAI_PLACE_CONTINUES;
-    }
-};
-
-/* Softmax state: output = o / sum, log2-sum-exp = top + log2(sum). */
-template <int V>
-struct Sum {
-    float o[V], sum, top;
-
-    __device__ void clear()
-    {
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] = 0;
-        sum = 0, top = -INFINITY;
-    }
-
-    __device__ float lse() const { return sum == 0 ? -INFINITY : top + log2f(sum); }
-
-    __device__ void add(float lse, const float *x)
-    {
-        if (lse == -INFINITY) return;
-        if (lse > top) scale_to(lse);
-        const float weight = fast_exp2(lse - top);
-        sum += weight;
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] += weight * x[i];
-    }
-
-    __device__ void scale_to(float lse)
-    {
-        const float scale = top == -INFINITY ? 0.0f : fast_exp2(top - lse);
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] *= scale;
-        sum *= scale;
-        top = lse;
-    }
-
-    __device__ void normalise()
-    {
-        const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-        const float l = lse();
-#pragma unroll
-        for (int i = 0; i < V; i++) o[i] *= inverse;
-        sum = l == -INFINITY ? 0.0f : 1.0f;
-        top = l;
-    }
-};
 
 /* A lane's values of a partial result. */
 template <int V>
@@ -287,4 +223,4 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
 
 } // namespace mai
 
-#endif /* MAI_CUDA_MERGE_CUH */
+#endif /* MAI_CUDA_COMPLETE_CUH */

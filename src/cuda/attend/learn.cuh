@@ -3,7 +3,7 @@
 #ifndef MAI_CUDA_LEARN_CUH
 #define MAI_CUDA_LEARN_CUH
 
-#include "common.cuh"
+#include "traits.cuh"
 
 namespace mai {
 
@@ -37,6 +37,38 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
     }
     mai_habit_note(&habit, n_used, n_refused);
     if (lane == 0) *at = habit;
+}
+
+/* All of a group is computed and written. */
+template <class T>
+__device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
+{
+    if (!decides(p) || threadIdx.x != 0) return;
+    p.outcomes[x.row * p.n_kv_heads + x.kv_head] = x.outcome;
+    sh.completed[sh.n_completed++] = x.kv_head;
+}
+
+/* Learn from the groups that this block completed: if a KV head's are all complete, by whichever block saw the
+ * last of them. */
+template <class T>
+__device__ void learn(const mai_cu_params &p, AttendShared<T> &sh)
+{
+    __syncthreads();
+    const int n = sh.n_completed;
+    if (threadIdx.x < n) {
+        const int kv_head = sh.completed[threadIdx.x];
+        const unsigned all = p.n_rows * p.blocks_per_kv;
+        __threadfence();
+        const bool is_last = atomicAdd(&p.learnt[kv_head], 1u) == all - 1;
+        if (is_last) p.learnt[kv_head] = 0;
+        else sh.completed[threadIdx.x] = -1;
+        __threadfence();
+    }
+    __syncthreads();
+    for (int i = threadIdx.x / 32; i < n; i += T::WARPS) {
+        if (sh.completed[i] >= 0) learn_group(p, sh.completed[i]);
+    }
+    if (threadIdx.x == 0) sh.n_completed = 0;
 }
 
 } // namespace mai

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The configuration: what must hold of it beyond what the CPU asks. */
+#include <stddef.h>
+#include <string.h>
+
+#include "configuration.h"
+#include "device.h"
+
+macattn_status macattn_cuda_config_init(macattn_cuda_config *config)
+{
+    if (!config) return MACATTN_E_ARG;
+    *config = (macattn_cuda_config){.struct_size = sizeof *config,
+                                    .device = -1,
+                                    .max_rows = 256,
+                                    .out_dtype = MACATTN_DTYPE_F32};
+    return MACATTN_OK;
+}
+
+static bool is_fp8(macattn_dtype dtype)
+{
+    return dtype == MACATTN_DTYPE_F8_E4M3;
+}
+
+/* What the GPU asks of a configuration beyond what mai_config_resolve has checked. */
+static macattn_status check_shape(macattn_cuda *m)
+{
+    const macattn_config *c = &m->cfg;
+    if (c->k_dtype != c->v_dtype) {
+        return mai_cu_fail(m, MACATTN_E_UNSUPPORTED,
+                           "k_dtype and v_dtype differ; the GPU needs one type");
+    }
+    if (!is_fp8(c->k_dtype) && c->k_dtype != MACATTN_DTYPE_F16 &&
+        c->k_dtype != MACATTN_DTYPE_BF16) {
+        return mai_cu_fail(m, MACATTN_E_UNSUPPORTED,
+                           "k_dtype %d is not supported; supported are f16, bf16, f8_e4m3",
+                           (int)c->k_dtype);
+    }
+    if (c->head_dim != c->v_head_dim ||
+        (c->head_dim != 64 && c->head_dim != 128 && c->head_dim != 256)) {
+        return mai_cu_fail(
+            m, MACATTN_E_UNSUPPORTED,
+            "head_dim %d with v_head_dim %d is not supported; supported are 64, 128 and 256, "
+            "both the same",
+            (int)c->head_dim, (int)c->v_head_dim);
+    }
+    return MACATTN_OK;
+}
+
+macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
+{
+    const mai_backend *backend;
+    macattn_config c;
+    if (!config) return mai_cu_fail(m, MACATTN_E_ARG, "config is NULL");
+    if (config->struct_size < offsetof(macattn_config, scale) ||
+        config->struct_size > sizeof *config) {
+        return mai_cu_fail(m, MACATTN_E_ARG, "struct_size is %zu; call macattn_config_init first",
+                           config->struct_size);
+    }
+    macattn_config_init(&c);
+    memcpy(&c, config, config->struct_size);
+    c.struct_size = sizeof c;
+    /* What is the CPU's affair is not looked at. */
+    c.isa = "scalar";
+    c.n_threads = 1;
+    c.spin_us = 0;
+    c.alloc = NULL, c.free = NULL;
+    if (is_fp8(c.k_dtype)) c.k_dtype = MACATTN_DTYPE_F16;
+    if (is_fp8(c.v_dtype)) c.v_dtype = MACATTN_DTYPE_F16;
+    MAI_TRY(mai_config_resolve(&c, &m->cfg, &backend, m->error, sizeof m->error));
+    if (is_fp8(config->k_dtype)) m->cfg.k_dtype = MACATTN_DTYPE_F8_E4M3;
+    if (is_fp8(config->v_dtype)) m->cfg.v_dtype = MACATTN_DTYPE_F8_E4M3;
+    return check_shape(m);
+}
+
+macattn_status mai_cu_resolve_cuda(macattn_cuda *m, const macattn_cuda_config *cuda)
+{
+    macattn_cuda_config_init(&m->cuda);
+    if (!cuda) return MACATTN_OK;
+    if (cuda->struct_size != sizeof *cuda) {
+        return mai_cu_fail(m, MACATTN_E_ARG,
+                           "struct_size is %zu; call macattn_cuda_config_init first",
+                           cuda->struct_size);
+    }
+    m->cuda = *cuda;
+    if (cuda->max_rows < 1 || cuda->max_rows > 65535) {
+        return mai_cu_fail(m, MACATTN_E_RANGE, "max_rows is %d; it must be in [1, 65535]",
+                           (int)cuda->max_rows);
+    }
+    if ((unsigned)cuda->out_dtype > MACATTN_DTYPE_BF16) {
+        return mai_cu_fail(m, MACATTN_E_RANGE,
+                           "out_dtype %d is not supported; supported are f32, f16, bf16",
+                           (int)cuda->out_dtype);
+    }
+    return MACATTN_OK;
+}
+
+bool mai_cu_judges(const macattn_config *c)
+{
+    return mai_policy_get(c->policy)->judges && mai_keeps_rings(c);
+}
