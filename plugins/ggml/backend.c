@@ -5,15 +5,19 @@
 #include <string.h>
 
 #include "attention.h"
+#include "context.h"
 #include "host.h"
 #include "interface.h"
-#include "options.h"
+#include "node.h"
 #include "pool.h"
 #include "report.h"
+#include "settings/environment.h"
+#include "trace.h"
+#include "writes.h"
 
 #define DEVICE_NAME "MACATTN"
 
-static plugin_options options;
+static plugin_settings settings;
 static struct ggml_backend_device device;
 static struct ggml_backend_reg registry;
 
@@ -71,7 +75,7 @@ static void backend_optimize(ggml_backend_t backend, struct ggml_cgraph *graph,
     const int n = host.ggml_graph_n_nodes(graph);
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *node = host.ggml_graph_node(graph, i);
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) attention_trace(backend->context, node, params);
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) trace_node(backend->context, node, params);
     }
 }
 
@@ -122,7 +126,7 @@ static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
     } guid = {"macattn-ggml-001"};
     (void)params;
     struct ggml_backend *backend = calloc(1, sizeof *backend);
-    attention *a = attention_create(&options);
+    attention *a = attention_create(&settings);
     if (!backend || !a) {
         free(backend);
         attention_free(a);
@@ -164,10 +168,10 @@ static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor 
     case GGML_OP_VIEW:
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE: return true;
-    case GGML_OP_SET_ROWS: attention_note_write(node); return false;
+    case GGML_OP_SET_ROWS: writes_note(node); return false;
     case GGML_OP_FLASH_ATTN_EXT:
-        attention_note_division();
-        return !is_probe(node) && interface_enabled() && attention_supports(node);
+        trace_note_division();
+        return !is_probe(node) && interface_enabled() && node_supported(node);
     default: return false;
     }
 }
@@ -211,7 +215,7 @@ static void *registry_function(ggml_backend_reg_t reg, const char *name)
 
 static void at_exit(void)
 {
-    report_write(&options);
+    report_write(&settings);
 }
 
 static void announce(void)
@@ -224,16 +228,16 @@ static void announce(void)
         }
     }
     char policy[96] = "exact";
-    if (options.policy != MACATTN_POLICY_EXACT) {
-        const bool budget = options.policy == MACATTN_POLICY_BUDGET;
+    if (settings.policy != MACATTN_POLICY_EXACT) {
+        const bool budget = settings.policy == MACATTN_POLICY_BUDGET;
         snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
-                 options_policy_name(options.policy), budget ? "budget" : "tau",
-                 (double)(budget ? options.budget : options.tau), (int)options.ring,
-                 (int)options_band(&options));
+                 settings_policy_name(settings.policy), budget ? "budget" : "tau",
+                 (double)(budget ? settings.budget : settings.tau), (int)settings.ring,
+                 (int)settings_band(&settings));
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
              MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
-             options.config ? ", from " : "", options.config ? options.config : "");
+             settings.config ? ", from " : "", settings.config ? settings.config : "");
 }
 
 static void fill_interfaces(void)
@@ -263,9 +267,9 @@ ggml_backend_reg_t ggml_backend_init(void)
 {
     static bool loaded;
     if (loaded) return &registry;
-    if (!host_find(__builtin_return_address(0)) || !options_read(&options)) return NULL;
+    if (!host_find(__builtin_return_address(0)) || !environment_read(&settings)) return NULL;
     fill_interfaces();
-    interface_init(&options);
+    interface_init(&settings);
     atexit(at_exit);
     announce();
     loaded = true;

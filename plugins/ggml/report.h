@@ -3,7 +3,7 @@
 #ifndef MACATTN_PLUGIN_REPORT_H
 #define MACATTN_PLUGIN_REPORT_H
 
-#include "options.h"
+#include "settings/settings.h"
 #include "tracker.h"
 
 /*! Calls and time of one way of computing a node. */
@@ -32,6 +32,6 @@ void report_layer(int group, int layer, const macattn_stats *stats, const report
 void report_add(const report_totals *totals);
 
 /*! report_write() : as MACATTN_STATS asks, in JSON. */
-void report_write(const plugin_options *options);
+void report_write(const plugin_settings *settings);
 
 #endif

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mask.h"
+#include "cells.h"
 
 struct sequence {
     int64_t n, capacity;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The plug-in's configuration file: what is taken from it, that the environment overrides it, and that a
  * file which makes no sense, or is cut or damaged anywhere, changes nothing.  usage: test_config FILE */
-#include "config.h"
+#include "settings/config.h"
+#include "settings/environment.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,7 +27,7 @@ static const char good[] =
     " \"ring\": 128, \"band\": 64, \"min_tokens\": 1024,\n"
     " \"evidence\": {\"list\": [1, -2.5e3, {}, [], [null, true, false]], \"text\": \"\\u00e4\"}}\n";
 
-static bool read_text(const char *text, size_t bytes, plugin_options *options)
+static bool read_text(const char *text, size_t bytes, plugin_settings *options)
 {
     FILE *f = fopen(path, "wb");
     if (!f || fwrite(text, 1, bytes, f) != bytes || fclose(f) != 0) {
@@ -36,11 +37,11 @@ static bool read_text(const char *text, size_t bytes, plugin_options *options)
     return config_read(path, options);
 }
 
-static const plugin_options start = {.tau = 0.5f, .ring = 7, .policy = MACATTN_POLICY_BUDGET};
+static const plugin_settings start = {.tau = 0.5f, .ring = 7, .policy = MACATTN_POLICY_BUDGET};
 
 static void takes_all(void)
 {
-    plugin_options o = start;
+    plugin_settings o = start;
     expect(read_text(good, strlen(good), &o), "the good file is read");
     expect(o.policy == MACATTN_POLICY_PAPER && o.tau == 0.75f && o.budget == 1e-3f, "policy");
     expect(o.ring == 128 && o.band == 64 && o.min_tokens == 1024, "sizes");
@@ -54,7 +55,7 @@ static void takes_all(void)
 static void keeps_what_is_not_there(void)
 {
     static const char text[] = "{\"macattn_config\": 1}";
-    plugin_options o = start;
+    plugin_settings o = start;
     expect(read_text(text, strlen(text), &o), "a file with the version only");
     expect(memcmp(&o, &start, sizeof o) == 0, "nothing has changed");
 }
@@ -93,11 +94,11 @@ static void refuses(void)
         "{\"macattn_config\": 1, \"evidence\": \"\n\"}",
     };
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
-        plugin_options o = start;
+        plugin_settings o = start;
         expect(!read_text(bad[i], strlen(bad[i]), &o), bad[i]);
         expect(memcmp(&o, &start, sizeof o) == 0, "a refused file changes nothing");
     }
-    plugin_options o = start;
+    plugin_settings o = start;
     expect(!config_read("/nonexistent/macattn", &o), "a file that is not there");
     expect(!config_read("/", &o), "a folder");
 }
@@ -107,7 +108,7 @@ static void nested_too_deeply(void)
     char text[100000];
     const size_t n = (size_t)snprintf(text, sizeof text, "{\"macattn_config\": 1, \"evidence\": ");
     memset(text + n, '[', sizeof text - n);
-    plugin_options o = start;
+    plugin_settings o = start;
     expect(!read_text(text, sizeof text, &o), "nested too deeply");
 }
 
@@ -116,12 +117,12 @@ static void cut_and_damaged(void)
 {
     char text[sizeof good];
     for (size_t n = 0; n + 2 < sizeof good; n++) {
-        plugin_options o = start;
+        plugin_settings o = start;
         expect(!read_text(good, n, &o), "a cut file");
     }
     for (size_t i = 0; i < sizeof good - 1; i++) {
         static const char with[] = "\"{[,0-\x80";
-        plugin_options o = start;
+        plugin_settings o = start;
         memcpy(text, good, sizeof good);
         text[i] = with[i % (sizeof with)];
         (void)read_text(text, sizeof good - 1, &o);
@@ -132,21 +133,21 @@ static void cut_and_damaged(void)
 
 static void environment_overrides(void)
 {
-    plugin_options o;
-    options_read(&o);
+    plugin_settings o;
+    environment_read(&o);
     expect(read_text(good, strlen(good), &o), "the good file");
     free(o.budget_scale);
     setenv("MACATTN_CONFIG", path, 1);
     setenv("MACATTN_TAU", "0.25", 1);
-    expect(options_read(&o), "file and environment");
+    expect(environment_read(&o), "file and environment");
     expect(o.policy == MACATTN_POLICY_PAPER && o.ring == 128, "what the file says");
     expect(o.tau == 0.25f, "what the environment says");
     free(o.budget_scale);
     setenv("MACATTN_POLICY", "exact", 1);
-    expect(options_read(&o) && o.policy == MACATTN_POLICY_EXACT, "the policy, too");
+    expect(environment_read(&o) && o.policy == MACATTN_POLICY_EXACT, "the policy, too");
     free(o.budget_scale);
     setenv("MACATTN_CONFIG", "/nonexistent/macattn", 1);
-    expect(!options_read(&o), "a file that is not there");
+    expect(!environment_read(&o), "a file that is not there");
 }
 
 int main(int argc, char **argv)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "json.h"
+#include "settings/json.h"
 
 #include <math.h>
 #include <stdarg.h>

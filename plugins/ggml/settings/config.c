@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "config.h"
+#include "settings/config.h"
 
 #include <errno.h>
 #include <math.h>
@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "host.h"
-#include "json.h"
+#include "settings/json.h"
 
 enum { MAX_BYTES = 1 << 24, CONFIG_VERSION = 1 };
 
@@ -65,11 +65,11 @@ static bool read_policy(json *j, macattn_policy *policy)
 {
     char name[32] = "";
     if (!json_string(j, name, sizeof name)) return false;
-    return options_parse_policy(name, policy) ||
+    return settings_find_policy(name, policy) ||
            json_fail(j, "policy \"%s\" is none of: exact, paper, budget", name);
 }
 
-static bool read_scale_row(json *j, plugin_options *o, size_t *n)
+static bool read_scale_row(json *j, plugin_settings *o, size_t *n)
 {
     bool first = true;
     int32_t heads = 0;
@@ -92,7 +92,7 @@ static bool read_scale_row(json *j, plugin_options *o, size_t *n)
 }
 
 /* [[of each head] of each layer] */
-static bool read_scale(json *j, plugin_options *o)
+static bool read_scale(json *j, plugin_settings *o)
 {
     bool first = true;
     size_t n = 0;
@@ -103,7 +103,7 @@ static bool read_scale(json *j, plugin_options *o)
     return json_ok(j) && (n > 0 || json_fail(j, "budget_scale is empty"));
 }
 
-static bool fits_model(json *j, const plugin_options *o)
+static bool fits_model(json *j, const plugin_settings *o)
 {
     const plugin_model *m = &o->model;
     if (!o->budget_scale || ((!m->n_layers || m->n_layers == o->scale_layers) &&
@@ -114,7 +114,7 @@ static bool fits_model(json *j, const plugin_options *o)
                      (int)o->scale_layers, (int)o->scale_heads, (int)m->n_layers, (int)m->n_heads);
 }
 
-static bool read_key(json *j, const char *key, plugin_options *o)
+static bool read_key(json *j, const char *key, plugin_settings *o)
 {
     int32_t n;
     if (strcmp(key, "macattn_config") == 0) {
@@ -124,10 +124,10 @@ static bool read_key(json *j, const char *key, plugin_options *o)
     if (strcmp(key, "policy") == 0) return read_policy(j, &o->policy);
     if (strcmp(key, "tau") == 0) return share(j, key, &o->tau);
     if (strcmp(key, "budget") == 0) return share(j, key, &o->budget);
-    if (strcmp(key, "ring") == 0) return integer(j, key, 1, OPTIONS_MAX_RING, &o->ring);
-    if (strcmp(key, "band") == 0) return integer(j, key, 0, OPTIONS_MAX_TOKENS, &o->band);
+    if (strcmp(key, "ring") == 0) return integer(j, key, 1, SETTINGS_MAX_RING, &o->ring);
+    if (strcmp(key, "band") == 0) return integer(j, key, 0, SETTINGS_MAX_TOKENS, &o->band);
     if (strcmp(key, "min_tokens") == 0) {
-        if (!integer(j, key, 0, OPTIONS_MAX_TOKENS, &n)) return false;
+        if (!integer(j, key, 0, SETTINGS_MAX_TOKENS, &n)) return false;
         o->min_tokens = n;
         return true;
     }
@@ -136,16 +136,16 @@ static bool read_key(json *j, const char *key, plugin_options *o)
     return json_fail(j, "there is no setting \"%s\"", key);
 }
 
-static bool parse(json *j, plugin_options *options)
+static bool parse(json *j, plugin_settings *settings)
 {
     bool first = true, versioned = false;
     char key[32];
     while (json_next_key(j, &first, key, sizeof key)) {
         versioned = versioned || strcmp(key, "macattn_config") == 0;
-        if (!read_key(j, key, options)) return false;
+        if (!read_key(j, key, settings)) return false;
     }
     if (json_ok(j) && !versioned) json_fail(j, "there is no \"macattn_config\": 1");
-    return json_ok(j) && fits_model(j, options) && json_at_end(j);
+    return json_ok(j) && fits_model(j, settings) && json_at_end(j);
 }
 
 static char *read_file(const char *path, size_t *bytes)
@@ -168,11 +168,11 @@ static char *read_file(const char *path, size_t *bytes)
     return text;
 }
 
-bool config_read(const char *path, plugin_options *options)
+bool config_read(const char *path, plugin_settings *settings)
 {
     json j;
     size_t bytes;
-    plugin_options read = *options;
+    plugin_settings read = *settings;
     read.budget_scale = NULL;
     read.scale_layers = read.scale_heads = 0;
     char *text = read_file(path, &bytes);
@@ -181,7 +181,7 @@ bool config_read(const char *path, plugin_options *options)
     const bool ok = parse(&j, &read);
     if (ok) {
         read.scale = read.budget_scale;
-        *options = read;
+        *settings = read;
     } else {
         host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);
         free(read.budget_scale);

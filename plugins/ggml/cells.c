@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "mask.h"
+#include "cells.h"
 
 #if defined(__SSE2__)
 #    include <emmintrin.h>

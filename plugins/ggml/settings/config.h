@@ -3,10 +3,10 @@
 #ifndef MACATTN_PLUGIN_CONFIG_H
 #define MACATTN_PLUGIN_CONFIG_H
 
-#include "options.h"
+#include "settings/settings.h"
 
 /*! config_read() : take over what the file says.
  * @return : false, with a message on stderr, if it cannot be read or makes no sense. */
-bool config_read(const char *path, plugin_options *options);
+bool config_read(const char *path, plugin_settings *settings);
 
 #endif

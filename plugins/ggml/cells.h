@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Sets of KV cells, as bitmaps; and reading them out of an attention mask. */
-#ifndef MACATTN_PLUGIN_MASK_H
-#define MACATTN_PLUGIN_MASK_H
+#ifndef MACATTN_PLUGIN_CELLS_H
+#define MACATTN_PLUGIN_CELLS_H
 
 #include <stdbool.h>
 #include <stdint.h>
