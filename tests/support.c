@@ -129,12 +129,6 @@ void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
     }
 }
 
-const char *test_dtype_name(macattn_dtype dtype)
-{
-    static const char *const names[] = {"f32", "f16", "bf16", "q8_0", "f8_e4m3"};
-    return names[dtype];
-}
-
 /* ------------------------------------------------------------------------------------ memory -- */
 
 test_memory test_guarded(size_t bytes, size_t shift)

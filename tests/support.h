@@ -50,7 +50,6 @@ uint64_t test_env(const char *name, uint64_t otherwise);
 
 /* `n` values in the type's nearest ones; n is a whole number of blocks. */
 void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out);
-const char *test_dtype_name(macattn_dtype dtype);
 
 /* ------------------------------------------------------------------------------------ memory -- */
 

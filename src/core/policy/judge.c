@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What is kept of the policies that judge: records and habits, and budgets by head. The rule is
  * judge.h. */
+#include <stdio.h>
+
 #include "core/object.h"
 
 static size_t n_records(const macattn *m)
@@ -29,25 +31,38 @@ void mai_records_destroy(macattn *m)
     m->habits = NULL;
 }
 
-macattn_status macattn_set_head_budget(macattn *m, int32_t layer, int32_t head, float budget)
+macattn_status mai_budget_heads(const macattn_config *cfg, int32_t layer, int32_t head,
+                                float budget, mai_heads *heads, char *error, size_t error_size)
 {
-    if (!m) return MACATTN_E_ARG;
-    if (!m->records) return mai_fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
-    if (layer < -1 || layer >= m->cfg.n_layers) {
-        return mai_fail(m, MACATTN_E_RANGE, "layer %d; there are %d", (int)layer,
-                        (int)m->cfg.n_layers);
+    const int32_t n_layers = cfg->n_layers, n_heads = cfg->n_heads;
+    if (layer < -1 || layer >= n_layers) {
+        snprintf(error, error_size, "layer %d; there are %d", (int)layer, (int)n_layers);
+        return MACATTN_E_RANGE;
     }
-    if (head < -1 || head >= m->cfg.n_heads) {
-        return mai_fail(m, MACATTN_E_RANGE, "head %d; there are %d", (int)head,
-                        (int)m->cfg.n_heads);
+    if (head < -1 || head >= n_heads) {
+        snprintf(error, error_size, "head %d; there are %d", (int)head, (int)n_heads);
+        return MACATTN_E_RANGE;
     }
     if (!(budget >= 0 && budget <= 1)) { /* NaN, too */
-        return mai_fail(m, MACATTN_E_RANGE, "budget is %g; it must be in [0, 1]", (double)budget);
+        snprintf(error, error_size, "budget is %g; it must be in [0, 1]", (double)budget);
+        return MACATTN_E_RANGE;
     }
-    const int32_t n_heads = m->cfg.n_heads;
-    for (int32_t l = layer < 0 ? 0 : layer; l < (layer < 0 ? m->cfg.n_layers : layer + 1); l++) {
-        for (int32_t h = head < 0 ? 0 : head; h < (head < 0 ? n_heads : head + 1); h++) {
-            m->records[(size_t)l * (size_t)n_heads + (size_t)h].budget = budget;
+    *heads = (mai_heads){.layer0 = layer < 0 ? 0 : layer,
+                         .layer1 = layer < 0 ? n_layers : layer + 1,
+                         .head0 = head < 0 ? 0 : head,
+                         .head1 = head < 0 ? n_heads : head + 1};
+    return MACATTN_OK;
+}
+
+macattn_status macattn_set_head_budget(macattn *m, int32_t layer, int32_t head, float budget)
+{
+    mai_heads x;
+    if (!m) return MACATTN_E_ARG;
+    if (!m->records) return mai_fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
+    MAI_TRY(mai_budget_heads(&m->cfg, layer, head, budget, &x, m->error, sizeof m->error));
+    for (int32_t l = x.layer0; l < x.layer1; l++) {
+        for (int32_t h = x.head0; h < x.head1; h++) {
+            m->records[(size_t)l * (size_t)m->cfg.n_heads + (size_t)h].budget = budget;
         }
     }
     return MACATTN_OK;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* When a summary may be reused. */
 #include <math.h>
+#include <string.h>
 
 #include "policy.h"
 
@@ -40,4 +41,21 @@ const mai_policy *mai_policy_get(macattn_policy policy)
     case MACATTN_POLICY_BUDGET: return &budget;
     default: return NULL;
     }
+}
+
+const char *macattn_policy_name(macattn_policy policy)
+{
+    const mai_policy *p = mai_policy_get(policy);
+    return p ? p->name : NULL;
+}
+
+macattn_status macattn_policy_find(const char *name, macattn_policy *policy)
+{
+    if (!name || !policy) return MACATTN_E_ARG;
+    for (int i = 0; mai_policy_get((macattn_policy)i); i++) {
+        if (strcmp(name, mai_policy_get((macattn_policy)i)->name) != 0) continue;
+        *policy = (macattn_policy)i;
+        return MACATTN_OK;
+    }
+    return MACATTN_E_RANGE;
 }

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The configuration: what must hold of it beyond what the CPU asks. */
-#include <stddef.h>
-#include <string.h>
-
 #include "configuration.h"
 #include "device.h"
 
@@ -48,27 +45,7 @@ static macattn_status check_shape(macattn_cuda *m)
 
 macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
 {
-    const mai_backend *backend;
-    macattn_config c;
-    if (!config) return mai_cu_fail(m, MACATTN_E_ARG, "config is NULL");
-    if (config->struct_size < offsetof(macattn_config, scale) ||
-        config->struct_size > sizeof *config) {
-        return mai_cu_fail(m, MACATTN_E_ARG, "struct_size is %zu; call macattn_config_init first",
-                           config->struct_size);
-    }
-    macattn_config_init(&c);
-    memcpy(&c, config, config->struct_size);
-    c.struct_size = sizeof c;
-    /* What is the CPU's affair is not looked at. */
-    c.isa = "scalar";
-    c.n_threads = 1;
-    c.spin_us = 0;
-    c.alloc = NULL, c.free = NULL;
-    if (is_fp8(c.k_dtype)) c.k_dtype = MACATTN_DTYPE_F16;
-    if (is_fp8(c.v_dtype)) c.v_dtype = MACATTN_DTYPE_F16;
-    MAI_TRY(mai_config_resolve(&c, &m->cfg, &backend, m->error, sizeof m->error));
-    if (is_fp8(config->k_dtype)) m->cfg.k_dtype = MACATTN_DTYPE_F8_E4M3;
-    if (is_fp8(config->v_dtype)) m->cfg.v_dtype = MACATTN_DTYPE_F8_E4M3;
+    MAI_TRY(mai_config_resolve(config, &m->cfg, m->error, sizeof m->error));
     return check_shape(m);
 }
 
