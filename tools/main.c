@@ -6,13 +6,13 @@
 
 #include "commands.h"
 #include "commit.h"
-#include "common/tool.h"
+#include "common/say.h"
 #include "macattn/macattn.h"
 
 static void print_version(FILE *stream, struct argp_state *state)
 {
     (void)state;
-    fprintf(stream, "macattn %s (commit %s), instruction sets:", macattn_version(), TOOL_COMMIT);
+    fprintf(stream, "macattn %s (commit %s), instruction sets:", macattn_version(), MACATTN_COMMIT);
     for (int i = 0; macattn_isa_name(i); i++) {
         const char *name = macattn_isa_name(i);
         fprintf(stream, " %s%s", name, macattn_isa_supported(name) ? "" : "(-)");
@@ -51,13 +51,13 @@ int main(int argc, char **argv)
         "  check   compare every kernel of this machine with the reference\n"
         "  eval    what reuse changes in a model's predictions, and what it saves\n"
         "  tune    which settings suit a model\n"
-        "  tasks   long-context tasks: samples and scores\n\n"
+        "  tasks   long-context tasks: sample_list and scores\n\n"
         "macattn COMMAND --help says more. The manual page is macattn(1).",
         NULL,
         NULL,
         NULL};
     argp_program_version_hook = print_version;
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     for (size_t i = 0; argc > 1 && i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(argv[1], commands[i].name) == 0) {
             argv[1] = commands[i].title;
@@ -65,5 +65,5 @@ int main(int argc, char **argv)
         }
     }
     (void)argp_parse(&argp, argc, argv, 0, NULL, NULL);
-    return TOOL_OK;
+    return EXIT_OK;
 }

@@ -215,10 +215,10 @@ static void describe(const scene *c, const char *isa, const char *call, char *te
     const macattn_config *f = &c->cfg;
     snprintf(text, size,
              "%s %s: q %s k %s v %s, %d/%d heads, d %d/%d, rows %d, n %lld, page %d%s%s", isa, call,
-             macattn_dtype_name(f->q_dtype), macattn_dtype_name(f->k_dtype), macattn_dtype_name(f->v_dtype),
-             f->n_heads, f->n_kv_heads, f->head_dim, f->v_head_dim, c->s->n_rows,
-             (long long)c->s->n_tokens[0], c->s->page_size, f->window ? ", window" : "",
-             f->softcap > 0 ? ", cap" : "");
+             macattn_dtype_name(f->q_dtype), macattn_dtype_name(f->k_dtype),
+             macattn_dtype_name(f->v_dtype), f->n_heads, f->n_kv_heads, f->head_dim, f->v_head_dim,
+             c->s->n_rows, (long long)c->s->n_tokens[0], c->s->page_size,
+             f->window ? ", window" : "", f->softcap > 0 ? ", cap" : "");
 }
 
 static void check(scene *c, const char *isa, const char *call)

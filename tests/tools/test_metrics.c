@@ -95,7 +95,7 @@ static void sums(void **state)
     }
     NEAR(metrics_kl_mean(&m), 1.02);
     NEAR(metrics_kl_max(&m), 3.0);
-    NEAR(tool_samples_quantile(&m.kl, 0.5), 1.0);
+    NEAR(sample_list_quantile(&m.kl, 0.5), 1.0);
     NEAR(metrics_agreement(&m), 0.9);
     NEAR(metrics_margin_max(&m), 0.9);
     NEAR(metrics_ppl_exact(&m), 4.0);

@@ -10,6 +10,11 @@
 #include <string.h>
 
 #include "attend.h"
+#include "common/clock.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "common/samples.h"
+#include "common/say.h"
 #include "peer_load.h"
 #include "reference.h"
 
@@ -55,13 +60,13 @@ typedef struct attend_row {
     peer *other;
 } attend_row;
 
-static void make_rows(attend_row *a, int32_t page_size, tool_rng *rng)
+static void make_rows(attend_row *a, int32_t page_size, random_state *rng)
 {
     int32_t batch = a->shape->batch;
     int32_t each = page_size > 0 ? (int32_t)(a->kv.n_rows / page_size) : 1;
     a->n_pages = batch * each;
-    a->rows = tool_alloc((size_t)batch * sizeof *a->rows);
-    a->pages = tool_alloc((size_t)a->n_pages * sizeof *a->pages);
+    a->rows = memory_alloc((size_t)batch * sizeof *a->rows);
+    a->pages = memory_alloc((size_t)a->n_pages * sizeof *a->pages);
     for (int32_t b = 0; b < batch; b++) {
         int32_t *pages = a->pages + (size_t)b * (size_t)each;
         /* Only pages in use are shuffled, so that the peer sees the same tokens in another order. */
@@ -70,7 +75,7 @@ static void make_rows(attend_row *a, int32_t page_size, tool_rng *rng)
             pages[i] = b * each + i;
         }
         for (int32_t i = used - 1; i > 0; i--) {
-            int32_t j = (int32_t)tool_random_below(rng, i + 1);
+            int32_t j = (int32_t)random_below(rng, i + 1);
             int32_t page = pages[i];
             pages[i] = pages[j];
             pages[j] = page;
@@ -88,24 +93,24 @@ static void make_rows(attend_row *a, int32_t page_size, tool_rng *rng)
                                .n_pages = a->n_pages};
 }
 
-static void make_peer(bench_run *run, attend_row *a)
+static void make_peer(bench_session *session, attend_row *a)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     const bench_shape *s = a->shape;
     if (!o->peer) {
         return;
     }
     if (o->page_size > 0 && (a->n_queries > 1 || a->n_tokens % o->page_size != 0)) {
-        tool_die(TOOL_USAGE, "bench: with --peer, pages need --queries 1 and a --context that is a "
-                             "multiple of the page size");
+        die(EXIT_USAGE, "bench: with --peer, pages need --queries 1 and a --context that is a "
+                        "multiple of the page size");
     }
     a->api = peer_load(o->peer);
     peer_shape shape = {.n_heads = s->heads.n_heads,
                         .n_kv_heads = s->heads.n_kv_heads,
                         .head_dim = s->head_dim,
                         .v_head_dim = s->v_head_dim,
-                        .k_type = tool_dtype_name(s->kv.k),
-                        .v_type = tool_dtype_name(s->kv.v),
+                        .k_type = macattn_dtype_name(s->kv.k),
+                        .v_type = macattn_dtype_name(s->kv.v),
                         .scale = a->cfg.scale,
                         .softcap = a->cfg.softcap,
                         .n_streams = s->batch,
@@ -122,36 +127,36 @@ static void make_peer(bench_run *run, attend_row *a)
     char error[256] = "";
     a->other = a->api->create(&shape, error, sizeof error);
     if (!a->other) {
-        tool_die(TOOL_FAILED, "%s: %s", o->peer, error);
+        die(EXIT_FAILED, "%s: %s", o->peer, error);
     }
 }
 
-static void make(bench_run *run, const bench_shape *shape, attend_row *a)
+static void make(bench_session *session, const bench_shape *shape, attend_row *a)
 {
-    const bench_options *o = run->options;
-    tool_rng rng = {(uint64_t)o->seed};
+    const bench_options *o = session->options;
+    random_state rng = {(uint64_t)o->seed};
     *a = (attend_row){.shape = shape, .n_queries = (int32_t)o->n_queries};
     a->n_tokens = shape->context + (o->n_queries > 1 ? o->n_queries : 0);
-    bench_config(run, shape, &a->cfg);
+    bench_config(session, shape, &a->cfg);
     a->cfg.policy = MACATTN_POLICY_EXACT;
     a->cfg.max_tokens = a->n_tokens > CACHE_TOKENS ? a->n_tokens : CACHE_TOKENS;
     a->m = bench_create(&a->cfg);
-    tool_expect(a->m, macattn_get_config(a->m, &a->cfg), "macattn_get_config");
+    die_unless_ok(a->m, macattn_get_config(a->m, &a->cfg), "macattn_get_config");
 
-    report_progress("[%d/%d] filling K and V", run->rows_done + 1, run->n_rows);
+    report_progress("[%d/%d] filling K and V", session->rows_done + 1, session->n_rows);
     size_t bytes = tensors_kv_bytes(shape->kv, shape->heads.n_kv_heads, shape->head_dim,
                                     shape->v_head_dim, a->n_tokens) *
                    (size_t)shape->batch;
     tensors_kv_create(&a->kv, shape->kv, shape->heads.n_kv_heads, shape->head_dim,
-                      shape->v_head_dim, shape->batch, a->n_tokens, bench_layers(run, bytes),
+                      shape->v_head_dim, shape->batch, a->n_tokens, bench_layers(session, bytes),
                       o->huge, false, &rng);
     make_rows(a, (int32_t)o->page_size, &rng);
     size_t n = (size_t)shape->batch * (size_t)a->n_queries * (size_t)shape->heads.n_heads;
-    a->q = tool_alloc(n * (size_t)shape->head_dim * sizeof *a->q);
-    a->out = tool_alloc(n * (size_t)shape->v_head_dim * sizeof *a->out);
+    a->q = memory_alloc(n * (size_t)shape->head_dim * sizeof *a->q);
+    a->out = memory_alloc(n * (size_t)shape->v_head_dim * sizeof *a->out);
     tensors_fill_normal(a->q, n * (size_t)shape->head_dim, &rng);
-    make_peer(run, a);
-    tool_expect(a->m, macattn_plan(a->m, &a->batch), "macattn_plan");
+    make_peer(session, a);
+    die_unless_ok(a->m, macattn_plan(a->m, &a->batch), "macattn_plan");
 }
 
 static void unmake(attend_row *a)
@@ -170,20 +175,20 @@ static void unmake(attend_row *a)
 static double attend_us(attend_row *a, const macattn_kv *kv)
 {
     macattn_io io = {.struct_size = sizeof io, .q = a->q, .kv = *kv, .out = a->out};
-    double start = tool_now_us();
+    double start = clock_now_us();
     macattn_status status = macattn_attend(a->m, &io);
-    double us = tool_now_us() - start;
-    tool_expect(a->m, status, "macattn_attend");
+    double us = clock_now_us() - start;
+    die_unless_ok(a->m, status, "macattn_attend");
     return us;
 }
 
 static double peer_us(attend_row *a, int32_t layer)
 {
-    double start = tool_now_us();
+    double start = clock_now_us();
     int status = a->api->compute(a->other, layer);
-    double us = tool_now_us() - start;
+    double us = clock_now_us() - start;
     if (status != 0) {
-        tool_die(TOOL_FAILED, "the peer failed");
+        die(EXIT_FAILED, "the peer failed");
     }
     return us;
 }
@@ -191,20 +196,20 @@ static double peer_us(attend_row *a, int32_t layer)
 /* ------------------------------------------------------------------------------------- check -- */
 
 /* Compares a number of (sequence, query, head) with float64: the corners and some at random. */
-static double worst_error(const attend_row *a, const float *out, tool_rng rng)
+static double worst_error(const attend_row *a, const float *out, random_state rng)
 {
     const bench_shape *s = a->shape;
     macattn_kv kv = tensors_kv_view(&a->kv, 0, a->batch.page_size);
-    double *expected = tool_alloc((size_t)s->v_head_dim * sizeof *expected);
+    double *expected = memory_alloc((size_t)s->v_head_dim * sizeof *expected);
     double lse, worst = 0.0;
     int64_t affordable = ((int64_t)1 << 27) / (a->n_tokens * (s->head_dim + s->v_head_dim));
     int64_t samples = affordable < 3 ? 3 : affordable > 64 ? 64 : affordable;
     for (int64_t i = 0; i < samples; i++) {
-        int64_t b = i == 0 ? 0 : i == 1 ? s->batch - 1 : tool_random_below(&rng, s->batch);
-        int64_t j = i == 0 ? 0 : i == 1 ? a->n_queries - 1 : tool_random_below(&rng, a->n_queries);
+        int64_t b = i == 0 ? 0 : i == 1 ? s->batch - 1 : random_below(&rng, s->batch);
+        int64_t j = i == 0 ? 0 : i == 1 ? a->n_queries - 1 : random_below(&rng, a->n_queries);
         int64_t h = i == 0   ? 0
                     : i == 1 ? s->heads.n_heads - 1
-                             : tool_random_below(&rng, s->heads.n_heads);
+                             : random_below(&rng, s->heads.n_heads);
         size_t at = (size_t)((b * a->n_queries + j) * s->heads.n_heads + h);
         bench_reference(&a->cfg, &kv, &a->rows[b], a->batch.page_size, (int32_t)h,
                         a->q + (at - (size_t)h) * (size_t)s->head_dim, 0,
@@ -215,31 +220,30 @@ static double worst_error(const attend_row *a, const float *out, tool_rng rng)
     return worst;
 }
 
-static bool check(bench_run *run, attend_row *a, double *error, double *peer_error)
+static bool check(bench_session *session, attend_row *a, double *error, double *peer_error)
 {
-    tool_rng rng = {(uint64_t)run->options->seed + 1};
+    random_state rng = {(uint64_t)session->options->seed + 1};
     *error = *peer_error = (double)NAN;
     macattn_kv kv = tensors_kv_view(&a->kv, 0, a->batch.page_size);
     (void)attend_us(a, &kv);
     if (a->other) {
         (void)peer_us(a, 0);
     }
-    if (!run->options->check) {
+    if (!session->options->check) {
         return true;
     }
-    report_progress("[%d/%d] checking", run->rows_done + 1, run->n_rows);
+    report_progress("[%d/%d] checking", session->rows_done + 1, session->n_rows);
     *error = worst_error(a, a->out, rng);
     if (a->other) {
         *peer_error = worst_error(a, a->api->output(a->other), rng);
     }
     report_progress_clear();
     if (!(*error <= BENCH_TOLERANCE)) {
-        fprintf(stderr, "macattn: bench: the result is off by %.2e of its largest value; no time\n",
-                *error);
+        say("bench: the result is off by %.2e of its largest value; no time", *error);
         return false;
     }
     if (a->other && !(*peer_error <= BENCH_PEER_TOLERANCE)) {
-        fprintf(stderr, "macattn: bench: the peer's result is off by %.2e; no time\n", *peer_error);
+        say("bench: the peer's result is off by %.2e; no time", *peer_error);
         return false;
     }
     return true;
@@ -248,16 +252,17 @@ static bool check(bench_run *run, attend_row *a, double *error, double *peer_err
 /* ------------------------------------------------------------------------------------ timing -- */
 
 typedef struct attend_times {
-    tool_samples us, peer, ceiling, fma, cache;
+    sample_list us, peer, ceiling, fma, cache;
 } attend_times;
 
 /* Plans one long decode row whose pages are the few that fit into half of a core's L2. Returns the
  * page size, 0 if not even small pages fit. */
-static int32_t plan_in_cache(const bench_run *run, attend_row *a, int32_t *pages, macattn_row *row)
+static int32_t plan_in_cache(const bench_session *session, attend_row *a, int32_t *pages,
+                             macattn_row *row)
 {
     const bench_shape *s = a->shape;
     size_t row_bytes = tensors_kv_bytes(s->kv, s->heads.n_kv_heads, s->head_dim, s->v_head_dim, 1);
-    int64_t n_fit = (int64_t)(run->machine.l2 / 2 / row_bytes);
+    int64_t n_fit = (int64_t)(session->machine.l2 / 2 / row_bytes);
     n_fit = n_fit < a->kv.n_rows ? n_fit : a->kv.n_rows;
     int32_t page_size = CACHE_PAGE_MAX;
     while (page_size >= CACHE_PAGE_MIN && n_fit < 2 * page_size) {
@@ -277,24 +282,24 @@ static int32_t plan_in_cache(const bench_run *run, attend_row *a, int32_t *pages
                            .rows = row,
                            .page_size = page_size,
                            .n_pages = distinct};
-    tool_expect(a->m, macattn_plan(a->m, &batch), "macattn_plan");
+    die_unless_ok(a->m, macattn_plan(a->m, &batch), "macattn_plan");
     return page_size;
 }
 
-static void time_in_cache(const bench_run *run, attend_row *a, attend_times *times)
+static void time_in_cache(const bench_session *session, attend_row *a, attend_times *times)
 {
     int32_t pages[CACHE_TOKENS / CACHE_PAGE_MIN];
     macattn_row row;
-    int32_t page_size = a->n_queries > 1 ? 0 : plan_in_cache(run, a, pages, &row);
+    int32_t page_size = a->n_queries > 1 ? 0 : plan_in_cache(session, a, pages, &row);
     if (page_size == 0) {
         return;
     }
     macattn_kv kv = tensors_kv_view(&a->kv, 0, page_size);
     (void)attend_us(a, &kv);
     for (int rep = 0; rep < CACHE_REPS; rep++) {
-        tool_samples_add(&times->cache, attend_us(a, &kv));
+        sample_list_add(&times->cache, attend_us(a, &kv));
     }
-    tool_expect(a->m, macattn_plan(a->m, &a->batch), "macattn_plan");
+    die_unless_ok(a->m, macattn_plan(a->m, &a->batch), "macattn_plan");
 }
 
 static double timed_attend(attend_row *a, int32_t layer, attend_times *times)
@@ -306,7 +311,7 @@ static double timed_attend(attend_row *a, int32_t layer, attend_times *times)
     }
     kv = tensors_kv_view(&a->kv, layer, a->batch.page_size);
     double us = attend_us(a, &kv);
-    tool_samples_add(&times->us, us);
+    sample_list_add(&times->us, us);
     return us;
 }
 
@@ -316,36 +321,36 @@ static double timed_peer(attend_row *a, int32_t layer, attend_times *times)
         (void)peer_us(a, (layer + a->kv.n_layers / 2) % a->kv.n_layers);
     }
     double us = peer_us(a, layer);
-    tool_samples_add(&times->peer, us);
+    sample_list_add(&times->peer, us);
     return us;
 }
 
-static void measure(bench_run *run, attend_row *a, attend_times *times)
+static void measure(bench_session *session, attend_row *a, attend_times *times)
 {
     double spent = 0.0;
     int64_t rep = 0;
-    for (; !bench_enough(run, rep, spent); rep++) {
+    for (; !bench_enough(session, rep, spent); rep++) {
         int32_t layer = (int32_t)(rep % a->kv.n_layers);
-        bench_step_progress(run, "measuring", rep, spent);
+        bench_step_progress(session, "measuring", rep, spent);
         if (a->other) {
-            tool_sleep_us(SETTLE_US);
+            clock_sleep_us(SETTLE_US);
         }
         spent += timed_attend(a, layer, times);
         if (a->other) {
-            tool_sleep_us(SETTLE_US / 6);
+            clock_sleep_us(SETTLE_US / 6);
             spent += timed_peer(a, layer, times);
         }
         /* Spread over the row, so that a machine that changes shows in the ceilings too. */
-        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(run, rep, spent)) {
-            tool_samples_add(&times->ceiling, machine_read_gbps(run->team));
-            tool_samples_add(&times->fma, machine_fma_gflops(run->team));
-            time_in_cache(run, a, times);
+        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(session, rep, spent)) {
+            sample_list_add(&times->ceiling, machine_read_gbps(session->team));
+            sample_list_add(&times->fma, machine_fma_gflops(session->team));
+            time_in_cache(session, a, times);
         }
     }
 }
 
-static void print_row(bench_run *run, const attend_row *a, const attend_times *times, double error,
-                      double peer_error)
+static void print_row(bench_session *session, const attend_row *a, const attend_times *times,
+                      double error, double peer_error)
 {
     const bench_shape *s = a->shape;
     cJSON *row = report_row();
@@ -356,29 +361,29 @@ static void print_row(bench_run *run, const attend_row *a, const attend_times *t
     report_add_int(row, "reps", (int64_t)times->us.n);
     bench_add_times(row, "", &times->us);
 
-    double us = tool_samples_median(&times->us);
+    double us = sample_list_median(&times->us);
     double bytes = (double)tensors_kv_bytes(s->kv, s->heads.n_kv_heads, s->head_dim, s->v_head_dim,
                                             a->n_tokens) *
                    s->batch;
-    double gbps = bytes / us * 1e-3, ceiling = tool_samples_median(&times->ceiling);
+    double gbps = bytes / us * 1e-3, ceiling = sample_list_median(&times->ceiling);
     report_add_int(row, "bytes", (int64_t)bytes);
     report_add_real(row, "gbps", gbps);
     report_add_real(row, "ceiling_gbps", ceiling);
-    report_add_real(row, "ceiling_p10", tool_samples_quantile(&times->ceiling, 0.1));
-    report_add_real(row, "ceiling_p90", tool_samples_quantile(&times->ceiling, 0.9));
+    report_add_real(row, "ceiling_p10", sample_list_quantile(&times->ceiling, 0.1));
+    report_add_real(row, "ceiling_p90", sample_list_quantile(&times->ceiling, 0.9));
     report_add_real(row, "ceiling_share", gbps / ceiling);
-    report_add_text(row, "ceiling_kernel", machine_read_variant(run->team));
+    report_add_text(row, "ceiling_kernel", machine_read_variant(session->team));
 
     /* Two operations a value of K and V for every query head that sees the token. */
     double per_token = 2.0 * (s->head_dim + s->v_head_dim) * s->heads.n_heads;
     double n = (double)a->n_queries;
     double seen = n * ((double)a->n_tokens - (n - 1.0) / 2.0) * s->batch;
-    double fma = tool_samples_median(&times->fma);
+    double fma = sample_list_median(&times->fma);
     report_add_real(row, "gflops", per_token * seen / us * 1e-3);
     report_add_real(row, "fma_peak_gflops", fma);
     report_add_real(row, "fma_share", per_token * seen / us * 1e-3 / fma);
 
-    double cache_us = tool_samples_median(&times->cache);
+    double cache_us = sample_list_median(&times->cache);
     double cache_bytes = (double)tensors_kv_bytes(s->kv, s->heads.n_kv_heads, s->head_dim,
                                                   s->v_head_dim, CACHE_TOKENS);
     report_add_int(row, "cache_context", CACHE_TOKENS);
@@ -388,39 +393,39 @@ static void print_row(bench_run *run, const attend_row *a, const attend_times *t
     report_add_real(row, "cache_fma_share", per_token * CACHE_TOKENS / cache_us * 1e-3 / fma);
     report_add_real(row, "error", error);
     if (a->other) {
-        report_add_text(row, "peer", run->options->peer);
+        report_add_text(row, "peer", session->options->peer);
         report_add_text(row, "peer_version", a->api->version());
         bench_add_times(row, "peer_", &times->peer);
         report_add_real(row, "peer_error", peer_error);
-        report_add_real(row, "speedup_vs_peer", tool_samples_median(&times->peer) / us);
+        report_add_real(row, "speedup_vs_peer", sample_list_median(&times->peer) / us);
     }
-    report_add_machine(row, &run->machine, a->cfg.isa);
-    report_print(&run->report, row);
+    report_add_machine(row, &session->machine, a->cfg.isa);
+    report_print(&session->report, row);
 }
 
-static void attend_shape(bench_run *run, const bench_shape *shape)
+static void attend_shape(bench_session *session, const bench_shape *shape)
 {
     attend_row a;
     attend_times times = {0};
     double error, peer_error;
-    make(run, shape, &a);
-    if (check(run, &a, &error, &peer_error)) {
-        measure(run, &a, &times);
-        print_row(run, &a, &times, error, peer_error);
+    make(session, shape, &a);
+    if (check(session, &a, &error, &peer_error)) {
+        measure(session, &a, &times);
+        print_row(session, &a, &times, error, peer_error);
     } else {
-        run->n_failed++;
+        session->n_failed++;
     }
-    tool_samples_free(&times.us);
-    tool_samples_free(&times.peer);
-    tool_samples_free(&times.ceiling);
-    tool_samples_free(&times.fma);
-    tool_samples_free(&times.cache);
+    sample_list_free(&times.us);
+    sample_list_free(&times.peer);
+    sample_list_free(&times.ceiling);
+    sample_list_free(&times.fma);
+    sample_list_free(&times.cache);
     unmake(&a);
 }
 
-int bench_attend(bench_run *run)
+int bench_attend(bench_session *session)
 {
-    run->report.columns = columns;
-    bench_each_shape(run, attend_shape);
-    return run->n_failed == 0 ? TOOL_OK : TOOL_FAILED;
+    session->report.columns = columns;
+    bench_each_shape(session, attend_shape);
+    return session->n_failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

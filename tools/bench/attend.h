@@ -5,6 +5,6 @@
 
 #include "bench.h"
 
-int bench_attend(bench_run *run);
+int bench_attend(bench_session *session);
 
 #endif /* MACATTN_TOOLS_BENCH_ATTEND_H */

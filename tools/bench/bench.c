@@ -5,16 +5,19 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "common/say.h"
+
 #define MEMORY_LIMIT ((size_t)3 << 30) /* of K and V */
 #define MIN_REPS 7
 #define MAX_REPS 2000
 
-void bench_each_shape(bench_run *run, void (*row)(bench_run *run, const bench_shape *shape))
+void bench_each_shape(bench_session *session,
+                      void (*row)(bench_session *session, const bench_shape *shape))
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     /* Threads first: making a team anew costs a second. */
     for (int t = 0; t < o->threads.n; t++) {
-        if (!o->cuda) bench_use_team(run, (int)o->threads.values[t]);
+        if (!o->cuda) bench_use_team(session, (int)o->threads.values[t]);
         int total = o->n_heads * o->head_dim.n * o->n_kv * o->context.n * o->batch.n;
         for (int i = 0; i < total; i++) {
             int rest = i;
@@ -29,28 +32,28 @@ void bench_each_shape(bench_run *run, void (*row)(bench_run *run, const bench_sh
             rest /= o->head_dim.n;
             shape.heads = o->heads[rest];
             shape.v_head_dim = o->v_head_dim > 0 ? (int32_t)o->v_head_dim : shape.head_dim;
-            run->n_rows = total * o->threads.n;
-            row(run, &shape);
-            run->rows_done++;
+            session->n_rows = total * o->threads.n;
+            row(session, &shape);
+            session->rows_done++;
         }
     }
     report_progress_clear();
 }
 
-void bench_use_team(bench_run *run, int threads)
+void bench_use_team(bench_session *session, int threads)
 {
-    if (run->team && run->team_threads == threads) {
+    if (session->team && session->team_threads == threads) {
         return;
     }
     report_progress("measuring the machine's read bandwidth with %d threads", threads);
-    machine_team_destroy(run->team);
-    run->team = machine_team_create(threads);
-    run->team_threads = threads;
+    machine_team_destroy(session->team);
+    session->team = machine_team_create(threads);
+    session->team_threads = threads;
 }
 
-void bench_config(const bench_run *run, const bench_shape *shape, macattn_config *cfg)
+void bench_config(const bench_session *session, const bench_shape *shape, macattn_config *cfg)
 {
-    tool_expect(NULL, macattn_config_init(cfg), "macattn_config_init");
+    die_unless_ok(NULL, macattn_config_init(cfg), "macattn_config_init");
     cfg->n_layers = 1;
     cfg->n_heads = shape->heads.n_heads;
     cfg->n_kv_heads = shape->heads.n_kv_heads;
@@ -61,9 +64,9 @@ void bench_config(const bench_run *run, const bench_shape *shape, macattn_config
     /* Queries and keys are standard normal. Three times the usual scale gives logits the spread that
      * lets a few tokens dominate, as in a model: an average over all would hide errors. */
     cfg->scale = 3.0f / sqrtf((float)shape->head_dim);
-    cfg->softcap = (float)run->options->softcap;
+    cfg->softcap = (float)session->options->softcap;
     cfg->n_threads = shape->threads;
-    cfg->isa = run->options->isa;
+    cfg->isa = session->options->isa;
 }
 
 macattn *bench_create(const macattn_config *cfg)
@@ -72,38 +75,39 @@ macattn *bench_create(const macattn_config *cfg)
     char error[320];
     macattn_status status = macattn_create(cfg, &m, error, sizeof error);
     if (status != MACATTN_OK) {
-        tool_die(TOOL_FAILED, "%s: %s", macattn_status_string(status), error);
+        die(EXIT_FAILED, "%s: %s", macattn_status_string(status), error);
     }
     return m;
 }
 
-bool bench_enough(const bench_run *run, int64_t reps, double spent_us)
+bool bench_enough(const bench_session *session, int64_t reps, double spent_us)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     if (o->reps > 0) {
         return reps >= o->reps;
     }
     return reps >= MAX_REPS || (reps >= MIN_REPS && spent_us >= o->min_time * 1e6);
 }
 
-double bench_share_done(const bench_run *run, int64_t rep, double spent_us)
+double bench_share_done(const bench_session *session, int64_t rep, double spent_us)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     if (o->reps > 0) {
         return (double)rep / (double)o->reps;
     }
     return fmin(fmin(spent_us / (o->min_time * 1e6 + 1.0), (double)rep / MIN_REPS), 1.0);
 }
 
-void bench_step_progress(const bench_run *run, const char *what, int64_t rep, double spent_us)
+void bench_step_progress(const bench_session *session, const char *what, int64_t rep,
+                         double spent_us)
 {
-    report_progress("[%d/%d] %s %3.0f%%", run->rows_done + 1, run->n_rows, what,
-                    100.0 * bench_share_done(run, rep, spent_us));
+    report_progress("[%d/%d] %s %3.0f%%", session->rows_done + 1, session->n_rows, what,
+                    100.0 * bench_share_done(session, rep, spent_us));
 }
 
-int32_t bench_layers(const bench_run *run, size_t bytes)
+int32_t bench_layers(const bench_session *session, size_t bytes)
 {
-    if (run->options->warm || bytes == 0) {
+    if (session->options->warm || bytes == 0) {
         return 1;
     }
     size_t wanted = (MACHINE_COLD_BYTES + bytes - 1) / bytes;
@@ -112,13 +116,13 @@ int32_t bench_layers(const bench_run *run, size_t bytes)
     return layers < 1 ? 1 : layers > 64 ? 64 : (int32_t)layers;
 }
 
-int32_t bench_mac_ring(const bench_run *run, const bench_shape *shape)
+int32_t bench_mac_ring(const bench_session *session, const bench_shape *shape)
 {
-    const int32_t ring = (int32_t)run->options->ring.values[0];
-    const int64_t least = ring + run->options->band + 1;
+    const int32_t ring = (int32_t)session->options->ring.values[0];
+    const int64_t least = ring + session->options->band + 1;
     if (shape->context < least) {
-        tool_die(TOOL_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d",
-                 ring, (int)run->options->band, (int)least);
+        die(EXIT_USAGE, "bench mac: a ring of %d and a band of %d need a --context of %d", ring,
+            (int)session->options->band, (int)least);
     }
     return ring;
 }
@@ -130,13 +134,13 @@ void bench_add_shape(cJSON *row, const bench_shape *shape)
     report_add_text(row, "heads", text);
     report_add_int(row, "head_dim", shape->head_dim);
     report_add_int(row, "v_head_dim", shape->v_head_dim);
-    report_add_text(row, "kv", tool_kv_name(shape->kv, text));
+    report_add_text(row, "kv", kv_types_name(shape->kv, text));
     report_add_int(row, "context", shape->context);
     report_add_int(row, "batch", shape->batch);
     report_add_int(row, "threads", shape->threads);
 }
 
-void bench_add_times(cJSON *row, const char *prefix, const tool_samples *us)
+void bench_add_times(cJSON *row, const char *prefix, const sample_list *us)
 {
     static const struct {
         const char *name;
@@ -145,7 +149,7 @@ void bench_add_times(cJSON *row, const char *prefix, const tool_samples *us)
     for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++) {
         char field[64];
         snprintf(field, sizeof field, "%s%s", prefix, columns[i].name);
-        report_add_real(row, field, tool_samples_quantile(us, columns[i].quantile));
+        report_add_real(row, field, sample_list_quantile(us, columns[i].quantile));
     }
 }
 

@@ -5,26 +5,27 @@
 
 #include "common/ceiling.h"
 #include "common/machine.h"
+#include "common/parse.h"
 #include "common/report.h"
-#include "common/tool.h"
+#include "common/samples.h"
 #include "peer.h"
 #include "tensors.h"
 
 typedef struct bench_options {
     /* Shapes: every combination is one row. */
-    tool_heads heads[TOOL_LIST_MAX];
+    head_counts heads[LIST_MAX];
     int n_heads;
-    tool_kv_types kv[TOOL_LIST_MAX];
+    kv_types kv[LIST_MAX];
     int n_kv;
-    tool_int_list head_dim, context, threads, batch;
+    int_list head_dim, context, threads, batch;
     int64_t v_head_dim; /* 0 = head_dim */
     int64_t page_size;  /* 0 = contiguous */
     int64_t n_queries;  /* attend: 1 = decode */
     double softcap;
     const char *isa; /* NULL = best */
     /* mac and match. */
-    tool_real_list hit_ratio;
-    tool_int_list ring;
+    real_list hit_ratio;
+    int_list ring;
     int64_t band;
     macattn_policy policy;
     bool clustered; /* misses fall on all query heads of a KV head together */
@@ -39,7 +40,7 @@ typedef struct bench_options {
 } bench_options;
 
 /* Lent by the driver to a benchmark: the machine, its ceilings on the row's number of threads. */
-typedef struct bench_run {
+typedef struct bench_session {
     const bench_options *options;
     machine_info machine;
     machine_team *team; /* of the current number of threads */
@@ -47,42 +48,42 @@ typedef struct bench_run {
     report report;
     int n_rows, rows_done; /* for the progress line */
     int n_failed;
-} bench_run;
+} bench_session;
 
 /* One combination of the lists. */
 typedef struct bench_shape {
-    tool_heads heads;
-    tool_kv_types kv;
+    head_counts heads;
+    kv_types kv;
     int32_t head_dim, v_head_dim, batch, threads;
     int64_t context;
 } bench_shape;
 
 /* Calls `row` for every combination of the lists. */
-void bench_each_shape(bench_run *run, void (*row)(bench_run *run, const bench_shape *shape));
-/* Makes run->team have `threads` threads. */
-void bench_use_team(bench_run *run, int threads);
+void bench_each_shape(bench_session *session, void (*row)(bench_session *session, const bench_shape *shape));
+/* Makes session->team have `threads` threads. */
+void bench_use_team(bench_session *session, int threads);
 
 /* A configuration with the shape, thread count, ISA and soft cap of the row. */
-void bench_config(const bench_run *run, const bench_shape *shape, macattn_config *cfg);
+void bench_config(const bench_session *session, const bench_shape *shape, macattn_config *cfg);
 /* Dies with the reason unless the object can be made. */
 macattn *bench_create(const macattn_config *cfg);
 
 /* How many repetitions are enough. `spent_us` is the time measured so far. */
-bool bench_enough(const bench_run *run, int64_t reps, double spent_us);
+bool bench_enough(const bench_session *session, int64_t reps, double spent_us);
 /* How far that is, from 0 to 1. */
-double bench_share_done(const bench_run *run, int64_t reps, double spent_us);
-void bench_step_progress(const bench_run *run, const char *what, int64_t rep, double spent_us);
+double bench_share_done(const bench_session *session, int64_t reps, double spent_us);
+void bench_step_progress(const bench_session *session, const char *what, int64_t rep, double spent_us);
 
 /* How many layers' buffers to rotate, so that a layer is out of the caches when its turn comes
  * again. `bytes` of one layer. */
-int32_t bench_layers(const bench_run *run, size_t bytes);
+int32_t bench_layers(const bench_session *session, size_t bytes);
 
 /* Queries that `mac` remembers. Dies if the context is too short for that many, band included. */
-int32_t bench_mac_ring(const bench_run *run, const bench_shape *shape);
+int32_t bench_mac_ring(const bench_session *session, const bench_shape *shape);
 
 /* Fields of a row that all benchmarks have. */
 void bench_add_shape(cJSON *row, const bench_shape *shape);
-void bench_add_times(cJSON *row, const char *prefix, const tool_samples *us);
+void bench_add_times(cJSON *row, const char *prefix, const sample_list *us);
 
 /* Columns of those fields, for tables that show them all. */
 #define BENCH_SHAPE_COLUMNS           \

@@ -9,6 +9,10 @@
 
 #include "bench.h"
 #include "commands.h"
+#include "common/memory.h"
+#include "common/parse.h"
+#include "common/random.h"
+#include "common/say.h"
 #include "ref.h"
 #include "stream.h"
 
@@ -31,55 +35,54 @@ typedef struct check_case {
     double *expected, *expected_lse;
 } check_case;
 
-static void random_config(macattn_config *cfg, tool_rng *rng)
+static void random_config(macattn_config *cfg, random_state *rng)
 {
     static const int32_t dims[] = {8, 64, 72, 80, 96, 112, 128, 160, 192, 256};
-    static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
-                                             MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_F32};
-    tool_expect(NULL, macattn_config_init(cfg), "macattn_config_init");
+    static const macattn_dtype kv_dtypes[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
+                                              MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_F32};
+    die_unless_ok(NULL, macattn_config_init(cfg), "macattn_config_init");
     cfg->n_layers = 1;
-    cfg->n_kv_heads = 1 + (int32_t)tool_random_below(rng, 4);
-    cfg->n_heads = cfg->n_kv_heads * (1 + (int32_t)tool_random_below(rng, 9));
-    cfg->head_dim = dims[tool_random_below(rng, 10)];
-    cfg->v_head_dim = tool_random_below(rng, 4) == 0 ? dims[tool_random_below(rng, 10)] : 0;
-    cfg->k_dtype = kv_types[tool_random_below(rng, 4)];
-    cfg->v_dtype =
-        tool_random_below(rng, 3) == 0 ? kv_types[tool_random_below(rng, 4)] : cfg->k_dtype;
+    cfg->n_kv_heads = 1 + (int32_t)random_below(rng, 4);
+    cfg->n_heads = cfg->n_kv_heads * (1 + (int32_t)random_below(rng, 9));
+    cfg->head_dim = dims[random_below(rng, 10)];
+    cfg->v_head_dim = random_below(rng, 4) == 0 ? dims[random_below(rng, 10)] : 0;
+    cfg->k_dtype = kv_dtypes[random_below(rng, 4)];
+    cfg->v_dtype = random_below(rng, 3) == 0 ? kv_dtypes[random_below(rng, 4)] : cfg->k_dtype;
     /* q8_0 is made of whole blocks. */
     if (cfg->k_dtype == MACATTN_DTYPE_Q8_0 || cfg->v_dtype == MACATTN_DTYPE_Q8_0) {
         cfg->head_dim = (cfg->head_dim + 31) / 32 * 32;
         cfg->v_head_dim = (cfg->v_head_dim + 31) / 32 * 32;
     }
-    cfg->q_dtype = (macattn_dtype)tool_random_below(rng, 3);
+    cfg->q_dtype = (macattn_dtype)random_below(rng, 3);
     cfg->scale = 2.0f / sqrtf((float)cfg->head_dim);
-    cfg->softcap = tool_random_below(rng, 4) == 0 ? 5.0f : 0.0f;
-    cfg->window = tool_random_below(rng, 5) == 0 ? 1 + tool_random_below(rng, 300) : 0;
+    cfg->softcap = random_below(rng, 4) == 0 ? 5.0f : 0.0f;
+    cfg->window = random_below(rng, 5) == 0 ? 1 + random_below(rng, 300) : 0;
     cfg->policy = MACATTN_POLICY_EXACT;
     cfg->max_tokens = 4096;
-    cfg->n_threads = 1 + (int32_t)tool_random_below(rng, 3);
+    cfg->n_threads = 1 + (int32_t)random_below(rng, 3);
 }
 
-static void random_rows(check_case *c, tool_rng *rng)
+static void random_rows(check_case *c, random_state *rng)
 {
     static const int32_t page_sizes[] = {0, 0, 1, 16, 64, 256};
-    int32_t page_size = page_sizes[tool_random_below(rng, 6)];
-    int32_t n_rows = 1 + (int32_t)tool_random_below(rng, 3);
+    int32_t page_size = page_sizes[random_below(rng, 6)];
+    int32_t n_rows = 1 + (int32_t)random_below(rng, 3);
     int32_t each = page_size > 0 ? (int32_t)(c->kv.n_rows / page_size) : 1;
     int32_t n_pages = each * c->kv.n_sequences;
-    bool decode = tool_random_below(rng, 2) == 0;
-    c->pages = tool_alloc((size_t)n_pages * sizeof *c->pages);
+    bool decode = random_below(rng, 2) == 0;
+    c->pages = memory_alloc((size_t)n_pages * sizeof *c->pages);
     for (int32_t i = 0; i < n_pages; i++) {
         c->pages[i] = i;
     }
     for (int32_t i = n_pages - 1; i > 0; i--) {
-        int32_t j = (int32_t)tool_random_below(rng, i + 1);
+        int32_t j = (int32_t)random_below(rng, i + 1);
         int32_t page = c->pages[i];
         c->pages[i] = c->pages[j];
         c->pages[j] = page;
     }
     for (int32_t b = 0; b < n_rows; b++) {
-        int64_t n = 1 + tool_random_below(rng, tool_random_below(rng, 2) ? c->kv.n_rows : 40);
-        int64_t new = decode ? 1 : 1 + tool_random_below(rng, n > 70 ? 70 : n);
+        int64_t n = 1 + random_below(rng, random_below(rng, 2) ? c->kv.n_rows : 40);
+        int64_t new = decode ? 1 : 1 + random_below(rng, n > 70 ? 70 : n);
         c->rows[b] = (macattn_row){.slot = -1,
                                    .n_queries = (int32_t) new,
                                    .n_tokens = n,
@@ -94,30 +97,30 @@ static void random_rows(check_case *c, tool_rng *rng)
                                .n_pages = n_pages};
 }
 
-static void make_case(check_case *c, tool_rng *rng)
+static void make_case(check_case *c, random_state *rng)
 {
     *c = (check_case){0};
     random_config(&c->cfg, rng);
     int32_t dv = c->cfg.v_head_dim > 0 ? c->cfg.v_head_dim : c->cfg.head_dim;
-    tool_kv_types types = {c->cfg.k_dtype, c->cfg.v_dtype};
+    kv_types types = {c->cfg.k_dtype, c->cfg.v_dtype};
     tensors_kv_create(&c->kv, types, c->cfg.n_kv_heads, c->cfg.head_dim, dv, 3,
-                      1 + tool_random_below(rng, 1500), 1, false, false, rng);
+                      1 + random_below(rng, 1500), 1, false, false, rng);
     random_rows(c, rng);
     size_t heads = (size_t)c->n_queries * (size_t)c->cfg.n_heads;
     size_t values = heads * (size_t)c->cfg.head_dim;
-    float *q = tool_alloc(values * sizeof *q);
+    float *q = memory_alloc(values * sizeof *q);
     tensors_fill_normal(q, values, rng);
-    c->q = tool_alloc(values * sizeof *q);
+    c->q = memory_alloc(values * sizeof *q);
     tensors_encode(c->cfg.q_dtype, q, values, c->q);
     free(q);
-    if (tool_random_below(rng, 4) == 0) {
-        c->sinks = tool_alloc((size_t)c->cfg.n_heads * sizeof *c->sinks);
+    if (random_below(rng, 4) == 0) {
+        c->sinks = memory_alloc((size_t)c->cfg.n_heads * sizeof *c->sinks);
         tensors_fill_normal(c->sinks, (size_t)c->cfg.n_heads, rng);
     }
-    c->out = tool_alloc(heads * (size_t)dv * sizeof *c->out);
-    c->lse = tool_alloc(heads * sizeof *c->lse);
-    c->expected = tool_alloc(heads * (size_t)dv * sizeof *c->expected);
-    c->expected_lse = tool_alloc(heads * sizeof *c->expected_lse);
+    c->out = memory_alloc(heads * (size_t)dv * sizeof *c->out);
+    c->lse = memory_alloc(heads * sizeof *c->lse);
+    c->expected = memory_alloc(heads * (size_t)dv * sizeof *c->expected);
+    c->expected_lse = memory_alloc(heads * sizeof *c->expected_lse);
 }
 
 static void free_case(check_case *c)
@@ -138,15 +141,15 @@ static double attend_error(check_case *c, const char *isa)
     macattn_config cfg = c->cfg;
     cfg.isa = isa;
     macattn *m = bench_create(&cfg);
-    tool_expect(m, macattn_get_config(m, &cfg), "macattn_get_config");
-    tool_expect(m, macattn_plan(m, &c->batch), "macattn_plan");
+    die_unless_ok(m, macattn_get_config(m, &cfg), "macattn_get_config");
+    die_unless_ok(m, macattn_plan(m, &c->batch), "macattn_plan");
     macattn_io io = {.struct_size = sizeof io,
                      .q = c->q,
                      .kv = tensors_kv_view(&c->kv, 0, c->batch.page_size),
                      .sinks = c->sinks,
                      .out = c->out,
                      .lse = c->lse};
-    tool_expect(m, macattn_attend(m, &io), "macattn_attend");
+    die_unless_ok(m, macattn_attend(m, &io), "macattn_attend");
     macattn_destroy(m);
     ref_attend(&cfg, &c->batch, &io, c->expected, c->expected_lse);
     double worst = 0.0;
@@ -163,8 +166,8 @@ static double attend_error(check_case *c, const char *isa)
 static void describe(const check_case *c, char *text, size_t size)
 {
     snprintf(text, size, "q %s, k %s, v %s, heads %d/%d, dim %d/%d, page %d, rows %d, queries %d%s",
-             tool_dtype_name(c->cfg.q_dtype), tool_dtype_name(c->cfg.k_dtype),
-             tool_dtype_name(c->cfg.v_dtype), c->cfg.n_heads, c->cfg.n_kv_heads, c->cfg.head_dim,
+             macattn_dtype_name(c->cfg.q_dtype), macattn_dtype_name(c->cfg.k_dtype),
+             macattn_dtype_name(c->cfg.v_dtype), c->cfg.n_heads, c->cfg.n_kv_heads, c->cfg.head_dim,
              c->kv.v_head_dim, c->batch.page_size, c->batch.n_rows, (int)c->n_queries,
              c->cfg.window > 0 ? ", window" : "");
 }
@@ -174,7 +177,7 @@ static int check_attend(const check_options *o, const char *isa)
     int failed = 0;
     double worst = 0.0;
     for (int64_t i = 0; i < o->cases; i++) {
-        tool_rng rng = {(uint64_t)(o->seed + i) * 0x9e3779b9u};
+        random_state rng = {(uint64_t)(o->seed + i) * 0x9e3779b9u};
         check_case c;
         make_case(&c, &rng);
         double error = attend_error(&c, isa);
@@ -209,11 +212,11 @@ typedef struct reuse_result {
 static int64_t hits(const stream *s)
 {
     macattn_stats stats = {.struct_size = sizeof stats};
-    tool_expect(s->m, macattn_stats_get(s->m, -1, -1, &stats), "macattn_stats_get");
+    die_unless_ok(s->m, macattn_stats_get(s->m, -1, -1, &stats), "macattn_stats_get");
     return (int64_t)stats.hits;
 }
 
-static void check_reuse_step(stream *s, double hit_ratio, bool reference, tool_rng *rng,
+static void check_reuse_step(stream *s, double hit_ratio, bool reference, random_state *rng,
                              reuse_result *result)
 {
     stream_step step = stream_step_create(s, hit_ratio, false, false, rng);
@@ -237,14 +240,14 @@ static void check_reuse_step(stream *s, double hit_ratio, bool reference, tool_r
 /* Decode with hits and misses, against the reference's hits and misses. */
 static int check_reuse(const check_options *o, const char *isa)
 {
-    static const tool_heads heads[] = {{8, 2}, {6, 6}, {5, 1}, {16, 2}};
+    static const head_counts heads[] = {{8, 2}, {6, 6}, {5, 1}, {16, 2}};
     /* Large enough that queries drawn at random are never near each other. */
     static const int32_t dims[] = {96, 112, 128, 256};
     reuse_result result = {0};
     for (int i = 0; i < 4; i++) {
         bench_options options = {
             .isa = isa, .policy = MACATTN_POLICY_PAPER, .band = 32, .seed = o->seed + i};
-        bench_run run = {.options = &options, .n_rows = 4, .rows_done = i};
+        bench_session session = {.options = &options, .n_rows = 4, .rows_done = i};
         bench_shape shape = {.heads = heads[i],
                              .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16},
                              .head_dim = dims[i],
@@ -253,8 +256,8 @@ static int check_reuse(const check_options *o, const char *isa)
                              .threads = 2,
                              .context = 400};
         stream s;
-        tool_rng rng = {(uint64_t)options.seed};
-        stream_create(&run, &shape, 200, shape.context, 1, 0, &s);
+        random_state rng = {(uint64_t)options.seed};
+        stream_create(&session, &shape, 200, shape.context, 1, 0, &s);
         for (int step = 0; step < STEPS; step++) {
             check_reuse_step(&s, step % 6 * 0.2, step % REFERENCE_EVERY == step / REFERENCE_EVERY,
                              &rng, &result);
@@ -275,12 +278,12 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     check_options *options = state->input;
     switch (key) {
     case 'n':
-        if (!tool_parse_int(arg, 1, 1000000, &options->cases)) {
+        if (!parse_int(arg, 1, 1000000, &options->cases)) {
             argp_error(state, "--cases does not take '%s'", arg);
         }
         return 0;
     case 's':
-        if (!tool_parse_int(arg, 0, INT32_MAX, &options->seed)) {
+        if (!parse_int(arg, 0, INT32_MAX, &options->seed)) {
             argp_error(state, "--seed does not take '%s'", arg);
         }
         return 0;
@@ -308,7 +311,7 @@ int command_check(int argc, char **argv)
                               NULL,
                               NULL};
     check_options options = {.cases = 60, .seed = 1};
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
     int failed = 0, checked = 0;
     for (int i = 0; macattn_isa_name(i); i++) {
@@ -324,7 +327,7 @@ int command_check(int argc, char **argv)
         checked++;
     }
     if (checked == 0) {
-        tool_die(TOOL_FAILED, "check: this machine has no instruction set '%s'", options.isa);
+        die(EXIT_FAILED, "check: this machine has no instruction set '%s'", options.isa);
     }
-    return failed == 0 ? TOOL_OK : TOOL_FAILED;
+    return failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

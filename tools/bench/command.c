@@ -7,6 +7,8 @@
 
 #include "attend.h"
 #include "commands.h"
+#include "common/parse.h"
+#include "common/say.h"
 #include "cuda.h"
 #include "mac.h"
 #include "match.h"
@@ -90,9 +92,9 @@ static bool parse_heads_list(const char *arg, bench_options *options)
 {
     char item[32];
     options->n_heads = 0;
-    while (tool_next_item(&arg, item, sizeof item)) {
-        if (options->n_heads == TOOL_LIST_MAX ||
-            !tool_parse_heads(item, &options->heads[options->n_heads++])) {
+    while (parse_next_item(&arg, item, sizeof item)) {
+        if (options->n_heads == LIST_MAX ||
+            !parse_heads(item, &options->heads[options->n_heads++])) {
             return false;
         }
     }
@@ -103,8 +105,8 @@ static bool parse_kv_list(const char *arg, bench_options *options)
 {
     char item[32];
     options->n_kv = 0;
-    while (tool_next_item(&arg, item, sizeof item)) {
-        if (options->n_kv == TOOL_LIST_MAX || !tool_parse_kv(item, &options->kv[options->n_kv++])) {
+    while (parse_next_item(&arg, item, sizeof item)) {
+        if (options->n_kv == LIST_MAX || !parse_kv(item, &options->kv[options->n_kv++])) {
             return false;
         }
     }
@@ -127,29 +129,29 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     const int64_t max_tokens = INT32_MAX;
     switch (key) {
     case KEY_HEADS: return parse_heads_list(arg, options);
-    case KEY_HEAD_DIM: return tool_parse_int_list(arg, 8, 1024, &options->head_dim);
-    case KEY_V_HEAD_DIM: return tool_parse_int(arg, 8, 1024, &options->v_head_dim);
+    case KEY_HEAD_DIM: return parse_int_list(arg, 8, 1024, &options->head_dim);
+    case KEY_V_HEAD_DIM: return parse_int(arg, 8, 1024, &options->v_head_dim);
     case KEY_KV: return parse_kv_list(arg, options);
-    case KEY_CONTEXT: return tool_parse_int_list(arg, 1, max_tokens, &options->context);
-    case KEY_BATCH: return tool_parse_int_list(arg, 1, 4096, &options->batch);
+    case KEY_CONTEXT: return parse_int_list(arg, 1, max_tokens, &options->context);
+    case KEY_BATCH: return parse_int_list(arg, 1, 4096, &options->batch);
     case KEY_THREADS:
         options->threads_given = true;
-        return tool_parse_int_list(arg, 1, 1024, &options->threads);
+        return parse_int_list(arg, 1, 1024, &options->threads);
     case KEY_PAGE_SIZE:
-        return tool_parse_int(arg, 0, 1 << 20, &options->page_size) &&
+        return parse_int(arg, 0, 1 << 20, &options->page_size) &&
                (options->page_size & (options->page_size - 1)) == 0;
-    case KEY_QUERIES: return tool_parse_int(arg, 1, 1 << 20, &options->n_queries);
-    case KEY_SOFTCAP: return tool_parse_real(arg, 0.0, 1e6, &options->softcap);
+    case KEY_QUERIES: return parse_int(arg, 1, 1 << 20, &options->n_queries);
+    case KEY_SOFTCAP: return parse_real(arg, 0.0, 1e6, &options->softcap);
     case KEY_ISA: options->isa = arg; return is_isa(arg);
-    case KEY_HIT_RATIO: return tool_parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
+    case KEY_HIT_RATIO: return parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
     case KEY_POLICY:
         options->policy = strcmp(arg, "paper") == 0 ? MACATTN_POLICY_PAPER : MACATTN_POLICY_BUDGET;
         return options->policy == MACATTN_POLICY_PAPER || strcmp(arg, "budget") == 0;
-    case KEY_RING: return tool_parse_int_list(arg, 2, 4096, &options->ring);
-    case KEY_BAND: return tool_parse_int(arg, 1, max_tokens, &options->band);
-    case KEY_REPS: return tool_parse_int(arg, 1, 1000000, &options->reps);
-    case KEY_MIN_TIME: return tool_parse_real(arg, 0.0, 3600.0, &options->min_time);
-    case KEY_SEED: return tool_parse_int(arg, 0, INT32_MAX, &options->seed);
+    case KEY_RING: return parse_int_list(arg, 2, 4096, &options->ring);
+    case KEY_BAND: return parse_int(arg, 1, max_tokens, &options->band);
+    case KEY_REPS: return parse_int(arg, 1, 1000000, &options->reps);
+    case KEY_MIN_TIME: return parse_real(arg, 0.0, 3600.0, &options->min_time);
+    case KEY_SEED: return parse_int(arg, 0, INT32_MAX, &options->seed);
     case KEY_DEVICE:
         options->cuda = strcmp(arg, "cuda") == 0;
         return options->cuda || strcmp(arg, "cpu") == 0;
@@ -222,15 +224,15 @@ int command_bench(int argc, char **argv)
 {
     static const struct {
         const char *name;
-        int (*run)(bench_run *run);
+        int (*measure)(bench_session *session);
     } kinds[] = {{"attend", bench_attend}, {"mac", bench_mac}, {"match", bench_match}};
     const struct argp argp = {option_table, parse_option, "attend|mac|match", bench_doc, NULL,
                               NULL,         NULL};
-    bench_run run = {0};
+    bench_session session = {0};
     bench_options options;
-    machine_describe(&run.machine);
-    default_options(&options, run.machine.n_cpus);
-    run.options = &options;
+    machine_describe(&session.machine);
+    default_options(&options, session.machine.n_cpus);
+    session.options = &options;
 
     int kind = -1;
     for (int i = 0; argc > 1 && i < (int)(sizeof kinds / sizeof kinds[0]); i++) {
@@ -244,16 +246,17 @@ int command_bench(int argc, char **argv)
         argv++;
         argc--;
     }
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
     if (options.band == 0) {
         options.band = MACATTN_DEFAULT_BAND(options.policy);
     }
     if (kind < 0) {
-        tool_die(TOOL_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
+        die(EXIT_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
-    run.report.json = options.json;
-    const int status = options.cuda ? bench_cuda(&run, kinds[kind].name) : kinds[kind].run(&run);
-    machine_team_destroy(run.team);
+    session.report.json = options.json;
+    const int status =
+        options.cuda ? bench_cuda(&session, kinds[kind].name) : kinds[kind].measure(&session);
+    machine_team_destroy(session.team);
     return status;
 }

@@ -14,6 +14,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/memory.h"
+#include "common/random.h"
+#include "common/samples.h"
+#include "common/say.h"
 #include "macattn/cuda.h"
 #include "reference.h"
 
@@ -66,14 +70,14 @@ typedef struct gpu_row {
 
 static void expect_cuda(cudaError_t status, const char *what)
 {
-    if (status != cudaSuccess) tool_die(TOOL_FAILED, "%s: %s", what, cudaGetErrorString(status));
+    if (status != cudaSuccess) die(EXIT_FAILED, "%s: %s", what, cudaGetErrorString(status));
 }
 
 static void expect(const gpu_row *g, macattn_status status, const char *what)
 {
     if (status != MACATTN_OK) {
-        tool_die(TOOL_FAILED, "%s: %s: %s", what, macattn_status_string(status),
-                 macattn_cuda_last_error(g->m));
+        die(EXIT_FAILED, "%s: %s: %s", what, macattn_status_string(status),
+            macattn_cuda_last_error(g->m));
     }
 }
 
@@ -92,12 +96,12 @@ static void upload(void *to, const void *from, size_t bytes)
 /* ------------------------------------------------------------------------------------ tensors -- */
 
 /* BLOCK_TOKENS random tokens, then copies of them. */
-static char *fill(size_t bytes, size_t token_bytes, macattn_dtype dtype, tool_rng *rng)
+static char *fill(size_t bytes, size_t token_bytes, macattn_dtype dtype, random_state *rng)
 {
     const size_t block = BLOCK_TOKENS * token_bytes;
     const size_t n = block / macattn_dtype_row_bytes(dtype, 1);
-    float *values = tool_alloc(n * sizeof *values);
-    char *encoded = tool_alloc(block), *to = device_alloc(bytes);
+    float *values = memory_alloc(n * sizeof *values);
+    char *encoded = memory_alloc(block), *to = device_alloc(bytes);
     tensors_fill_normal(values, n, rng);
     tensors_encode(dtype, values, n, encoded);
     size_t done = block < bytes ? block : bytes;
@@ -116,8 +120,8 @@ static void make_pages(gpu_row *g)
 {
     const int32_t batch = g->shape->batch;
     const int64_t n = g->n_pages * batch;
-    int32_t *pages = tool_alloc((size_t)n * sizeof *pages);
-    int32_t *tokens = tool_alloc((size_t)batch * sizeof *tokens);
+    int32_t *pages = memory_alloc((size_t)n * sizeof *pages);
+    int32_t *tokens = memory_alloc((size_t)batch * sizeof *tokens);
     for (int64_t i = 0; i < n; i++) pages[i] = (int32_t)i;
     for (int32_t i = 0; i < batch; i++) tokens[i] = (int32_t)g->shape->context;
     g->pages = device_alloc((size_t)n * sizeof *pages);
@@ -134,12 +138,12 @@ static size_t query_bytes(const gpu_row *g, int64_t rows)
 }
 
 /* As many layers as it takes for one to be out of L2 when its turn comes again. */
-static int32_t layers_wanted(const bench_run *run, size_t layer_bytes)
+static int32_t layers_wanted(const bench_session *session, size_t layer_bytes)
 {
     int l2 = 0, device = 0;
     expect_cuda(cudaGetDevice(&device), "device");
     expect_cuda(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "device");
-    if (run->options->warm) return 1;
+    if (session->options->warm) return 1;
     const size_t n = ((size_t)l2 * 4 + layer_bytes - 1) / layer_bytes;
     return n > MAX_LAYERS ? MAX_LAYERS : (int32_t)n;
 }
@@ -152,22 +156,23 @@ static void encode_queries(const gpu_row *g, const float *values, size_t n, uint
     }
 }
 
-static uint16_t *random_queries(const gpu_row *g, int64_t rows, tool_rng *rng)
+static uint16_t *random_queries(const gpu_row *g, int64_t rows, random_state *rng)
 {
     const size_t n = query_bytes(g, rows) / 2;
-    float *values = tool_alloc(n * sizeof *values);
-    uint16_t *out = tool_alloc(n * sizeof *out);
+    float *values = memory_alloc(n * sizeof *values);
+    uint16_t *out = memory_alloc(n * sizeof *out);
     tensors_fill_normal(values, n, rng);
     encode_queries(g, values, n, out);
     free(values);
     return out;
 }
 
-static void make(bench_run *run, const bench_shape *shape, bool mac, gpu_row *g, tool_rng *rng)
+static void make(bench_session *session, const bench_shape *shape, bool mac, gpu_row *g,
+                 random_state *rng)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     *g = (gpu_row){.shape = shape, .ring = mac ? (int32_t)o->ring.values[0] : 0};
-    bench_config(run, shape, &g->cfg);
+    bench_config(session, shape, &g->cfg);
     g->cfg.q_dtype = shape->kv.k == MACATTN_DTYPE_F16 ? MACATTN_DTYPE_F16 : MACATTN_DTYPE_BF16;
     g->cfg.policy = mac ? MACATTN_POLICY_PAPER : MACATTN_POLICY_EXACT;
     g->cfg.isa = NULL;
@@ -179,15 +184,15 @@ static void make(bench_run *run, const bench_shape *shape, bool mac, gpu_row *g,
     g->token_bytes =
         (size_t)shape->heads.n_kv_heads * macattn_dtype_row_bytes(shape->kv.k, shape->head_dim);
     g->layer_bytes = (size_t)g->n_pages * PAGE_SIZE * (size_t)shape->batch * g->token_bytes;
-    g->n_layers = g->cfg.n_layers = layers_wanted(run, 2 * g->layer_bytes);
+    g->n_layers = g->cfg.n_layers = layers_wanted(session, 2 * g->layer_bytes);
 
     macattn_cuda_config cuda;
     char error[320] = "";
     macattn_cuda_config_init(&cuda);
     cuda.max_rows = shape->batch > g->ring ? shape->batch : g->ring;
     const macattn_status status = macattn_cuda_create(&g->cfg, &cuda, &g->m, error, sizeof error);
-    if (status != MACATTN_OK) tool_die(TOOL_FAILED, "%s: %s", macattn_status_string(status), error);
-    report_progress("[%d/%d] filling K and V", run->rows_done + 1, run->n_rows);
+    if (status != MACATTN_OK) die(EXIT_FAILED, "%s: %s", macattn_status_string(status), error);
+    report_progress("[%d/%d] filling K and V", session->rows_done + 1, session->n_rows);
     expect_cuda(cudaStreamCreate(&g->stream), "stream");
     expect_cuda(cudaEventCreate(&g->begin), "event");
     expect_cuda(cudaEventCreate(&g->end), "event");
@@ -298,11 +303,11 @@ static double exact_error(const gpu_row *g)
     const macattn_cuda_batch batch = batch_of(g);
     const macattn_cuda_io io = io_of(g, 0);
     const size_t row_bytes = g->layer_bytes / (size_t)s->batch, d = (size_t)s->head_dim;
-    char *k = tool_alloc(row_bytes), *v = tool_alloc(row_bytes);
-    float *out = tool_alloc(d * sizeof *out);
-    float *q = tool_alloc((size_t)s->heads.n_heads * d * sizeof *q);
-    uint16_t *q16 = tool_alloc(query_bytes(g, 1));
-    double *expected = tool_alloc(d * sizeof *expected), lse, worst = 0;
+    char *k = memory_alloc(row_bytes), *v = memory_alloc(row_bytes);
+    float *out = memory_alloc(d * sizeof *out);
+    float *q = memory_alloc((size_t)s->heads.n_heads * d * sizeof *q);
+    uint16_t *q16 = memory_alloc(query_bytes(g, 1));
+    double *expected = memory_alloc(d * sizeof *expected), lse, worst = 0;
     macattn_config cfg = g->cfg;
     cfg.q_dtype = MACATTN_DTYPE_F32; /* the queries are handed to the reference as floats */
     expect(g, macattn_cuda_attend(g->m, &batch, &io, g->stream), "attend");
@@ -330,29 +335,28 @@ static double exact_error(const gpu_row *g)
     return worst;
 }
 
-static bool check(bench_run *run, const gpu_row *g, double *error)
+static bool check(bench_session *session, const gpu_row *g, double *error)
 {
     *error = (double)NAN;
-    if (!run->options->check) return true;
-    report_progress("[%d/%d] checking", run->rows_done + 1, run->n_rows);
+    if (!session->options->check) return true;
+    report_progress("[%d/%d] checking", session->rows_done + 1, session->n_rows);
     *error = exact_error(g);
     report_progress_clear();
     if (*error <= TOLERANCE) return true;
-    fprintf(stderr, "macattn: bench: the result is off by %.2e of its largest value; no time\n",
-            *error);
+    say("bench: the result is off by %.2e of its largest value; no time", *error);
     return false;
 }
 
 /* -------------------------------------------------------------------------------------- reuse -- */
 
 /* Every layer's ring of the first slot, copied to the others. */
-static void fill_rings(gpu_row *g, tool_rng *rng)
+static void fill_rings(gpu_row *g, random_state *rng)
 {
     const int64_t n = g->ring;
     const size_t heads = (size_t)g->cfg.n_heads,
                  results = (size_t)n * heads * (size_t)g->cfg.head_dim;
-    float *lse = tool_alloc((size_t)n * heads * sizeof *lse),
-          *out = tool_alloc(results * sizeof *out);
+    float *lse = memory_alloc((size_t)n * heads * sizeof *lse),
+          *out = memory_alloc(results * sizeof *out);
     int32_t before = (int32_t)g->shape->context - 1;
     g->ring_q = random_queries(g, n, rng);
     for (size_t i = 0; i < (size_t)n * heads; i++) lse[i] = 30.0f;
@@ -385,7 +389,7 @@ static void fill_rings(gpu_row *g, tool_rng *rng)
 }
 
 /* Queries of which `hit_ratio` repeat a remembered one; the others are drawn at random, as those were. */
-static void make_queries(gpu_row *g, double hit_ratio, bool clustered, tool_rng *rng)
+static void make_queries(gpu_row *g, double hit_ratio, bool clustered, random_state *rng)
 {
     const bench_shape *s = g->shape;
     const int32_t heads = s->heads.n_heads, group = heads / s->heads.n_kv_heads;
@@ -401,10 +405,10 @@ static void make_queries(gpu_row *g, double hit_ratio, bool clustered, tool_rng 
         if (i % group == 0) least = 0; /* tokens that the group reads */
         static bool hit;
         if (i % unit == 0) {
-            hit = tool_random_below(rng, left) < hits;
+            hit = random_below(rng, left) < hits;
             hits -= hit, left--;
         }
-        const int64_t back = tool_random_below(rng, HIT_BACK < g->ring ? HIT_BACK : g->ring);
+        const int64_t back = random_below(rng, HIT_BACK < g->ring ? HIT_BACK : g->ring);
         if (hit) {
             const size_t from = (size_t)(g->ring - 1 - back) * (size_t)heads + (size_t)(i % heads);
             memcpy(q + (size_t)i * d, g->ring_q + from * d, d * sizeof *q);
@@ -448,7 +452,7 @@ static void add_device(cJSON *row)
     report_add_int(row, "cuda_runtime", runtime);
 }
 
-static void add_common(const gpu_row *g, cJSON *row, const tool_samples *us, double error)
+static void add_common(const gpu_row *g, cJSON *row, const sample_list *us, double error)
 {
     bench_add_shape(row, g->shape);
     report_add_int(row, "page_size", PAGE_SIZE);
@@ -458,129 +462,130 @@ static void add_common(const gpu_row *g, cJSON *row, const tool_samples *us, dou
     report_add_real(row, "error", error);
 }
 
-static void attend_row(bench_run *run, const bench_shape *shape)
+static void attend_row(bench_session *session, const bench_shape *shape)
 {
     gpu_row g;
-    tool_rng rng = {(uint64_t)run->options->seed};
-    tool_samples us = {0};
+    random_state rng = {(uint64_t)session->options->seed};
+    sample_list us = {0};
     double error, spent = 0;
-    make(run, shape, false, &g, &rng);
-    if (!check(run, &g, &error)) {
-        run->n_failed++;
+    make(session, shape, false, &g, &rng);
+    if (!check(session, &g, &error)) {
+        session->n_failed++;
         unmake(&g);
         return;
     }
     record(&g, false, &g.exact);
     (void)replay_us(&g, &g.exact);
-    for (int64_t rep = 0; !bench_enough(run, rep, spent); rep++) {
+    for (int64_t rep = 0; !bench_enough(session, rep, spent); rep++) {
         const double one = replay_us(&g, &g.exact);
-        tool_samples_add(&us, one);
+        sample_list_add(&us, one);
         spent += one * g.n_layers;
     }
     cJSON *row = report_row();
     add_common(&g, row, &us, error);
     const double bytes = 2.0 * (double)shape->context * shape->batch * (double)g.token_bytes;
     report_add_int(row, "bytes", (int64_t)bytes);
-    report_add_real(row, "gbps", bytes / tool_samples_median(&us) * 1e-3);
+    report_add_real(row, "gbps", bytes / sample_list_median(&us) * 1e-3);
     add_device(row);
-    report_add_machine(row, &run->machine, "cuda");
-    report_print(&run->report, row);
-    tool_samples_free(&us);
+    report_add_machine(row, &session->machine, "cuda");
+    report_print(&session->report, row);
+    sample_list_free(&us);
     unmake(&g);
 }
 
-static void print_mac(bench_run *run, const gpu_row *g, const tool_samples *us,
-                      const tool_samples *exact, double hit_ratio, double error)
+static void print_mac(bench_session *session, const gpu_row *g, const sample_list *us,
+                      const sample_list *exact, double hit_ratio, double error)
 {
-    const double median = tool_samples_median(us);
+    const double median = sample_list_median(us);
     cJSON *row = report_row();
     add_common(g, row, us, error);
     report_add_text(row, "policy", "paper");
     report_add_real(row, "tau", (double)g->cfg.tau);
     report_add_int(row, "ring", g->ring);
     report_add_int(row, "band", g->cfg.band);
-    report_add_text(row, "misses", run->options->clustered ? "clustered" : "scattered");
+    report_add_text(row, "misses", session->options->clustered ? "clustered" : "scattered");
     report_add_real(row, "hit_ratio", hit_ratio);
     bench_add_times(row, "exact_", exact);
-    report_add_real(row, "speedup_vs_exact", tool_samples_median(exact) / median);
+    report_add_real(row, "speedup_vs_exact", sample_list_median(exact) / median);
     const double ring = (double)g->ring * g->cfg.n_heads * g->shape->batch *
                         ((double)g->cfg.head_dim + 16.0); /* what the search reads */
     report_add_int(row, "kv_bytes", (int64_t)g->kv_bytes);
     report_add_int(row, "bytes", (int64_t)(g->kv_bytes + ring));
     report_add_real(row, "gbps", (g->kv_bytes + ring) / median * 1e-3);
     add_device(row);
-    report_add_machine(row, &run->machine, "cuda");
-    report_print(&run->report, row);
+    report_add_machine(row, &session->machine, "cuda");
+    report_print(&session->report, row);
 }
 
-static void hit_ratio_row(bench_run *run, gpu_row *g, double asked, double error, tool_rng *rng)
+static void hit_ratio_row(bench_session *session, gpu_row *g, double asked, double error,
+                          random_state *rng)
 {
-    tool_samples us = {0}, exact = {0};
+    sample_list us = {0}, exact = {0};
     double spent = 0;
     int64_t rep = 0;
-    make_queries(g, asked, run->options->clustered, rng);
+    make_queries(g, asked, session->options->clustered, rng);
     rewind_slots(g);
     (void)replay_us(g, &g->decode);
     rewind_slots(g);
     expect(g, macattn_cuda_stats_reset(g->m, g->stream), "statistics");
-    for (; !bench_enough(run, rep, spent); rep++) {
-        bench_step_progress(run, "measuring", rep, spent);
-        tool_samples_add(&us, replay_us(g, &g->decode));
+    for (; !bench_enough(session, rep, spent); rep++) {
+        bench_step_progress(session, "measuring", rep, spent);
+        sample_list_add(&us, replay_us(g, &g->decode));
         rewind_slots(g);
-        tool_samples_add(&exact, replay_us(g, &g->exact));
+        sample_list_add(&exact, replay_us(g, &g->exact));
         spent += (us.values[us.n - 1] + exact.values[exact.n - 1]) * g->n_layers;
     }
     macattn_stats stats = {.struct_size = sizeof stats};
     expect(g, macattn_cuda_stats_get(g->m, -1, -1, &stats), "statistics");
     report_progress_clear();
-    if (run->options->check && (int64_t)stats.hits != g->planned_hits * g->n_layers * rep) {
-        fprintf(stderr, "macattn: bench: %lld hits instead of %lld; no time\n",
-                (long long)stats.hits, (long long)(g->planned_hits * g->n_layers * rep));
-        run->n_failed++;
+    if (session->options->check && (int64_t)stats.hits != g->planned_hits * g->n_layers * rep) {
+        say("bench: %lld hits instead of %lld; no time", (long long)stats.hits,
+            (long long)(g->planned_hits * g->n_layers * rep));
+        session->n_failed++;
     } else {
-        print_mac(run, g, &us, &exact, (double)stats.hits / (double)stats.steps, error);
+        print_mac(session, g, &us, &exact, (double)stats.hits / (double)stats.steps, error);
     }
-    tool_samples_free(&us);
-    tool_samples_free(&exact);
+    sample_list_free(&us);
+    sample_list_free(&exact);
 }
 
-static void mac_row(bench_run *run, const bench_shape *shape)
+static void mac_row(bench_session *session, const bench_shape *shape)
 {
-    const bench_options *o = run->options;
-    (void)bench_mac_ring(run, shape);
+    const bench_options *o = session->options;
+    (void)bench_mac_ring(session, shape);
     gpu_row g;
     double error;
-    tool_rng rng = {(uint64_t)o->seed};
-    make(run, shape, true, &g, &rng);
-    if (check(run, &g, &error)) {
+    random_state rng = {(uint64_t)o->seed};
+    make(session, shape, true, &g, &rng);
+    if (check(session, &g, &error)) {
         fill_rings(&g, &rng);
         record(&g, true, &g.decode);
         record(&g, false, &g.exact);
         for (int i = 0; i < o->hit_ratio.n; i++) {
-            hit_ratio_row(run, &g, o->hit_ratio.values[i], error, &rng);
+            hit_ratio_row(session, &g, o->hit_ratio.values[i], error, &rng);
         }
     } else {
-        run->n_failed++;
+        session->n_failed++;
     }
     unmake(&g);
 }
 
-int bench_cuda(bench_run *run, const char *what)
+int bench_cuda(bench_session *session, const char *what)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     int n = 0;
     if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa) {
-        tool_die(TOOL_USAGE, "bench --device cuda takes no --peer, --page-size, --queries, "
-                             "--huge-pages, --threads or --isa");
+        die(EXIT_USAGE, "bench --device cuda takes no --peer, --page-size, --queries, "
+                        "--huge-pages, --threads or --isa");
     }
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
-        tool_die(TOOL_FAILED, "there is no CUDA device here");
+        die(EXIT_FAILED, "there is no CUDA device here");
     }
     const bool mac = strcmp(what, "mac") == 0;
     if (!mac && strcmp(what, "attend") != 0) {
-        tool_die(TOOL_USAGE, "bench --device cuda measures attend and mac");
+        die(EXIT_USAGE, "bench --device cuda measures attend and mac");
     }
-    run->report.columns = mac ? mac_columns : attend_columns;
-    bench_each_shape(run, mac ? mac_row : attend_row);
-    return run->n_failed == 0 ? TOOL_OK : TOOL_FAILED;
+    session->report.columns = mac ? mac_columns : attend_columns;
+    bench_each_shape(session, mac ? mac_row : attend_row);
+    return session->n_failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

@@ -6,6 +6,6 @@
 #include "bench.h"
 
 /* `what`: attend or mac. */
-int bench_cuda(bench_run *run, const char *what);
+int bench_cuda(bench_session *session, const char *what);
 
 #endif /* MACATTN_TOOLS_BENCH_CUDA_H */

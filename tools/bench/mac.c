@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "common/random.h"
+#include "common/samples.h"
+#include "common/say.h"
 #include "mac.h"
 #include "stream.h"
 
@@ -31,7 +34,7 @@ static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
                                         {0}};
 
 typedef struct mac_times {
-    tool_samples us, exact, ceiling, match;
+    sample_list us, exact, ceiling, match;
     double bytes;     /* sum over the steps timed */
     double hit_ratio; /* as counted by the library */
     double skipped;   /* share of the tokens */
@@ -44,21 +47,21 @@ typedef struct mac_times {
 #define DECISIONS_KNOWN_DIM 96
 
 /* The policy budget decides for all heads of a KV head as one. */
-static bool is_clustered(const bench_run *run)
+static bool is_clustered(const bench_session *session)
 {
-    return run->options->clustered || run->options->policy == MACATTN_POLICY_BUDGET;
+    return session->options->clustered || session->options->policy == MACATTN_POLICY_BUDGET;
 }
 
-static int32_t slots_wanted(const bench_run *run, const bench_shape *shape)
+static int32_t slots_wanted(const bench_session *session, const bench_shape *shape)
 {
     size_t bytes = tensors_kv_bytes(shape->kv, shape->heads.n_kv_heads, shape->head_dim,
                                     shape->v_head_dim, shape->context);
-    int32_t n = bench_layers(run, bytes);
+    int32_t n = bench_layers(session, bytes);
     /* Two at least, so that exact attention does not leave the newest tokens in cache. */
-    return n < 2 && !run->options->warm ? 2 : n > 16 ? 16 : n;
+    return n < 2 && !session->options->warm ? 2 : n > 16 ? 16 : n;
 }
 
-static bool check(bench_run *run, stream *s, const stream_step *steps, mac_times *times)
+static bool check(bench_session *session, stream *s, const stream_step *steps, mac_times *times)
 {
     times->error = (double)NAN;
     for (int i = 0; s->cfg.policy == MACATTN_POLICY_BUDGET && i < LEARN_STEPS; i++) {
@@ -68,22 +71,21 @@ static bool check(bench_run *run, stream *s, const stream_step *steps, mac_times
     const stream_step *step = &steps[0];
     stream_rewind(s, 0);
     (void)stream_decode_us(s, step);
-    if (!run->options->check) {
+    if (!session->options->check) {
         return true;
     }
-    report_progress("[%d/%d] checking", run->rows_done + 1, run->n_rows);
+    report_progress("[%d/%d] checking", session->rows_done + 1, session->n_rows);
     int64_t affordable = ((int64_t)1 << 27) / (s->n_tokens * (s->cfg.head_dim + s->cfg.v_head_dim));
     times->error = stream_error(s, step, 0, affordable < 4 ? 4 : (int)(affordable & 0xffff));
     report_progress_clear();
     if (!(times->error <= BENCH_TOLERANCE)) {
-        fprintf(stderr, "macattn: bench: the result is off by %.2e of its largest value; no time\n",
-                times->error);
+        say("bench: the result is off by %.2e of its largest value; no time", times->error);
         return false;
     }
     return true;
 }
 
-static void measure(bench_run *run, stream *s, const stream_step *steps, mac_times *times)
+static void measure(bench_session *session, stream *s, const stream_step *steps, mac_times *times)
 {
     double spent = 0.0;
     /* Slots forked from the first get rings of their own. */
@@ -91,32 +93,32 @@ static void measure(bench_run *run, stream *s, const stream_step *steps, mac_tim
         stream_rewind(s, slot);
         (void)stream_decode_us(s, &steps[0]);
     }
-    tool_expect(s->m, macattn_stats_reset(s->m), "macattn_stats_reset");
+    die_unless_ok(s->m, macattn_stats_reset(s->m), "macattn_stats_reset");
     int64_t rep = 0, planned = 0;
-    for (; !bench_enough(run, rep, spent); rep++) {
+    for (; !bench_enough(session, rep, spent); rep++) {
         const stream_step *step = &steps[rep % N_STEPS];
         int32_t slot = (int32_t)(rep % s->n_slots);
-        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(run, rep, spent)) {
-            bench_step_progress(run, "measuring", rep, spent);
-            tool_samples_add(&times->ceiling, machine_read_gbps(run->team));
+        if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(session, rep, spent)) {
+            bench_step_progress(session, "measuring", rep, spent);
+            sample_list_add(&times->ceiling, machine_read_gbps(session->team));
             /* Wakes the threads, and leaves no ring in the caches. */
             stream_plan_exact(s, (slot + s->n_slots / 2) % s->n_slots);
             (void)stream_exact_us(s, step);
         }
         stream_rewind(s, slot);
         double us = stream_decode_us(s, step);
-        tool_samples_add(&times->us, us);
+        sample_list_add(&times->us, us);
         times->bytes += stream_bytes(s, step);
         for (int32_t head = 0; head < s->cfg.n_heads; head++) {
             planned += step->source[head] >= 0;
         }
         stream_plan_exact(s, (slot + s->n_slots / 2) % s->n_slots);
         double exact = stream_exact_us(s, step);
-        tool_samples_add(&times->exact, exact);
+        sample_list_add(&times->exact, exact);
         spent += us + exact;
     }
     macattn_stats stats = {.struct_size = sizeof stats};
-    tool_expect(s->m, macattn_stats_get(s->m, -1, -1, &stats), "macattn_stats_get");
+    die_unless_ok(s->m, macattn_stats_get(s->m, -1, -1, &stats), "macattn_stats_get");
     times->bytes /= (double)rep;
     /* The policy budget refuses hits now and then, to learn. */
     const bool known =
@@ -127,8 +129,8 @@ static void measure(bench_run *run, stream *s, const stream_step *steps, mac_tim
     times->skipped = (double)stats.tokens_skipped / (double)stats.tokens_total;
 }
 
-static void print_row(bench_run *run, const bench_shape *shape, const stream *s, double asked,
-                      const mac_times *times)
+static void print_row(bench_session *session, const bench_shape *shape, const stream *s,
+                      double asked, const mac_times *times)
 {
     cJSON *row = report_row();
     bench_add_shape(row, shape);
@@ -137,7 +139,7 @@ static void print_row(bench_run *run, const bench_shape *shape, const stream *s,
     report_add_real(row, budget ? "budget" : "tau", (double)(budget ? s->cfg.budget : s->cfg.tau));
     report_add_int(row, "ring", s->cfg.ring);
     report_add_int(row, "band", s->cfg.band);
-    report_add_text(row, "misses", is_clustered(run) ? "clustered" : "scattered");
+    report_add_text(row, "misses", is_clustered(session) ? "clustered" : "scattered");
     report_add_real(row, "hit_ratio_asked", asked);
     report_add_real(row, "hit_ratio", times->hit_ratio);
     report_add_real(row, "tokens_skipped_share", times->skipped);
@@ -145,83 +147,85 @@ static void print_row(bench_run *run, const bench_shape *shape, const stream *s,
     report_add_int(row, "reps", (int64_t)times->us.n);
     bench_add_times(row, "", &times->us);
     bench_add_times(row, "exact_", &times->exact);
-    double us = tool_samples_median(&times->us), exact = tool_samples_median(&times->exact);
+    double us = sample_list_median(&times->us), exact = sample_list_median(&times->exact);
     report_add_real(row, "speedup_vs_exact", exact / us);
     bench_add_times(row, "match_", &times->match);
-    report_add_real(row, "match_share", tool_samples_median(&times->match) / us);
+    report_add_real(row, "match_share", sample_list_median(&times->match) / us);
     report_add_real(row, "judge_us_mean", budget ? times->judge_us : (double)NAN);
 
     /* K and V that the step has to read, and the compressed ring queries. */
     double ring = (double)s->cfg.ring * s->cfg.n_heads * s->cfg.head_dim;
-    double ceiling = tool_samples_median(&times->ceiling);
+    double ceiling = sample_list_median(&times->ceiling);
     report_add_int(row, "kv_bytes", (int64_t)times->bytes);
     report_add_int(row, "bytes", (int64_t)(times->bytes + ring));
     report_add_real(row, "gbps", (times->bytes + ring) / us * 1e-3);
     report_add_real(row, "ceiling_gbps", ceiling);
     report_add_real(row, "ceiling_share", (times->bytes + ring) / us * 1e-3 / ceiling);
     report_add_real(row, "error", times->error);
-    report_add_machine(row, &run->machine, s->cfg.isa);
-    report_print(&run->report, row);
+    report_add_machine(row, &session->machine, s->cfg.isa);
+    report_print(&session->report, row);
 }
 
-static void hit_ratio_row(bench_run *run, const bench_shape *shape, stream *s, double hit_ratio)
+static void hit_ratio_row(bench_session *session, const bench_shape *shape, stream *s,
+                          double hit_ratio)
 {
-    const bench_options *o = run->options;
-    tool_rng rng = {(uint64_t)o->seed + 1};
+    const bench_options *o = session->options;
+    random_state rng = {(uint64_t)o->seed + 1};
     stream_step steps[N_STEPS];
     mac_times times = {0};
     for (int i = 0; i < N_STEPS; i++) {
-        steps[i] = stream_step_create(s, hit_ratio, is_clustered(run), false, &rng);
+        steps[i] = stream_step_create(s, hit_ratio, is_clustered(session), false, &rng);
     }
-    if (check(run, s, steps, &times)) {
-        stream_match_times(run, shape, s->cfg.ring, hit_ratio, SEARCH_TIME_US, &times.match);
-        measure(run, s, steps, &times);
+    if (check(session, s, steps, &times)) {
+        stream_match_times(session, shape, s->cfg.ring, hit_ratio, SEARCH_TIME_US, &times.match);
+        measure(session, s, steps, &times);
     } else {
         times.wrong = -1;
     }
     if (times.wrong == 0 || !o->check) {
-        print_row(run, shape, s, hit_ratio, &times);
+        print_row(session, shape, s, hit_ratio, &times);
     } else {
         report_progress_clear();
         if (times.wrong > 0) {
-            fprintf(stderr, "macattn: bench: %lld decisions are wrong; no time\n",
-                    (long long)times.wrong);
+            say("bench: %lld decisions are wrong; no time", (long long)times.wrong);
         }
-        run->n_failed++;
+        session->n_failed++;
     }
     for (int i = 0; i < N_STEPS; i++) {
         stream_step_free(&steps[i]);
     }
-    tool_samples_free(&times.us);
-    tool_samples_free(&times.exact);
-    tool_samples_free(&times.ceiling);
-    tool_samples_free(&times.match);
+    sample_list_free(&times.us);
+    sample_list_free(&times.exact);
+    sample_list_free(&times.ceiling);
+    sample_list_free(&times.match);
 }
 
-static void mac_shape(bench_run *run, const bench_shape *shape)
+static void mac_shape(bench_session *session, const bench_shape *shape)
 {
-    const bench_options *o = run->options;
-    const int32_t ring = bench_mac_ring(run, shape);
+    const bench_options *o = session->options;
+    const int32_t ring = bench_mac_ring(session, shape);
     stream s;
     for (int i = 0; i < o->hit_ratio.n; i++) {
         /* What the policy budget has learnt of one hit ratio is not to judge the next one. */
         if (i == 0 || o->policy == MACATTN_POLICY_BUDGET) {
             if (i > 0) stream_destroy(&s);
-            stream_create(run, shape, ring, shape->context, slots_wanted(run, shape), 0, &s);
+            stream_create(session, shape, ring, shape->context, slots_wanted(session, shape), 0,
+                          &s);
         }
-        hit_ratio_row(run, shape, &s, o->hit_ratio.values[i]);
+        hit_ratio_row(session, shape, &s, o->hit_ratio.values[i]);
     }
     stream_destroy(&s);
 }
 
-int bench_mac(bench_run *run)
+int bench_mac(bench_session *session)
 {
-    run->report.columns = columns;
-    if (run->options->batch.n > 1 || run->options->batch.values[0] != 1 || run->options->peer ||
-        run->options->page_size > 0 || run->options->n_queries > 1) {
-        tool_die(TOOL_USAGE,
-                 "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
+    session->report.columns = columns;
+    if (session->options->batch.n > 1 || session->options->batch.values[0] != 1 ||
+        session->options->peer || session->options->page_size > 0 ||
+        session->options->n_queries > 1) {
+        die(EXIT_USAGE,
+            "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
     }
-    bench_each_shape(run, mac_shape);
-    return run->n_failed == 0 ? TOOL_OK : TOOL_FAILED;
+    bench_each_shape(session, mac_shape);
+    return session->n_failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

@@ -5,6 +5,6 @@
 
 #include "bench.h"
 
-int bench_mac(bench_run *run);
+int bench_mac(bench_session *session);
 
 #endif /* MACATTN_TOOLS_BENCH_MAC_H */

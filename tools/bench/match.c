@@ -4,6 +4,8 @@
  * The public interface has no search of its own. It is measured as what a decode costs more with a
  * full ring than with a ring of one entry, everything else being the same (stream.h). */
 #include "match.h"
+#include "common/samples.h"
+#include "common/say.h"
 #include "stream.h"
 
 static const report_column columns[] = {{"heads", "heads", 7, 0},
@@ -18,15 +20,16 @@ static const report_column columns[] = {{"heads", "heads", 7, 0},
                                         {"ceiling_share", "share", 6, 3},
                                         {0}};
 
-static void match_row(bench_run *run, const bench_shape *shape, int32_t ring, double hit_ratio)
+static void match_row(bench_session *session, const bench_shape *shape, int32_t ring,
+                      double hit_ratio)
 {
-    tool_samples us = {0}, ceiling = {0};
+    sample_list us = {0}, ceiling = {0};
     for (int i = 0; i < 5; i++) {
-        tool_samples_add(&ceiling, machine_read_gbps(run->team));
+        sample_list_add(&ceiling, machine_read_gbps(session->team));
     }
-    stream_match_times(run, shape, ring, hit_ratio, run->options->min_time * 1e6, &us);
+    stream_match_times(session, shape, ring, hit_ratio, session->options->min_time * 1e6, &us);
     for (int i = 0; i < 5; i++) {
-        tool_samples_add(&ceiling, machine_read_gbps(run->team));
+        sample_list_add(&ceiling, machine_read_gbps(session->team));
     }
     cJSON *row = report_row();
     bench_add_shape(row, shape);
@@ -36,30 +39,31 @@ static void match_row(bench_run *run, const bench_shape *shape, int32_t ring, do
     bench_add_times(row, "", &us);
     /* One byte a value. A search that stops early reads less. */
     double bytes = (double)ring * shape->heads.n_heads * shape->head_dim;
-    double gbps = bytes / tool_samples_median(&us) * 1e-3;
+    double gbps = bytes / sample_list_median(&us) * 1e-3;
     report_add_int(row, "bytes", (int64_t)bytes);
     report_add_real(row, "gbps", gbps);
-    report_add_real(row, "ceiling_gbps", tool_samples_median(&ceiling));
-    report_add_real(row, "ceiling_share", gbps / tool_samples_median(&ceiling));
-    report_add_machine(row, &run->machine, run->options->isa ? run->options->isa : "best");
-    report_print(&run->report, row);
-    tool_samples_free(&us);
-    tool_samples_free(&ceiling);
+    report_add_real(row, "ceiling_gbps", sample_list_median(&ceiling));
+    report_add_real(row, "ceiling_share", gbps / sample_list_median(&ceiling));
+    report_add_machine(row, &session->machine,
+                       session->options->isa ? session->options->isa : "best");
+    report_print(&session->report, row);
+    sample_list_free(&us);
+    sample_list_free(&ceiling);
 }
 
-static void match_shape(bench_run *run, const bench_shape *shape)
+static void match_shape(bench_session *session, const bench_shape *shape)
 {
-    const bench_options *o = run->options;
+    const bench_options *o = session->options;
     for (int i = 0; i < o->ring.n; i++) {
         for (int j = 0; j < o->hit_ratio.n; j++) {
-            match_row(run, shape, (int32_t)o->ring.values[i], o->hit_ratio.values[j]);
+            match_row(session, shape, (int32_t)o->ring.values[i], o->hit_ratio.values[j]);
         }
     }
 }
 
-int bench_match(bench_run *run)
+int bench_match(bench_session *session)
 {
-    run->report.columns = columns;
-    bench_each_shape(run, match_shape);
-    return TOOL_OK;
+    session->report.columns = columns;
+    bench_each_shape(session, match_shape);
+    return EXIT_OK;
 }

@@ -5,6 +5,6 @@
 
 #include "bench.h"
 
-int bench_match(bench_run *run);
+int bench_match(bench_session *session);
 
 #endif /* MACATTN_TOOLS_BENCH_MATCH_H */

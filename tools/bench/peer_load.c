@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "common/tool.h"
+#include "common/say.h"
 
 /* The directory of fetch/get-llama.sh, which names the version. */
 #define GGML_DIR "llama.cpp-0.3.36"
@@ -39,17 +39,16 @@ const peer_api *peer_load(const char *name)
 {
     char dir[2048], path[2304];
     if (strcmp(name, "ggml") != 0) {
-        tool_die(TOOL_USAGE, "there is no peer '%s'; known: ggml", name);
+        die(EXIT_USAGE, "there is no peer '%s'; known: ggml", name);
     }
     peer_dir(dir, sizeof dir);
     snprintf(path, sizeof path, "%s/libmacattn-peer-%s.so", dir, name);
     if (access(path, R_OK) != 0) {
-        tool_die(TOOL_FAILED, "the peer '%s' is not at %s; run fetch/get-llama.sh first", name,
-                 path);
+        die(EXIT_FAILED, "the peer '%s' is not at %s; run fetch/get-llama.sh first", name, path);
     }
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library) {
-        tool_die(TOOL_FAILED, "cannot load the peer: %s; run fetch/get-llama.sh again", dlerror());
+        die(EXIT_FAILED, "cannot load the peer: %s; run fetch/get-llama.sh again", dlerror());
     }
     /* POSIX lets a void pointer hold a function; C wants it said this way. */
     peer_entry entry = NULL;
@@ -57,7 +56,7 @@ const peer_api *peer_load(const char *name)
     memcpy(&entry, &symbol, sizeof entry);
     const peer_api *api = entry ? entry() : NULL;
     if (!api || api->abi != MACATTN_PEER_ABI) {
-        tool_die(TOOL_FAILED, "%s is of another version; run fetch/get-llama.sh again", path);
+        die(EXIT_FAILED, "%s is of another version; run fetch/get-llama.sh again", path);
     }
     return api;
 }

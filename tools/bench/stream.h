@@ -8,6 +8,8 @@
 #define MACATTN_TOOLS_BENCH_STREAM_H
 
 #include "bench.h"
+#include "common/random.h"
+#include "common/samples.h"
 
 /* What the queries of one step do. */
 typedef struct stream_step {
@@ -26,14 +28,14 @@ typedef struct stream {
 } stream;
 
 /* `n_slots` are usable with stream_decode; `more_slots` are left empty. */
-void stream_create(bench_run *run, const bench_shape *shape, int32_t ring, int64_t n_tokens,
+void stream_create(bench_session *session, const bench_shape *shape, int32_t ring, int64_t n_tokens,
                    int32_t n_slots, int32_t more_slots, stream *s);
 void stream_destroy(stream *s);
 
 /* A step in which hit_ratio of the heads hit. With `same` all of them repeat the query of the same
  * position. */
 stream_step stream_step_create(const stream *s, double hit_ratio, bool clustered, bool same,
-                               tool_rng *rng);
+                               random_state *rng);
 void stream_step_free(stream_step *step);
 
 /* Puts the slot back to before the step and plans the step: not part of what is timed. */
@@ -55,7 +57,7 @@ double stream_bytes(const stream *s, const stream_step *step);
 
 /* The search's time under a step like these: what a full ring costs more than a ring that holds only
  * the one entry the hits use. One sample for each repetition, until they took `min_us`. */
-void stream_match_times(bench_run *run, const bench_shape *shape, int32_t ring, double hit_ratio,
-                        double min_us, tool_samples *us);
+void stream_match_times(bench_session *session, const bench_shape *shape, int32_t ring, double hit_ratio,
+                        double min_us, sample_list *us);
 
 #endif /* MACATTN_TOOLS_BENCH_STREAM_H */

@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/memory.h"
+#include "common/say.h"
+
 #define ROW_STEP 256      /* llama.cpp pads a cache's length to this */
 #define Q8_BLOCK 32       /* values of a q8_0 block */
 #define Q8_BLOCK_BYTES 34 /* an f16 scale and 32 int8 */
@@ -95,43 +98,43 @@ void tensors_encode(macattn_dtype dtype, const float *values, size_t n, void *ou
     }
 }
 
-void tensors_fill_normal(float *values, size_t n, tool_rng *rng)
+void tensors_fill_normal(float *values, size_t n, random_state *rng)
 {
     for (size_t i = 0; i < n; i++) {
-        values[i] = tool_random_normal(rng);
+        values[i] = random_normal(rng);
     }
 }
 
 /* Gigabytes have to be filled: pieces of 8 values (32 for q8_0) are drawn from a table of them. */
 #define TABLE_PIECES 8192
 
-static void fill_random(macattn_dtype dtype, char *out, size_t bytes, tool_rng *rng)
+static void fill_random(macattn_dtype dtype, char *out, size_t bytes, random_state *rng)
 {
     size_t piece = dtype == MACATTN_DTYPE_Q8_0 ? Q8_BLOCK : 8;
     size_t piece_bytes = macattn_dtype_row_bytes(dtype, (int64_t)piece);
-    float *values = tool_alloc(TABLE_PIECES * piece * sizeof *values);
-    char *table = tool_alloc(TABLE_PIECES * piece_bytes);
+    float *values = memory_alloc(TABLE_PIECES * piece * sizeof *values);
+    char *table = memory_alloc(TABLE_PIECES * piece_bytes);
     tensors_fill_normal(values, TABLE_PIECES * piece, rng);
     tensors_encode(dtype, values, TABLE_PIECES * piece, table);
     for (size_t at = 0; at + piece_bytes <= bytes; at += piece_bytes) {
-        size_t pick = (size_t)(tool_random(rng) % TABLE_PIECES);
+        size_t pick = (size_t)(random_next(rng) % TABLE_PIECES);
         memcpy(out + at, table + pick * piece_bytes, piece_bytes);
     }
     free(values);
     free(table);
 }
 
-size_t tensors_kv_bytes(tool_kv_types types, int32_t n_kv_heads, int32_t head_dim,
-                        int32_t v_head_dim, int64_t n_tokens)
+size_t tensors_kv_bytes(kv_types types, int32_t n_kv_heads, int32_t head_dim, int32_t v_head_dim,
+                        int64_t n_tokens)
 {
     return (size_t)n_tokens * (size_t)n_kv_heads *
            (macattn_dtype_row_bytes(types.k, head_dim) +
             macattn_dtype_row_bytes(types.v, v_head_dim));
 }
 
-void tensors_kv_create(tensors_kv *kv, tool_kv_types types, int32_t n_kv_heads, int32_t head_dim,
+void tensors_kv_create(tensors_kv *kv, kv_types types, int32_t n_kv_heads, int32_t head_dim,
                        int32_t v_head_dim, int32_t n_sequences, int64_t n_tokens, int32_t n_layers,
-                       bool huge, bool first_only, tool_rng *rng)
+                       bool huge, bool first_only, random_state *rng)
 {
     *kv = (tensors_kv){.n_kv_heads = n_kv_heads,
                        .head_dim = head_dim,
@@ -143,17 +146,17 @@ void tensors_kv_create(tensors_kv *kv, tool_kv_types types, int32_t n_kv_heads, 
     kv->k_row = macattn_dtype_row_bytes(types.k, head_dim) * (size_t)n_kv_heads;
     kv->v_row = macattn_dtype_row_bytes(types.v, v_head_dim) * (size_t)n_kv_heads;
     if (kv->k_row == 0 || kv->v_row == 0) {
-        tool_die(TOOL_USAGE, "a head of %d and %d values cannot be stored as %s and %s", head_dim,
-                 v_head_dim, tool_dtype_name(types.k), tool_dtype_name(types.v));
+        die(EXIT_USAGE, "a head of %d and %d values cannot be stored as %s and %s", head_dim,
+            v_head_dim, macattn_dtype_name(types.k), macattn_dtype_name(types.v));
     }
     size_t k_sequence = kv->k_row * (size_t)kv->n_rows, v_sequence = kv->v_row * (size_t)kv->n_rows;
     kv->k_bytes = k_sequence * (size_t)n_sequences;
     kv->v_bytes = v_sequence * (size_t)n_sequences;
-    kv->k = tool_alloc((size_t)n_layers * sizeof *kv->k);
-    kv->v = tool_alloc((size_t)n_layers * sizeof *kv->v);
+    kv->k = memory_alloc((size_t)n_layers * sizeof *kv->k);
+    kv->v = memory_alloc((size_t)n_layers * sizeof *kv->v);
     for (int32_t layer = 0; layer < n_layers; layer++) {
-        kv->k[layer] = tool_map(kv->k_bytes, huge);
-        kv->v[layer] = tool_map(kv->v_bytes, huge);
+        kv->k[layer] = memory_map(kv->k_bytes, huge);
+        kv->v[layer] = memory_map(kv->v_bytes, huge);
         fill_random(types.k, kv->k[layer], first_only ? k_sequence : kv->k_bytes, rng);
         fill_random(types.v, kv->v[layer], first_only ? v_sequence : kv->v_bytes, rng);
     }
@@ -162,8 +165,8 @@ void tensors_kv_create(tensors_kv *kv, tool_kv_types types, int32_t n_kv_heads, 
 void tensors_kv_destroy(tensors_kv *kv)
 {
     for (int32_t layer = 0; layer < kv->n_layers; layer++) {
-        tool_unmap(kv->k[layer], kv->k_bytes);
-        tool_unmap(kv->v[layer], kv->v_bytes);
+        memory_unmap(kv->k[layer], kv->k_bytes);
+        memory_unmap(kv->v[layer], kv->v_bytes);
     }
     free(kv->k);
     free(kv->v);

@@ -12,8 +12,11 @@
 #include <string.h>
 
 #include "ceiling.h"
+#include "clock.h"
 #include "machine.h"
-#include "tool.h"
+#include "memory.h"
+#include "samples.h"
+#include "say.h"
 
 #if defined(__x86_64__)
 #    include <immintrin.h>
@@ -295,10 +298,10 @@ static double team_run_us(machine_team *team, team_work work)
 {
     team->work = work;
     pthread_barrier_wait(&team->barrier);
-    double start = tool_now_us();
+    double start = clock_now_us();
     work(team, 0);
     pthread_barrier_wait(&team->barrier);
-    return tool_now_us() - start;
+    return clock_now_us() - start;
 }
 
 static void read_part(machine_team *team, int thread)
@@ -357,16 +360,16 @@ static void choose_variant(machine_team *team)
         for (size_t j = 0; j < sizeof streams / sizeof streams[0]; j++) {
             team->ahead = distances[i];
             team->streams = streams[j];
-            tool_samples rates = {0};
+            sample_list rates = {0};
             for (int pass = 0; pass < 3; pass++) {
-                tool_samples_add(&rates, machine_read_gbps(team));
+                sample_list_add(&rates, machine_read_gbps(team));
             }
-            if (tool_samples_median(&rates) > best) {
-                best = tool_samples_median(&rates);
+            if (sample_list_median(&rates) > best) {
+                best = sample_list_median(&rates);
                 best_streams = team->streams;
                 best_ahead = team->ahead;
             }
-            tool_samples_free(&rates);
+            sample_list_free(&rates);
         }
     }
     team->streams = best_streams;
@@ -380,24 +383,24 @@ machine_team *machine_team_create(int n_threads)
 {
     machine_info info;
     machine_describe(&info);
-    machine_team *team = tool_alloc(sizeof *team);
+    machine_team *team = memory_alloc(sizeof *team);
     team->n_threads = n_threads;
-    team->threads = tool_alloc((size_t)n_threads * sizeof *team->threads);
-    team->members = tool_alloc((size_t)n_threads * sizeof *team->members);
+    team->threads = memory_alloc((size_t)n_threads * sizeof *team->threads);
+    team->members = memory_alloc((size_t)n_threads * sizeof *team->members);
     team->fma = best_fma();
     /* A last-level cache may be larger than a virtual machine is told: far larger is safe. */
     team->bytes = MACHINE_COLD_BYTES > 8 * info.llc ? MACHINE_COLD_BYTES : 8 * info.llc;
     if (team->bytes > info.memory / 8) {
         team->bytes = (size_t)(info.memory / 8);
     }
-    team->buffer = tool_map(team->bytes, false);
+    team->buffer = memory_map(team->bytes, false);
     if (pthread_barrier_init(&team->barrier, NULL, (unsigned)n_threads) != 0) {
-        tool_die(TOOL_FAILED, "cannot make a barrier for %d threads", n_threads);
+        die(EXIT_FAILED, "cannot make a barrier for %d threads", n_threads);
     }
     for (int i = 1; i < n_threads; i++) {
         team->members[i] = (struct team_member){team, i};
         if (pthread_create(&team->threads[i - 1], NULL, team_loop, &team->members[i]) != 0) {
-            tool_die(TOOL_FAILED, "cannot start thread %d", i);
+            die(EXIT_FAILED, "cannot start thread %d", i);
         }
     }
     (void)team_run_us(team, touch_part);
@@ -416,7 +419,7 @@ void machine_team_destroy(machine_team *team)
         pthread_join(team->threads[i - 1], NULL);
     }
     pthread_barrier_destroy(&team->barrier);
-    tool_unmap(team->buffer, team->bytes);
+    memory_unmap(team->buffer, team->bytes);
     free(team->threads);
     free(team->members);
     free(team);

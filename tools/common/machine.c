@@ -7,7 +7,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "tool.h"
+#include "parse.h"
 
 static void read_line(const char *path, char *line, size_t size)
 {
@@ -56,11 +56,11 @@ static size_t cache_bytes(int level)
         int64_t its_level = 0, kib = 0;
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/level", i);
         read_line(path, text, sizeof text);
-        (void)tool_parse_int(text, 1, 8, &its_level);
+        (void)parse_int(text, 1, 8, &its_level);
         snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/size", i);
         read_line(path, text, sizeof text);
         text[strcspn(text, "K")] = '\0';
-        (void)tool_parse_int(text, 1, 1 << 30, &kib);
+        (void)parse_int(text, 1, 1 << 30, &kib);
         if (level == 0 ? (size_t)kib * 1024 > found : its_level == level) {
             found = (size_t)kib * 1024;
         }

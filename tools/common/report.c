@@ -10,12 +10,12 @@
 
 #include "commit.h"
 #include "macattn/macattn.h"
-#include "tool.h"
+#include "say.h"
 
 static cJSON *check(cJSON *item)
 {
     if (!item) {
-        tool_die(TOOL_FAILED, "out of memory");
+        die(EXIT_FAILED, "out of memory");
     }
     return item;
 }
@@ -51,7 +51,7 @@ void report_add_machine(cJSON *row, const machine_info *machine, const char *isa
 {
     report_add_text(row, "isa", isa);
     report_add_text(row, "version", macattn_version());
-    report_add_text(row, "commit", TOOL_COMMIT);
+    report_add_text(row, "commit", MACATTN_COMMIT);
     report_add_text(row, "cpu", machine->cpu);
     report_add_int(row, "cpus", machine->n_cpus);
     report_add_int(row, "l2_bytes", (int64_t)machine->l2);
@@ -97,7 +97,7 @@ void report_print(report *r, cJSON *row)
     if (r->json) {
         char *text = cJSON_PrintUnformatted(row);
         if (!text) {
-            tool_die(TOOL_FAILED, "out of memory");
+            die(EXIT_FAILED, "out of memory");
         }
         puts(text);
         cJSON_free(text);

@@ -5,17 +5,18 @@
 #include <string.h>
 
 #include "commands.h"
-#include "common/options.h"
+#include "common/parse.h"
+#include "common/say.h"
 #include "score.h"
 #include "session.h"
 
-#define MAX_SETTINGS (2 * TOOL_LIST_MAX + 1)
+#define MAX_SETTINGS (2 * LIST_MAX + 1)
 
 typedef struct eval_arguments {
     eval_common common;
     bool wanted[3]; /* by policy */
     bool any_policy;
-    tool_real_list taus, budgets;
+    real_list taus, budgets;
     bool free_run, heads;
     double temperature;
 } eval_arguments;
@@ -37,9 +38,9 @@ static void parse_policies(struct argp_state *state, eval_arguments *o, const ch
 {
     char item[32];
     const char *rest = arg;
-    while (tool_next_item(&rest, item, sizeof item)) {
+    while (parse_next_item(&rest, item, sizeof item)) {
         macattn_policy policy;
-        if (!option_parse_policy(item, &policy)) {
+        if (macattn_policy_find(item, &policy) != MACATTN_OK) {
             argp_error(state, "--policy does not take '%s'", item);
             return;
         }
@@ -54,17 +55,17 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
     case KEY_POLICY: parse_policies(state, o, arg); return 0;
     case KEY_TAU:
-        if (!tool_parse_real_list(arg, 0.0, 1.0, &o->taus)) {
+        if (!parse_real_list(arg, 0.0, 1.0, &o->taus)) {
             argp_error(state, "--tau does not take '%s'", arg);
         }
         return 0;
     case KEY_BUDGET:
-        if (!tool_parse_real_list(arg, 0.0, 1.0, &o->budgets)) {
+        if (!parse_real_list(arg, 0.0, 1.0, &o->budgets)) {
             argp_error(state, "--budget does not take '%s'", arg);
         }
         return 0;
     case KEY_TEMPERATURE:
-        if (!tool_parse_real(arg, 0.0, 100.0, &o->temperature)) {
+        if (!parse_real(arg, 0.0, 100.0, &o->temperature)) {
             argp_error(state, "--temperature does not take '%s'", arg);
         }
         return 0;
@@ -77,21 +78,21 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 static void check(const eval_arguments *o)
 {
     if (o->taus.n && !o->wanted[MACATTN_POLICY_PAPER]) {
-        tool_die(TOOL_USAGE, "eval: --tau is for --policy paper");
+        die(EXIT_USAGE, "eval: --tau is for --policy paper");
     }
     if (o->budgets.n && !o->wanted[MACATTN_POLICY_BUDGET]) {
-        tool_die(TOOL_USAGE, "eval: --budget is for --policy budget");
+        die(EXIT_USAGE, "eval: --budget is for --policy budget");
     }
     if (o->temperature > 0.0 && !o->free_run) {
-        tool_die(TOOL_USAGE, "eval: --temperature is for --free-run");
+        die(EXIT_USAGE, "eval: --temperature is for --free-run");
     }
     if (o->common.model && o->common.n_texts == 0) {
-        tool_die(TOOL_USAGE, "eval: --text is missing: a file with text of the kind you use");
+        die(EXIT_USAGE, "eval: --text is missing: a file with text of the kind you use");
     }
 }
 
 static int add_settings(macattn_ggml_options *settings, int n, const macattn_ggml_options *like,
-                        macattn_policy policy, const tool_real_list *values)
+                        macattn_policy policy, const real_list *values)
 {
     for (int i = 0; i < (values->n ? values->n : 1); i++) {
         macattn_ggml_options *s = &settings[n++];
@@ -112,7 +113,7 @@ static int add_settings(macattn_ggml_options *settings, int n, const macattn_ggm
 static int make_settings(const eval_arguments *o, const macattn_ggml_options *like,
                          macattn_ggml_options *settings)
 {
-    static const tool_real_list none = {.n = 0};
+    static const real_list none = {.n = 0};
     int n = 0;
     if (o->wanted[MACATTN_POLICY_EXACT]) {
         n = add_settings(settings, n, like, MACATTN_POLICY_EXACT, &none);
@@ -135,7 +136,7 @@ static void print_floor(const eval_result *r)
     }
 }
 
-static void run(const eval_arguments *o)
+static void evaluate(const eval_arguments *o)
 {
     eval_session session;
     macattn_ggml_options settings[MAX_SETTINGS];
@@ -183,12 +184,12 @@ int command_eval(int argc, char **argv)
     }
     eval_arguments o = {.any_policy = false};
     eval_common_defaults(&o.common);
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &o);
     if (!o.any_policy) {
         o.wanted[MACATTN_POLICY_PAPER] = true;
     }
     check(&o);
-    run(&o);
-    return TOOL_OK;
+    evaluate(&o);
+    return EXIT_OK;
 }

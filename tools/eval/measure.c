@@ -4,36 +4,40 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/options.h"
+#include "common/clock.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "common/samples.h"
+#include "common/say.h"
 #include "logits.h"
 
 /* -------------------------------------------------------------------------------------- passes -- */
 
 /* One window's measurement. */
-typedef struct run {
+typedef struct measurement {
     eval_model *m;
     const eval_plan *plan;
     const int32_t *prompt;
     int32_t *tokens; /* [n_tokens + 1] from the prompt's end on */
     logit_store baseline, policy;
-} run;
+} measurement;
 
 /* Compute the tokens after the prompt under `options`, and keep all logits. */
-static void pass(run *r, const macattn_ggml_options *options, bool by_ggml, bool writes,
-                 logit_store *store, tool_samples *us)
+static void pass(measurement *r, const macattn_ggml_options *options, bool by_ggml, bool writes,
+                 logit_store *store, sample_list *us)
 {
     const size_t row = (size_t)store->vocab * sizeof(float);
-    tool_rng rng = {.state = r->plan->seed};
+    random_state rng = {.state = r->plan->seed};
     eval_model_rewind(r->m, options, by_ggml);
     for (int64_t i = 0; i < r->plan->n_tokens; i++) {
         if (i % 16 == 0) {
             report_progress("%s, %s: %lld of %lld tokens", r->plan->what,
-                            by_ggml ? "ggml" : option_policy_name(options->policy), (long long)i,
+                            by_ggml ? "ggml" : macattn_policy_name(options->policy), (long long)i,
                             (long long)r->plan->n_tokens);
         }
-        const double start = tool_now_us();
+        const double start = clock_now_us();
         const float *logits = eval_model_step(r->m, r->tokens[i], by_ggml);
-        tool_samples_add(us, tool_now_us() - start);
+        sample_list_add(us, clock_now_us() - start);
         memcpy(logits_row(store, i), logits, row);
         if (writes) {
             r->tokens[i + 1] = eval_draw(r->m, logits, r->plan->temperature, &rng);
@@ -41,7 +45,7 @@ static void pass(run *r, const macattn_ggml_options *options, bool by_ggml, bool
     }
 }
 
-static void pass_baseline(run *r, const macattn_ggml_options *like, tool_samples *us)
+static void pass_baseline(measurement *r, const macattn_ggml_options *like, sample_list *us)
 {
     macattn_ggml_options options = *like;
     options.policy = MACATTN_POLICY_EXACT;
@@ -49,7 +53,7 @@ static void pass_baseline(run *r, const macattn_ggml_options *like, tool_samples
     pass(r, &options, r->plan->ggml_baseline, false, &r->baseline, us);
 }
 
-static metrics_step compare_at(const run *r, int64_t i)
+static metrics_step compare_at(const measurement *r, int64_t i)
 {
     return metrics_compare(logits_row(&r->baseline, i), logits_row(&r->policy, i),
                            r->baseline.vocab, r->tokens[i + 1]);
@@ -74,16 +78,16 @@ const char *eval_other_isa(void)
 
 /* How far exact attention is from itself when only the order of its sums differs. A model whose weights
  * are quantised rounds its activations coarsely, so that this is not nothing. */
-static void measure_floor(run *r, const macattn_ggml_options *like, eval_result *results,
+static void measure_floor(measurement *r, const macattn_ggml_options *like, eval_result *results,
                           int n_results)
 {
     macattn_ggml_options options = *like;
-    tool_samples us = {0};
+    sample_list us = {0};
     options.policy = MACATTN_POLICY_EXACT;
     options.isa = eval_other_isa();
     options.audit_every = options.count_bytes = 0;
     pass(r, &options, false, false, &r->policy, &us);
-    tool_samples_free(&us);
+    sample_list_free(&us);
     for (int64_t i = 0; i < r->plan->n_tokens; i++) {
         const metrics_step step = compare_at(r, i);
         for (int k = 0; k < n_results; k++) {
@@ -95,7 +99,7 @@ static void measure_floor(run *r, const macattn_ggml_options *like, eval_result 
 static void note_audit(void *user, int32_t layer, int32_t head, double error)
 {
     eval_result *result = user;
-    tool_samples_add(&result->heads[layer * result->n_heads + head].errors, error);
+    sample_list_add(&result->heads[layer * result->n_heads + head].errors, error);
 }
 
 static macattn_ggml_layer layer_of(const eval_model *m, int32_t l)
@@ -115,13 +119,13 @@ static void make_heads(const eval_model *m, eval_result *result)
         result->n_heads = layer.n_heads > result->n_heads ? layer.n_heads : result->n_heads;
     }
     if (!reuses) {
-        tool_die(TOOL_FAILED,
-                 "no layer of %s can reuse anything in llama.cpp: its queries before "
-                 "RoPE, or its cache's cells, cannot be had (docs/llama.cpp.md)",
-                 eval_model_name(m));
+        die(EXIT_FAILED,
+            "no layer of %s can reuse anything in llama.cpp: its queries before "
+            "RoPE, or its cache's cells, cannot be had (docs/llama.cpp.md)",
+            eval_model_name(m));
     }
     result->heads =
-        tool_alloc((size_t)result->n_layers * (size_t)result->n_heads * sizeof *result->heads);
+        memory_alloc((size_t)result->n_layers * (size_t)result->n_heads * sizeof *result->heads);
 }
 
 /* What the plug-in counted since the rewind. */
@@ -155,7 +159,7 @@ static void take_counts(const eval_model *m, const macattn_ggml_options *setting
     result->changes += counts.changes + counts.mismatches;
 }
 
-static void compare(const run *r, eval_result *result)
+static void compare(const measurement *r, eval_result *result)
 {
     const int64_t n = r->plan->n_tokens;
     for (int64_t i = 0; i < n; i++) {
@@ -170,7 +174,7 @@ static void compare(const run *r, eval_result *result)
     }
 }
 
-static void measure(run *r, const macattn_ggml_options *setting, eval_result *result)
+static void measure(measurement *r, const macattn_ggml_options *setting, eval_result *result)
 {
     macattn_ggml_options options = *setting;
     if (!result->heads) {
@@ -198,25 +202,25 @@ static bool same_prompt(const macattn_ggml_options *a, const macattn_ggml_option
 
 /* What one prompt's settings are compared with. The prompt is computed by parts that depend on ring and
  * band, and so rounds differently: every prompt has a baseline of its own. */
-static void measure_baseline(run *r, const macattn_ggml_options *settings, int first,
+static void measure_baseline(measurement *r, const macattn_ggml_options *settings, int first,
                              int n_settings, eval_result *results)
 {
-    tool_samples us = {0};
+    sample_list us = {0};
     pass_baseline(r, &settings[first], &us);
     for (int i = first; i < n_settings; i++) {
         for (size_t k = 0; k < us.n && same_prompt(&settings[i], &settings[first]); k++) {
-            tool_samples_add(&results[i].us_baseline, us.values[k]);
+            sample_list_add(&results[i].us_baseline, us.values[k]);
         }
     }
-    tool_samples_free(&us);
+    sample_list_free(&us);
     if (first == 0 && !r->plan->ggml_baseline && eval_other_isa()) {
         measure_floor(r, &settings[first], results, n_settings);
     }
 }
 
 /* The settings from `first` on whose prompt is that of `first`, unless an earlier one's was. */
-static void run_settings(run *r, const macattn_ggml_options *settings, int first, int n_settings,
-                         eval_result *results)
+static void measure_settings(measurement *r, const macattn_ggml_options *settings, int first,
+                             int n_settings, eval_result *results)
 {
     for (int i = 0; i < first; i++) {
         if (same_prompt(&settings[i], &settings[first])) {
@@ -241,8 +245,8 @@ void eval_measure_window(eval_model *m, const eval_plan *plan, const eval_window
                          const macattn_ggml_options *settings, int n_settings, eval_result *results)
 {
     const size_t n = (size_t)plan->n_tokens + 1;
-    run r = {.m = m, .plan = plan, .prompt = window->tokens};
-    r.tokens = tool_alloc(n * sizeof *r.tokens);
+    measurement r = {.m = m, .plan = plan, .prompt = window->tokens};
+    r.tokens = memory_alloc(n * sizeof *r.tokens);
     memcpy(r.tokens, window->tokens + plan->context, n * sizeof *r.tokens);
     r.baseline = logits_open(plan->n_tokens, eval_model_vocab(m));
     r.policy = logits_open(plan->n_tokens, eval_model_vocab(m));
@@ -250,7 +254,7 @@ void eval_measure_window(eval_model *m, const eval_plan *plan, const eval_window
         eval_model_prompt(m, window->tokens, plan->context, NULL, true);
     }
     for (int i = 0; i < n_settings; i++) {
-        run_settings(&r, settings, i, n_settings, results);
+        measure_settings(&r, settings, i, n_settings, results);
     }
     logits_close(&r.baseline);
     logits_close(&r.policy);

@@ -54,7 +54,7 @@ metrics_step metrics_compare(const float *exact, const float *policy, int32_t n,
 
 void metrics_add(metrics *m, const metrics_step *step)
 {
-    tool_samples_add(&m->kl, step->kl);
+    sample_list_add(&m->kl, step->kl);
     m->n_agree += step->agree;
     m->margin_max = fmax(m->margin_max, step->margin);
     m->n_targets += step->has_target;
@@ -64,11 +64,11 @@ void metrics_add(metrics *m, const metrics_step *step)
 
 void metrics_free(metrics *m)
 {
-    tool_samples_free(&m->kl);
+    sample_list_free(&m->kl);
     *m = (metrics){0};
 }
 
-double metrics_mean(const tool_samples *s)
+double metrics_mean(const sample_list *s)
 {
     double sum = 0.0;
     for (size_t i = 0; i < s->n; i++) {
@@ -77,7 +77,7 @@ double metrics_mean(const tool_samples *s)
     return s->n ? sum / (double)s->n : (double)NAN;
 }
 
-double metrics_max(const tool_samples *s)
+double metrics_max(const sample_list *s)
 {
     double max = (double)NAN;
     for (size_t i = 0; i < s->n; i++) {

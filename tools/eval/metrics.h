@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "common/tool.h"
+#include "common/samples.h"
 
 /* One position: `exact` is what is taken as right, `policy` what is judged. */
 typedef struct metrics_step {
@@ -27,7 +27,7 @@ int32_t metrics_argmax(const float *logits, int32_t n);
 
 /* Many positions. */
 typedef struct metrics {
-    tool_samples kl;
+    sample_list kl;
     size_t n_agree;
     double margin_max;
     size_t n_targets; /* positions with a token that follows */
@@ -46,7 +46,7 @@ double metrics_ppl_exact(const metrics *m);
 double metrics_ppl_policy(const metrics *m);
 
 /* Mean and largest of samples; NAN if there are none. */
-double metrics_mean(const tool_samples *s);
-double metrics_max(const tool_samples *s);
+double metrics_mean(const sample_list *s);
+double metrics_max(const sample_list *s);
 
 #endif /* MACATTN_TOOLS_EVAL_METRICS_H */

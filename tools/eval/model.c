@@ -9,7 +9,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/memory.h"
 #include "common/report.h"
+#include "common/say.h"
 #include "ggml-backend.h"
 #include "ggml.h"
 #include "llama.h"
@@ -65,12 +67,12 @@ static void find_plugin(const char *given, char *path, size_t size)
     if (given) {
         snprintf(path, size, "%s", given);
         if (access(path, R_OK) != 0) {
-            tool_die(TOOL_FAILED, "there is no plug-in %s", path);
+            die(EXIT_FAILED, "there is no plug-in %s", path);
         }
     } else if (!beside_program("plugins/ggml", path, size) &&
                !beside_program(EVAL_PLUGIN_FOLDER, path, size)) {
-        tool_die(TOOL_FAILED, "libggml-macattn.so is not where it was built or installed; "
-                              "--plugin says where it is");
+        die(EXIT_FAILED, "libggml-macattn.so is not where it was built or installed; "
+                         "--plugin says where it is");
     }
 }
 
@@ -88,7 +90,7 @@ static void load_ggml(void)
     unsetenv("GGML_BACKEND_PATH"); /* the plug-in is loaded by name, once */
     ggml_backend_load_all_from_path(*path ? dirname(path) : NULL);
     if (!ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU)) {
-        tool_die(TOOL_FAILED, "ggml has no CPU backend%s%s", *path ? " in " : "", path);
+        die(EXIT_FAILED, "ggml has no CPU backend%s%s", *path ? " in " : "", path);
     }
 }
 
@@ -97,13 +99,13 @@ static const macattn_ggml_interface *load_plugin(const char *path)
     ggml_backend_reg_t reg = ggml_backend_load(path);
     macattn_ggml_interface_t get = NULL;
     if (!reg) {
-        tool_die(TOOL_FAILED, "%s was not loaded%s%s", path, *last_error ? ": " : "", last_error);
+        die(EXIT_FAILED, "%s was not loaded%s%s", path, *last_error ? ": " : "", last_error);
     }
     void *function = ggml_backend_reg_get_proc_address(reg, MACATTN_GGML_INTERFACE);
     memcpy(&get, &function, sizeof get);
     const macattn_ggml_interface *plugin = get ? get(MACATTN_GGML_INTERFACE_VERSION) : NULL;
     if (!plugin) {
-        tool_die(TOOL_FAILED, "%s is of another version than this program", path);
+        die(EXIT_FAILED, "%s is of another version than this program", path);
     }
     return plugin;
 }
@@ -132,8 +134,8 @@ static struct llama_context *make_context(const eval_model *m, const eval_model_
     params.swa_full = true; /* tokens are taken back */
     struct llama_context *ctx = llama_init_from_model(m->model, params);
     if (!ctx) {
-        tool_die(TOOL_FAILED, "llama.cpp makes no context of %u tokens%s%s", params.n_ctx,
-                 *last_error ? ": " : "", last_error);
+        die(EXIT_FAILED, "llama.cpp makes no context of %u tokens%s%s", params.n_ctx,
+            *last_error ? ": " : "", last_error);
     }
     return ctx;
 }
@@ -144,7 +146,7 @@ static void make_contexts(eval_model *m, const eval_model_config *config)
     macattn_ggml_options options = eval_model_options(m);
     options.policy = MACATTN_POLICY_PAPER; /* so that it can be any */
     if (m->plugin->set_options(&options, error, sizeof error) != MACATTN_OK) {
-        tool_die(TOOL_FAILED, "the plug-in: %s", error);
+        die(EXIT_FAILED, "the plug-in: %s", error);
     }
     if (config->with_ggml) {
         m->plugin->enable(0);
@@ -154,7 +156,7 @@ static void make_contexts(eval_model *m, const eval_model_config *config)
     m->own.ctx = make_context(m, config);
     m->attention = m->plugin->newest();
     if (!m->attention) {
-        tool_die(TOOL_FAILED, "llama.cpp does not use the plug-in");
+        die(EXIT_FAILED, "llama.cpp does not use the plug-in");
     }
 }
 
@@ -167,7 +169,7 @@ static void take_name(eval_model *m, const char *path)
 eval_model *eval_model_open(const eval_model_config *config)
 {
     char path[PATH_MAX];
-    eval_model *m = tool_alloc(sizeof *m);
+    eval_model *m = memory_alloc(sizeof *m);
     find_plugin(config->plugin, path, sizeof path);
     llama_log_set(keep_error, NULL);
     load_ggml();
@@ -177,12 +179,12 @@ eval_model *eval_model_open(const eval_model_config *config)
     params.n_gpu_layers = 0;
     m->model = llama_model_load_from_file(config->model, params);
     if (!m->model) {
-        tool_die(TOOL_FAILED, "llama.cpp does not load %s%s%s", config->model,
-                 *last_error ? ": " : "", last_error);
+        die(EXIT_FAILED, "llama.cpp does not load %s%s%s", config->model, *last_error ? ": " : "",
+            last_error);
     }
     if (llama_model_has_encoder(m->model) || !llama_model_has_decoder(m->model) ||
         llama_model_is_recurrent(m->model)) {
-        tool_die(TOOL_FAILED, "%s is no model that decodes with attention", config->model);
+        die(EXIT_FAILED, "%s is no model that decodes with attention", config->model);
     }
     m->vocab = llama_model_get_vocab(m->model);
     m->n_threads = config->n_threads;
@@ -250,14 +252,14 @@ size_t eval_model_piece(const eval_model *m, int32_t token, char *out, size_t ro
 int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, size_t *n)
 {
     if (bytes > INT32_MAX) {
-        tool_die(TOOL_FAILED, "a document of %zu bytes is too long", bytes);
+        die(EXIT_FAILED, "a document of %zu bytes is too long", bytes);
     }
     /* No token is shorter than a byte. */
-    int32_t *tokens = tool_alloc((bytes + 16) * sizeof *tokens);
+    int32_t *tokens = memory_alloc((bytes + 16) * sizeof *tokens);
     const int32_t count =
         llama_tokenize(m->vocab, text, (int32_t)bytes, tokens, (int32_t)bytes + 16, false, false);
     if (count < 0) {
-        tool_die(TOOL_FAILED, "llama.cpp does not tokenise the text");
+        die(EXIT_FAILED, "llama.cpp does not tokenise the text");
     }
     *n = (size_t)count;
     return tokens;
@@ -289,8 +291,8 @@ static void decode(eval_model *m, eval_sequence *s, const int32_t *tokens, int32
     const int32_t status = llama_decode(s->ctx, batch);
     m->plugin->enable(1);
     if (status != 0) {
-        tool_die(TOOL_FAILED, "llama.cpp fails to decode at token %lld (status %d)%s%s",
-                 (long long)s->n, (int)status, *last_error ? ": " : "", last_error);
+        die(EXIT_FAILED, "llama.cpp fails to decode at token %lld (status %d)%s%s", (long long)s->n,
+            (int)status, *last_error ? ": " : "", last_error);
     }
     s->n += n;
 }
@@ -299,7 +301,7 @@ static void restart(eval_model *m, const macattn_ggml_options *options)
 {
     char error[256] = "";
     if (m->plugin->restart(m->attention, options, error, sizeof error) != MACATTN_OK) {
-        tool_die(TOOL_FAILED, "the plug-in: %s", error);
+        die(EXIT_FAILED, "the plug-in: %s", error);
     }
 }
 
@@ -325,7 +327,7 @@ void eval_model_prompt(eval_model *m, const int32_t *tokens, int64_t n,
     }
     compute_prompt(m, s);
     if (!by_ggml && m->plugin->keep(m->attention) != MACATTN_OK) {
-        tool_die(TOOL_FAILED, "no memory to keep what the prompt left to reuse");
+        die(EXIT_FAILED, "no memory to keep what the prompt left to reuse");
     }
 }
 

@@ -7,7 +7,7 @@
 
 #include <cjson/cJSON.h>
 
-#include "common/tool.h"
+#include "common/parse.h"
 #include "macattn/ggml.h"
 
 typedef struct eval_model eval_model;
@@ -15,7 +15,7 @@ typedef struct eval_model eval_model;
 typedef struct eval_model_config {
     const char *model;  /* a GGUF file */
     const char *plugin; /* libggml-macattn.so; NULL = the one built or installed with this program */
-    tool_kv_types kv;
+    kv_types kv;
     int n_threads;
     int64_t n_tokens; /* room of the cache */
     bool with_ggml;   /* a second context without the plug-in */

@@ -48,7 +48,7 @@ static const struct argp_option options_table[] = {
 static void integer(struct argp_state *state, const char *name, const char *arg, int64_t min,
                     int64_t max, int64_t *value)
 {
-    if (!tool_parse_int(arg, min, max, value)) {
+    if (!parse_int(arg, min, max, value)) {
         argp_error(state, "--%s does not take '%s'", name, arg);
     }
 }
@@ -79,14 +79,14 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_TEXT: add_text(state, o, arg); return 0;
     case KEY_PLUGIN: o->plugin = arg; return 0;
     case KEY_CONTEXT:
-        if (!tool_parse_int_list(arg, 1, most, &o->contexts)) {
+        if (!parse_int_list(arg, 1, most, &o->contexts)) {
             argp_error(state, "--context does not take '%s'", arg);
         }
         return 0;
     case KEY_TOKENS: integer(state, "tokens", arg, 2, most, &o->n_tokens); return 0;
     case KEY_WINDOWS: integer(state, "windows", arg, 1, EVAL_MAX_WINDOWS, &o->n_windows); return 0;
     case KEY_KV:
-        if (!tool_parse_kv(arg, &o->kv) || o->kv.k == MACATTN_DTYPE_F8_E4M3 ||
+        if (!parse_kv(arg, &o->kv) || o->kv.k == MACATTN_DTYPE_F8_E4M3 ||
             o->kv.v == MACATTN_DTYPE_F8_E4M3) {
             argp_error(state, "--kv does not take '%s'", arg);
         }

@@ -5,7 +5,7 @@
 
 #include <argp.h>
 
-#include "common/tool.h"
+#include "common/parse.h"
 
 #define EVAL_MAX_FILES 64
 #define EVAL_MAX_WINDOWS 256
@@ -14,10 +14,10 @@ typedef struct eval_common {
     const char *model, *plugin, *json;
     const char *texts[EVAL_MAX_FILES];
     int n_texts;
-    tool_int_list contexts;
+    int_list contexts;
     int64_t n_tokens, n_windows, n_threads, ring, band, min_tokens; /* -1 = default */
     int64_t audit_every, seed;
-    tool_kv_types kv;
+    kv_types kv;
     bool ggml_baseline;
 } eval_common;
 

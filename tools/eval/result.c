@@ -5,8 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "common/options.h"
-
 void eval_result_free(eval_result *r)
 {
     metrics_free(&r->all);
@@ -14,26 +12,26 @@ void eval_result_free(eval_result *r)
     metrics_free(&r->last);
     metrics_free(&r->floor);
     for (int i = 0; r->heads && i < r->n_layers * r->n_heads; i++) {
-        tool_samples_free(&r->heads[i].errors);
+        sample_list_free(&r->heads[i].errors);
     }
     free(r->heads);
-    tool_samples_free(&r->us);
-    tool_samples_free(&r->us_baseline);
+    sample_list_free(&r->us);
+    sample_list_free(&r->us_baseline);
     *r = (eval_result){0};
 }
 
 void eval_result_errors(const eval_result *r, double *mean, double *p99, double *max)
 {
-    tool_samples all = {0};
+    sample_list all = {0};
     for (int i = 0; i < r->n_layers * r->n_heads; i++) {
         for (size_t k = 0; k < r->heads[i].errors.n; k++) {
-            tool_samples_add(&all, r->heads[i].errors.values[k]);
+            sample_list_add(&all, r->heads[i].errors.values[k]);
         }
     }
     *mean = metrics_mean(&all);
-    *p99 = tool_samples_quantile(&all, 0.99);
+    *p99 = sample_list_quantile(&all, 0.99);
     *max = metrics_max(&all);
-    tool_samples_free(&all);
+    sample_list_free(&all);
 }
 
 static double share(double part, double whole)
@@ -112,7 +110,7 @@ static double head_error_mean(const eval_head *head)
 
 static double head_error_p99(const eval_head *head)
 {
-    return tool_samples_quantile(&head->errors, 0.99);
+    return sample_list_quantile(&head->errors, 0.99);
 }
 
 static double head_error_max(const eval_head *head)
@@ -123,7 +121,7 @@ static double head_error_max(const eval_head *head)
 static void add_fidelity(cJSON *row, const eval_result *r)
 {
     report_add_real(row, "kl_mean", metrics_kl_mean(&r->all));
-    report_add_real(row, "kl_p99", tool_samples_quantile(&r->all.kl, 0.99));
+    report_add_real(row, "kl_p99", sample_list_quantile(&r->all.kl, 0.99));
     report_add_real(row, "kl_max", metrics_kl_max(&r->all));
     report_add_real(row, "kl_first", metrics_kl_mean(&r->first));
     report_add_real(row, "kl_last", metrics_kl_mean(&r->last));
@@ -160,7 +158,7 @@ cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,
                        const macattn_ggml_options *setting, const eval_result *r)
 {
     cJSON *row = report_row();
-    report_add_text(row, "policy", option_policy_name(setting->policy));
+    report_add_text(row, "policy", macattn_policy_name(setting->policy));
     report_add_real(row, "setting", eval_setting_value(setting));
     report_add_int(row, "context", plan->context);
     report_add_int(row, "ring", setting->ring);
@@ -175,8 +173,8 @@ cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,
     add_saving(row, r);
     /* What an audit computes is no part of decoding. */
     report_add_real(row, "ms_per_token",
-                    setting->audit_every ? (double)NAN : tool_samples_median(&r->us) * 1e-3);
-    report_add_real(row, "ms_per_token_baseline", tool_samples_median(&r->us_baseline) * 1e-3);
+                    setting->audit_every ? (double)NAN : sample_list_median(&r->us) * 1e-3);
+    report_add_real(row, "ms_per_token_baseline", sample_list_median(&r->us_baseline) * 1e-3);
     report_add_int(row, "audit_every", setting->audit_every);
     add_grid(row, "per_layer_head", r, head_hits);
     add_grid(row, "per_layer_head_error_mean", r, head_error_mean);

@@ -4,6 +4,7 @@
 #define MACATTN_TOOLS_EVAL_RESULT_H
 
 #include "common/report.h"
+#include "common/samples.h"
 #include "metrics.h"
 #include "model.h"
 
@@ -21,7 +22,7 @@ typedef struct eval_plan {
 /* One query head of one layer. */
 typedef struct eval_head {
     uint64_t steps, hits;
-    tool_samples errors; /* of audited steps that hit */
+    sample_list errors; /* of audited steps that hit */
 } eval_head;
 
 /* What one setting gave, over all windows. */
@@ -35,7 +36,7 @@ typedef struct eval_result {
     macattn_ggml_bytes bytes;
     uint64_t search_bytes; /* of remembered queries, that the search for matches reads */
     uint64_t left_to_ggml, changes;
-    tool_samples us, us_baseline; /* wall time of each token */
+    sample_list us, us_baseline; /* wall time of each token */
 } eval_result;
 
 void eval_result_free(eval_result *r);

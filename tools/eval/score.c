@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/options.h"
+#include "common/memory.h"
+#include "common/parse.h"
+#include "common/say.h"
 #include "metrics.h"
 #include "score.h"
 #include "session.h"
@@ -26,7 +28,7 @@ typedef struct arguments {
     int64_t threads, ring, band;
     macattn_policy policy;
     double tau, budget; /* NAN = default */
-    tool_kv_types kv;
+    kv_types kv;
 } arguments;
 
 enum {
@@ -62,13 +64,13 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; break;
     case KEY_MODEL: o->model = arg; break;
-    case KEY_POLICY: good = option_parse_policy(arg, &o->policy); break;
-    case KEY_TAU: good = tool_parse_real(arg, 0, 1, &o->tau); break;
-    case KEY_BUDGET: good = tool_parse_real(arg, 0, 1, &o->budget); break;
-    case KEY_RING: good = tool_parse_int(arg, 1, 4096, &o->ring); break;
-    case KEY_BAND: good = tool_parse_int(arg, 1, 1 << 30, &o->band); break;
-    case KEY_KV: good = tool_parse_kv(arg, &o->kv); break;
-    case KEY_THREADS: good = tool_parse_int(arg, 1, 1024, &o->threads); break;
+    case KEY_POLICY: good = macattn_policy_find(arg, &o->policy) == MACATTN_OK; break;
+    case KEY_TAU: good = parse_real(arg, 0, 1, &o->tau); break;
+    case KEY_BUDGET: good = parse_real(arg, 0, 1, &o->budget); break;
+    case KEY_RING: good = parse_int(arg, 1, 4096, &o->ring); break;
+    case KEY_BAND: good = parse_int(arg, 1, 1 << 30, &o->band); break;
+    case KEY_KV: good = parse_kv(arg, &o->kv); break;
+    case KEY_THREADS: good = parse_int(arg, 1, 1024, &o->threads); break;
     case KEY_PLUGIN: o->plugin = arg; break;
     case KEY_JSON: o->json = arg; break;
     default: return ARGP_ERR_UNKNOWN;
@@ -79,7 +81,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 
 /* ------------------------------------------------------------------------------------- answers -- */
 
-typedef struct tasks_run {
+typedef struct scoring {
     const arguments *a;
     eval_model *model;
     macattn_ggml_options exact, policy;
@@ -87,7 +89,7 @@ typedef struct tasks_run {
     int64_t context; /* whose prompt is computed; -1: none */
     int32_t *tail;   /* tokens that follow the prompt, up to the answer */
     size_t n_tail;
-} tasks_run;
+} scoring;
 
 static int64_t count_tokens(void *user, const char *s)
 {
@@ -97,8 +99,8 @@ static int64_t count_tokens(void *user, const char *s)
     return (int64_t)n + (eval_model_first_token(user) >= 0);
 }
 
-/* Compute what samples of the context share, or all but the last token; the rest becomes the tail. */
-static void compute_prompt(tasks_run *r, const task_sample *sample)
+/* Compute what sample_list of the context share, or all but the last token; the rest becomes the tail. */
+static void compute_prompt(scoring *r, const task_sample *sample)
 {
     text rest = {NULL, 0, 0};
     size_t n;
@@ -111,7 +113,7 @@ static void compute_prompt(tasks_run *r, const task_sample *sample)
     if (shared > 0 && sample->context == r->context) return;
     const int32_t first = eval_model_first_token(r->model);
     int32_t *prompt = eval_model_tokenize(r->model, sample->input, shared, &n);
-    int32_t *all = tool_alloc((n + r->n_tail + 1) * sizeof *all);
+    int32_t *all = memory_alloc((n + r->n_tail + 1) * sizeof *all);
     int64_t count = 0;
     if (first >= 0) all[count++] = first;
     memcpy(all + count, prompt, n * sizeof *all);
@@ -130,7 +132,7 @@ static void compute_prompt(tasks_run *r, const task_sample *sample)
     free(all);
 }
 
-static char *answer(tasks_run *r, const macattn_ggml_options *options, int32_t gen_tokens)
+static char *answer(scoring *r, const macattn_ggml_options *options, int32_t gen_tokens)
 {
     const int32_t vocab = eval_model_vocab(r->model);
     text t = {NULL, 0, 0};
@@ -178,12 +180,12 @@ static void add_summary(cJSON *row, const char *name, const double *scores, int6
     report_add_real(row, margin_name, margin);
 }
 
-static cJSON *make_row(const tasks_run *r, const task_result *result)
+static cJSON *make_row(const scoring *r, const task_result *result)
 {
     cJSON *row = report_row();
     const double setting = eval_setting_value(&r->policy);
     report_add_text(row, "task", r->of->name);
-    report_add_text(row, "policy", option_policy_name(r->policy.policy));
+    report_add_text(row, "policy", macattn_policy_name(r->policy.policy));
     report_add_real(row, "setting", setting);
     report_add_int(row, "length", r->a->common.length);
     report_add_int(row, "seed", r->a->common.seed);
@@ -199,12 +201,12 @@ static cJSON *make_row(const tasks_run *r, const task_result *result)
     return row;
 }
 
-static void run_task(tasks_run *r, const task_options *o, report *table, FILE *json)
+static void score_task(scoring *r, const task_options *o, report *table, FILE *json)
 {
     const int64_t n = r->a->common.samples;
-    task_result result = {.exact = tool_alloc((size_t)n * sizeof(double)),
-                          .policy = tool_alloc((size_t)n * sizeof(double)),
-                          .difference = tool_alloc((size_t)n * sizeof(double))};
+    task_result result = {.exact = memory_alloc((size_t)n * sizeof(double)),
+                          .policy = memory_alloc((size_t)n * sizeof(double)),
+                          .difference = memory_alloc((size_t)n * sizeof(double))};
     r->context = -1;
     for (int64_t i = 0; i < n; i++) {
         task_sample sample;
@@ -212,7 +214,7 @@ static void run_task(tasks_run *r, const task_options *o, report *table, FILE *j
         report_progress("%s: %lld of %lld", r->of->name, (long long)i, (long long)n);
         if (!task_generate(r->of, o, i, &sample, error, sizeof error)) {
             report_progress_clear();
-            tool_die(TOOL_FAILED, "eval: %s", error);
+            die(EXIT_FAILED, "eval: %s", error);
         }
         compute_prompt(r, &sample);
         char *exact = answer(r, &r->exact, sample.gen_tokens);
@@ -272,20 +274,20 @@ int command_eval_tasks(int argc, char **argv)
     machine_describe(&machine);
     tasks_common_defaults(c, NULL, 20);
     a.threads = machine.n_cpus;
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &a);
     if (!a.model || !c->names)
-        tool_die(TOOL_USAGE, "eval --tasks needs --model FILE and names of tasks");
+        die(EXIT_USAGE, "eval --tasks needs --model FILE and names of tasks");
     tasks_common_load(c, "eval");
     FILE *json = a.json ? fopen(a.json, "w") : NULL;
-    if (a.json && !json) tool_die(TOOL_FAILED, "eval: cannot write %s", a.json);
+    if (a.json && !json) die(EXIT_FAILED, "eval: cannot write %s", a.json);
 
     const eval_model_config config = {.model = a.model,
                                       .plugin = a.plugin,
                                       .kv = a.kv,
                                       .n_threads = (int)a.threads,
                                       .n_tokens = room_for(c)};
-    tasks_run r = {.a = &a, .model = eval_model_open(&config)};
+    scoring r = {.a = &a, .model = eval_model_open(&config)};
     r.policy = eval_model_options(r.model);
     r.policy.policy = a.policy;
     if (!isnan(a.tau)) r.policy.tau = (float)a.tau;
@@ -299,11 +301,11 @@ int command_eval_tasks(int argc, char **argv)
     report table = {.columns = columns};
     for (int i = 0; i < c->n; i++) {
         r.of = c->tasks[i];
-        run_task(&r, &o, &table, json);
+        score_task(&r, &o, &table, json);
     }
     if (json) fclose(json);
     free(r.tail);
     tasks_common_free(c);
     eval_model_close(r.model);
-    return TOOL_OK;
+    return EXIT_OK;
 }

@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/memory.h"
+#include "common/parse.h"
+#include "common/say.h"
+
 static int64_t longest(const eval_common *common)
 {
     int64_t n = 0;
@@ -19,12 +23,12 @@ void eval_session_open(eval_session *session, const eval_common *common)
 {
     *session = (eval_session){.common = common, .table = {.columns = eval_columns}};
     if (!common->model) {
-        tool_die(TOOL_USAGE, "--model is missing: a GGUF file");
+        die(EXIT_USAGE, "--model is missing: a GGUF file");
     }
     if (common->json) {
         session->json = fopen(common->json, "w");
         if (!session->json) {
-            tool_die(TOOL_FAILED, "cannot write %s: %s", common->json, strerror(errno));
+            die(EXIT_FAILED, "cannot write %s: %s", common->json, strerror(errno));
         }
     }
     machine_describe(&session->machine);
@@ -50,7 +54,7 @@ void eval_session_close(eval_session *session)
     eval_text_free(&session->text);
     eval_model_close(session->model);
     if (session->json && fclose(session->json) != 0) {
-        tool_die(TOOL_FAILED, "cannot write %s: %s", session->common->json, strerror(errno));
+        die(EXIT_FAILED, "cannot write %s: %s", session->common->json, strerror(errno));
     }
 }
 
@@ -82,11 +86,10 @@ eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
     const int n =
         eval_text_windows(&session->text, length, windows, (int)session->common->n_windows);
     if (n == 0) {
-        tool_die(TOOL_FAILED,
-                 "no document has the %lld tokens that --context %lld --tokens %lld take",
-                 (long long)length, (long long)plan->context, (long long)plan->n_tokens);
+        die(EXIT_FAILED, "no document has the %lld tokens that --context %lld --tokens %lld take",
+            (long long)length, (long long)plan->context, (long long)plan->n_tokens);
     }
-    eval_result *results = tool_alloc((size_t)n_settings * sizeof *results);
+    eval_result *results = memory_alloc((size_t)n_settings * sizeof *results);
     for (int w = 0; w < n; w++) {
         char what[64];
         snprintf(what, sizeof what, "context %lld, window %d of %d", (long long)plan->context,
@@ -111,7 +114,7 @@ void eval_write_row(FILE *json, const char *path, const cJSON *row)
 {
     char *text = cJSON_PrintUnformatted(row);
     if (!text || fprintf(json, "%s\n", text) < 0 || fflush(json) != 0) {
-        tool_die(TOOL_FAILED, "cannot write %s: %s", path, strerror(errno));
+        die(EXIT_FAILED, "cannot write %s: %s", path, strerror(errno));
     }
     cJSON_free(text);
 }
@@ -121,7 +124,7 @@ void eval_session_row(eval_session *session, const eval_plan *plan,
 {
     char dtype[16];
     cJSON *row = eval_result_row(session->model, plan, setting, result);
-    report_add_text(row, "dtype", tool_kv_name(session->common->kv, dtype));
+    report_add_text(row, "dtype", kv_types_name(session->common->kv, dtype));
     report_add_text(row, "machine", session->machine.cpu);
     report_add_text(row, "text", eval_session_text(session));
     report_add_machine(row, &session->machine, chosen_isa());

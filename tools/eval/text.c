@@ -7,13 +7,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/memory.h"
+#include "common/random.h"
 #include "common/report.h"
+#include "common/say.h"
 
 static eval_document *add(eval_text *text)
 {
     eval_document *documents = realloc(text->documents, (size_t)(text->n + 1) * sizeof *documents);
     if (!documents) {
-        tool_die(TOOL_FAILED, "out of memory");
+        die(EXIT_FAILED, "out of memory");
     }
     text->documents = documents;
     documents[text->n] = (eval_document){0};
@@ -24,10 +27,10 @@ static char *read_file(const char *path, size_t *bytes)
 {
     FILE *f = fopen(path, "rb");
     size_t room = 1 << 16;
-    char *data = tool_alloc(room);
+    char *data = memory_alloc(room);
     *bytes = 0;
     if (!f) {
-        tool_die(TOOL_FAILED, "cannot read %s: %s", path, strerror(errno));
+        die(EXIT_FAILED, "cannot read %s: %s", path, strerror(errno));
     }
     for (size_t n = 1; n > 0; *bytes += n) {
         if (*bytes == room) {
@@ -35,12 +38,12 @@ static char *read_file(const char *path, size_t *bytes)
             data = realloc(data, room);
         }
         if (!data) {
-            tool_die(TOOL_FAILED, "out of memory");
+            die(EXIT_FAILED, "out of memory");
         }
         n = fread(data + *bytes, 1, room - *bytes, f);
     }
     if (ferror(f)) {
-        tool_die(TOOL_FAILED, "cannot read %s: %s", path, strerror(errno));
+        die(EXIT_FAILED, "cannot read %s: %s", path, strerror(errno));
     }
     fclose(f);
     return data;
@@ -53,7 +56,7 @@ static void add_document(eval_text *text, const eval_model *m, const char *bytes
     const int32_t first = eval_model_first_token(m);
     const size_t extra = first >= 0;
     eval_document *d = add(text);
-    d->tokens = tool_alloc((n + extra) * sizeof *d->tokens);
+    d->tokens = memory_alloc((n + extra) * sizeof *d->tokens);
     d->n = (int64_t)(n + extra);
     if (extra) {
         d->tokens[0] = first;
@@ -79,7 +82,7 @@ void eval_text_add_file(eval_text *text, const eval_model *m, const char *path)
     free(data);
 }
 
-int32_t eval_draw(const eval_model *m, const float *logits, double temperature, tool_rng *rng)
+int32_t eval_draw(const eval_model *m, const float *logits, double temperature, random_state *rng)
 {
     const int32_t n = eval_model_vocab(m);
     double top = -INFINITY, sum = 0.0;
@@ -96,7 +99,7 @@ int32_t eval_draw(const eval_model *m, const float *logits, double temperature, 
     for (int32_t i = 0; i < n; i++) {
         sum += eval_model_is_end(m, i) ? 0.0 : exp(((double)logits[i] - top) / temperature);
     }
-    double left = sum * ((double)(tool_random(rng) >> 11) * 0x1p-53);
+    double left = sum * ((double)(random_next(rng) >> 11) * 0x1p-53);
     for (int32_t i = 0; i < n; i++) {
         left -= eval_model_is_end(m, i) ? 0.0 : exp(((double)logits[i] - top) / temperature);
         if (left < 0.0) {
@@ -110,12 +113,12 @@ void eval_text_add_sample(eval_text *text, eval_model *m, int64_t n, uint64_t se
 {
     macattn_ggml_options options = eval_model_options(m);
     options.policy = MACATTN_POLICY_EXACT;
-    tool_rng rng = {.state = seed};
+    random_state rng = {.state = seed};
     eval_document *d = add(text);
-    d->tokens = tool_alloc((size_t)n * sizeof *d->tokens);
+    d->tokens = memory_alloc((size_t)n * sizeof *d->tokens);
     d->n = n;
     const int32_t first = eval_model_first_token(m);
-    d->tokens[0] = first >= 0 ? first : (int32_t)tool_random_below(&rng, eval_model_vocab(m));
+    d->tokens[0] = first >= 0 ? first : (int32_t)random_below(&rng, eval_model_vocab(m));
     eval_model_prompt(m, NULL, 0, &options, false);
     for (int64_t i = 1; i < n; i++) {
         report_progress("the model writes a text: %lld of %lld tokens", (long long)i, (long long)n);

@@ -3,6 +3,7 @@
 #ifndef MACATTN_TOOLS_EVAL_TEXT_H
 #define MACATTN_TOOLS_EVAL_TEXT_H
 
+#include "common/random.h"
 #include "model.h"
 
 typedef struct eval_document {
@@ -35,6 +36,6 @@ typedef struct eval_window {
 int eval_text_windows(const eval_text *text, int64_t n, eval_window *windows, int max);
 
 /* Draw a token from softmax(logits / temperature), none that ends the text; greedily at 0. */
-int32_t eval_draw(const eval_model *m, const float *logits, double temperature, tool_rng *rng);
+int32_t eval_draw(const eval_model *m, const float *logits, double temperature, random_state *rng);
 
 #endif /* MACATTN_TOOLS_EVAL_TEXT_H */

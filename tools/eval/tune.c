@@ -8,7 +8,8 @@
 
 #include "commands.h"
 #include "commit.h"
-#include "common/options.h"
+#include "common/parse.h"
+#include "common/say.h"
 #include "session.h"
 #include "tune_scale.h"
 
@@ -38,7 +39,7 @@ static const struct argp_option options_table[] = {
 static void real(struct argp_state *state, const char *name, const char *arg, double max,
                  double *value)
 {
-    if (!tool_parse_real(arg, 0.0, max, value)) {
+    if (!parse_real(arg, 0.0, max, value)) {
         argp_error(state, "--%s does not take '%s'", name, arg);
     }
 }
@@ -285,7 +286,7 @@ static cJSON *evidence(const search *s, const candidate *c, const char *conclusi
         report_add_real(row, "bytes_saved", c->saved);
     }
     report_add_text(row, "version", macattn_version());
-    report_add_text(row, "commit", TOOL_COMMIT);
+    report_add_text(row, "commit", MACATTN_COMMIT);
     report_add_text(row, "machine", s->session.machine.cpu);
     return row;
 }
@@ -309,7 +310,7 @@ static void write_config(const search *s, const candidate *c, bool pays, const c
     cJSON *config = report_row();
     report_add_int(config, "macattn_config", 1);
     add_model(config, s->session.model);
-    report_add_text(config, "policy", pays ? option_policy_name(c->options.policy) : "exact");
+    report_add_text(config, "policy", pays ? macattn_policy_name(c->options.policy) : "exact");
     if (pays) {
         report_add_real(config, c->options.policy == MACATTN_POLICY_PAPER ? "tau" : "budget",
                         eval_setting_value(&c->options));
@@ -324,7 +325,7 @@ static void write_config(const search *s, const candidate *c, bool pays, const c
     char *text = cJSON_Print(config);
     FILE *f = fopen(s->arguments->output, "w");
     if (!text || !f || fprintf(f, "%s\n", text) < 0 || fclose(f) != 0) {
-        tool_die(TOOL_FAILED, "cannot write %s: %s", s->arguments->output, strerror(errno));
+        die(EXIT_FAILED, "cannot write %s: %s", s->arguments->output, strerror(errno));
     }
     cJSON_free(text);
     cJSON_Delete(config);
@@ -341,7 +342,7 @@ static void conclude(const search *s)
                  "%s %g with ring %d, band %d saves %.1f %% of the KV cache's bytes; mean KL %.2g, "
                  "top-1 "
                  "%.4f (rounding alone: %.2g, %.4f)",
-                 option_policy_name(c->options.policy), eval_setting_value(&c->options),
+                 macattn_policy_name(c->options.policy), eval_setting_value(&c->options),
                  (int)c->options.ring, (int)c->options.band, 100.0 * c->saved, c->kl, c->top1,
                  c->kl_floor, c->top1_floor);
     } else if (c) {
@@ -349,7 +350,7 @@ static void conclude(const search *s)
             sentence, sizeof sentence,
             "reuse does not pay on this model and text: the best setting within what is asked, %s "
             "%g, saves %.1f %% of the KV cache's bytes, less than %.1f %%; exact it is",
-            option_policy_name(c->options.policy), eval_setting_value(&c->options),
+            macattn_policy_name(c->options.policy), eval_setting_value(&c->options),
             100.0 * c->saved, 100.0 * o->gain);
     } else {
         snprintf(
@@ -367,7 +368,7 @@ static void check_output(const char *path)
 {
     FILE *f = fopen(path, "a");
     if (!f || fclose(f) != 0) {
-        tool_die(TOOL_FAILED, "cannot write %s: %s", path, strerror(errno));
+        die(EXIT_FAILED, "cannot write %s: %s", path, strerror(errno));
     }
 }
 
@@ -405,8 +406,8 @@ int command_tune(int argc, char **argv)
     tune_arguments o = {.kl = 1e-4, .top1 = 0.999, .gain = 0.05, .output = "macattn-config.json"};
     eval_common_defaults(&o.common);
     o.common.contexts.values[0] = 8192;
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &o);
     tune(&o);
-    return TOOL_OK;
+    return EXIT_OK;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "budgets.h"
+#include "common/memory.h"
 
 #define WORST_ERROR 2.0
 
@@ -74,8 +75,8 @@ tune_scale tune_scale_measure(eval_session *session, const eval_plan *plan,
     const int32_t n_heads = first.n_heads, n_kv = first.n_kv_heads, group = n_heads / n_kv;
     const int n = n_layers * n_kv;
     const size_t size = (size_t)n_layers * (size_t)n_heads;
-    macattn_ggml_options *settings = tool_alloc((size_t)n * sizeof *settings);
-    float *probes = tool_alloc((size_t)n * size * sizeof *probes);
+    macattn_ggml_options *settings = memory_alloc((size_t)n * sizeof *settings);
+    float *probes = memory_alloc((size_t)n * size * sizeof *probes);
     memset(probes, 0, (size_t)n * size * sizeof *probes);
     for (int i = 0; i < n; i++) {
         float *probe = probes + (size_t)i * size;
@@ -93,15 +94,16 @@ tune_scale tune_scale_measure(eval_session *session, const eval_plan *plan,
     }
     eval_plan probing = *plan;
     eval_result *results = eval_session_measure(session, &probing, settings, n);
-    double *kl = tool_alloc((size_t)n * sizeof *kl), *error2 = tool_alloc((size_t)n * sizeof *kl);
-    double *factors = tool_alloc((size_t)n * sizeof *factors);
+    double *kl = memory_alloc((size_t)n * sizeof *kl),
+           *error2 = memory_alloc((size_t)n * sizeof *kl);
+    double *factors = memory_alloc((size_t)n * sizeof *factors);
     for (int i = 0; i < n; i++) {
         kl[i] = divergence(&results[i]);
         error2[i] = squared_errors(&results[i], i / n_kv, i % n_kv * group, group);
         eval_result_free(&results[i]);
     }
     budgets_factors(n, kl, error2, factors);
-    scale = (tune_scale){tool_alloc(size * sizeof *scale.at), n_layers, n_heads};
+    scale = (tune_scale){memory_alloc(size * sizeof *scale.at), n_layers, n_heads};
     for (int i = 0; i < n; i++) {
         const int32_t at = layer_of(session, i / n_kv).number * n_heads + i % n_kv * group;
         for (int32_t h = at; h < at + group; h++) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `macattn tasks`: samples out and scores of answers in, as JSON lines, for any program that runs a model. */
+/* `macattn tasks`: sample_list out and scores of answers in, as JSON lines, for any program that runs a model. */
 #include <argp.h>
 #include <cjson/cJSON.h>
 #include <stdio.h>
@@ -7,7 +7,8 @@
 #include <string.h>
 
 #include "commands.h"
-#include "common/tool.h"
+#include "common/parse.h"
+#include "common/say.h"
 #include "options.h"
 #include "scoring.h"
 
@@ -27,7 +28,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
     case KEY_BYTES:
-        if (!tool_parse_real(arg, 0.5, 64, &o->bytes_per_token))
+        if (!parse_real(arg, 0.5, 64, &o->bytes_per_token))
             argp_error(state, "'%s' is out of range or no number", arg);
         return 0;
     default: return ARGP_ERR_UNKNOWN;
@@ -74,14 +75,14 @@ static int generate(arguments *a)
             task_sample sample;
             if (!task_generate(c->tasks[i], &o, k, &sample, error, sizeof error)) {
                 tasks_common_free(c);
-                tool_die(TOOL_FAILED, "tasks: %s", error);
+                die(EXIT_FAILED, "tasks: %s", error);
             }
             print_sample(c->tasks[i], &sample);
             task_sample_free(&sample);
         }
     }
     tasks_common_free(c);
-    return TOOL_OK;
+    return EXIT_OK;
 }
 
 /* --------------------------------------------------------------------------------------- score -- */
@@ -109,9 +110,9 @@ static double score_line(const char *line, int64_t number, const task **of)
     read_strings(row, "tags", &sample.tags);
     if (!*of || !cJSON_IsString(answer) || sample.outputs.n == 0 ||
         ((*of)->metric == TASK_LONGGEN && sample.tags.n != sample.outputs.n)) {
-        tool_die(TOOL_FAILED,
-                 "tasks: line %lld is not a sample with its answer ('task', 'outputs', 'pred')",
-                 (long long)number);
+        die(EXIT_FAILED,
+            "tasks: line %lld is not a sample with its answer ('task', 'outputs', 'pred')",
+            (long long)number);
     }
     const bool left_out = (*of)->metric == TASK_CHOICE && answer->valuestring[0] == '\0';
     const double score = left_out ? -1 : task_score(*of, &sample, answer->valuestring);
@@ -142,7 +143,7 @@ static int score(void)
             continue;
         }
         double *more = realloc(sums[i].scores, (size_t)(sums[i].n + 1) * sizeof *more);
-        if (!more) tool_die(TOOL_FAILED, "no memory");
+        if (!more) die(EXIT_FAILED, "no memory");
         sums[i].scores = more;
         more[sums[i].n++] = one;
     }
@@ -155,7 +156,7 @@ static int score(void)
                margin, (long long)sums[i].left_out);
         free(sums[i].scores);
     }
-    return TOOL_OK;
+    return EXIT_OK;
 }
 
 static int list(void)
@@ -164,7 +165,7 @@ static int list(void)
     for (int i = 0; (t = task_of(NULL, i)); i++) {
         printf("%-18s %-10s %6d tokens to answer\n", t->name, t->family, t->gen_tokens);
     }
-    return TOOL_OK;
+    return EXIT_OK;
 }
 
 int command_tasks(int argc, char **argv)
@@ -175,8 +176,8 @@ int command_tasks(int argc, char **argv)
                                      "list|generate|score",
                                      "\nLong-context tasks as JSON lines.\v"
                                      "  list      the tasks\n"
-                                     "  generate  samples to standard output\n"
-                                     "  score     samples with their answers ('pred') from "
+                                     "  generate  sample_list to standard output\n"
+                                     "  score     sample_list with their answers ('pred') from "
                                      "standard input, by task: per cent, half a "
                                      "95% interval\n",
                                      children,
@@ -189,10 +190,10 @@ int command_tasks(int argc, char **argv)
         argv[1] = argv[0];
         argv++, argc--;
     }
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &a);
     if (strcmp(what, "list") == 0) return list();
     if (strcmp(what, "generate") == 0) return generate(&a);
     if (strcmp(what, "score") == 0) return score();
-    tool_die(TOOL_USAGE, "tasks: say what: list, generate or score (see macattn tasks --help)");
+    die(EXIT_USAGE, "tasks: say what: list, generate or score (see macattn tasks --help)");
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/memory.h"
+#include "common/random.h"
 #include "pieces.h"
 
 #define QUESTIONS 20 /* to a context */
@@ -18,7 +20,7 @@ typedef struct fact {
     char *key; /* of a needle; else NULL */
 } fact;
 
-static fact needle_fact(tool_rng *rng)
+static fact needle_fact(random_state *rng)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0};
     char *key = task_key(rng), *value = task_digits(rng, 7);
@@ -27,7 +29,7 @@ static fact needle_fact(tool_rng *rng)
     return (fact){text_take(&line), text_take(&question), value, key};
 }
 
-static fact pair_fact(tool_rng *rng)
+static fact pair_fact(random_state *rng)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0}, answer = {NULL, 0, 0};
     char *key = task_word(rng, 4), *value = task_digits(rng, 6);
@@ -38,7 +40,7 @@ static fact pair_fact(tool_rng *rng)
     return (fact){text_take(&line), text_take(&question), text_take(&answer), NULL};
 }
 
-static fact line_fact(tool_rng *rng, int64_t i)
+static fact line_fact(random_state *rng, int64_t i)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0}, answer = {NULL, 0, 0};
     char *value = task_digits(rng, 5);
@@ -50,7 +52,7 @@ static fact line_fact(tool_rng *rng, int64_t i)
 }
 
 /* The i-th line of chains of three names; any of them may be asked for: 0, 1 or 2 assignments away. */
-static fact variable_fact(tool_rng *rng, int64_t i, char chain[3][16], char value[8])
+static fact variable_fact(random_state *rng, int64_t i, char chain[3][16], char value[8])
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0};
     const int64_t hop = i % 3;
@@ -79,9 +81,9 @@ static const char *const heads[] = {
     "them.\n\n",
     "Memorize and track the chains of variable assignment hidden in the following text.\n\n"};
 
-static fact *make_facts(kind what, tool_rng *rng, int64_t n)
+static fact *make_facts(kind what, random_state *rng, int64_t n)
 {
-    fact *facts = tool_alloc((size_t)n * sizeof *facts);
+    fact *facts = memory_alloc((size_t)n * sizeof *facts);
     char chain[3][16] = {{0}}, value[8] = {0};
     for (int64_t i = 0; i < n; i++) {
         facts[i] = what == NEEDLES || what == LISTS ? needle_fact(rng)
@@ -106,11 +108,11 @@ static void ask_for_one(text *t, task_sample *sample, const fact *facts, int64_t
 static void ask_for_list(text *t, task_sample *sample, const fact *facts, int64_t n,
                          const task *self, const task_options *o, int64_t index)
 {
-    tool_rng rng = task_rng(self->name, ~o->seed, index);
+    random_state rng = task_rng(self->name, ~o->seed, index);
     bool asked[2 * QUESTIONS] = {false};
     text_add(t, "Question: What are the special magic values for ");
     for (int listed = 0; listed < LISTED;) {
-        const int64_t i = tool_random_below(&rng, n);
+        const int64_t i = random_below(&rng, n);
         if (asked[i]) continue;
         asked[i] = true;
         text_printf(t, listed++ ? ", %s" : "%s", facts[i].key);
@@ -128,7 +130,7 @@ static bool build(const task *self, const task_options *o, int64_t index, int64_
 {
     (void)error, (void)error_size;
     const kind what = (kind)self->variant;
-    tool_rng rng = task_rng(self->name, o->seed, index / QUESTIONS);
+    random_state rng = task_rng(self->name, o->seed, index / QUESTIONS);
     const bool in_prose = what != PAIRS && what != LINES;
     const int64_t n = in_prose ? (what == VARIABLES ? 3 : 2) * QUESTIONS : units + QUESTIONS;
     fact *facts = make_facts(what, &rng, n);

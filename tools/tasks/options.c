@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-#include "common/tool.h"
+#include "common/parse.h"
+#include "common/say.h"
 
 enum { KEY_TASKS = 't', KEY_LENGTH = 'l', KEY_SAMPLES = 'n', KEY_SEED = 256, KEY_ESSAY, KEY_DATA };
 
@@ -13,7 +14,7 @@ static const struct argp_option options_table[] = {
      1},
     {"length", KEY_LENGTH, "N", 0, "tokens of a sample, its answer included (default 4k)", 1},
     {"samples", KEY_SAMPLES, "N", 0, "of each task (default 10; eval: 20)", 1},
-    {"seed", KEY_SEED, "N", 0, "what the samples are made from (default 42)", 1},
+    {"seed", KEY_SEED, "N", 0, "what the sample_list are made from (default 42)", 1},
     {"essay", KEY_ESSAY, "FILE", 0, "a text to hide needles in (default: made up)", 2},
     {"data", KEY_DATA, "FILE", 0, "your copy of the data that qa_1, qa_2 and longbench_v2 read", 2},
     {0}};
@@ -24,9 +25,9 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     bool good = true;
     switch (key) {
     case KEY_TASKS: o->names = arg; break;
-    case KEY_LENGTH: good = tool_parse_int(arg, 64, 1 << 24, &o->length); break;
-    case KEY_SAMPLES: good = tool_parse_int(arg, 1, 1000000, &o->samples); break;
-    case KEY_SEED: good = tool_parse_int(arg, 0, INT32_MAX, &o->seed); break;
+    case KEY_LENGTH: good = parse_int(arg, 64, 1 << 24, &o->length); break;
+    case KEY_SAMPLES: good = parse_int(arg, 1, 1000000, &o->samples); break;
+    case KEY_SEED: good = parse_int(arg, 0, INT32_MAX, &o->seed); break;
     case KEY_ESSAY: o->essay_file = arg; break;
     case KEY_DATA: o->data = arg; break;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); break;
@@ -47,9 +48,9 @@ void tasks_common_load(tasks_common *common, const char *command)
 {
     char error[256];
     common->n = task_list(common->names, common->tasks, TASKS_MAX, error, sizeof error);
-    if (common->n < 0) tool_die(TOOL_USAGE, "%s: %s", command, error);
+    if (common->n < 0) die(EXIT_USAGE, "%s: %s", command, error);
     if (common->essay_file && !(common->essay = text_read_file(common->essay_file)))
-        tool_die(TOOL_FAILED, "%s: cannot read %s", command, common->essay_file);
+        die(EXIT_FAILED, "%s: cannot read %s", command, common->essay_file);
 }
 
 void tasks_common_free(tasks_common *common)

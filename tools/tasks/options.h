@@ -21,7 +21,7 @@ typedef struct tasks_common {
 /* What argp is given as a child, with a tasks_common as its input. */
 extern const struct argp tasks_common_argp;
 
-/* What differs between the commands: names of tasks (NULL: must be given) and samples of each. */
+/* What differs between the commands: names of tasks (NULL: must be given) and sample_list of each. */
 void tasks_common_defaults(tasks_common *common, const char *names, int64_t samples);
 
 /* Finds the tasks and reads the essay. Dies with a sentence of the command on failure. */

@@ -3,22 +3,22 @@
 
 #include <stddef.h>
 
-tool_rng task_rng(const char *name, uint64_t seed, int64_t index)
+random_state task_rng(const char *name, uint64_t seed, int64_t index)
 {
     uint64_t hash = 0xcbf29ce484222325u; /* FNV-1a */
     for (const char *c = name; *c; c++) hash = (hash ^ (unsigned char)*c) * 0x100000001b3u;
-    tool_rng rng = {hash ^ seed * 0x9e3779b97f4a7c15u ^ (uint64_t)index * 0xd1b54a32d192ed03u};
-    (void)tool_random(&rng);
+    random_state rng = {hash ^ seed * 0x9e3779b97f4a7c15u ^ (uint64_t)index * 0xd1b54a32d192ed03u};
+    (void)random_next(&rng);
     return rng;
 }
 
-char *task_word(tool_rng *rng, int syllables)
+char *task_word(random_state *rng, int syllables)
 {
     static const char consonants[] = "bdfgklmnprstvz", vowels[] = "aeiou";
     text t = {NULL, 0, 0};
     for (int i = 0; i < syllables; i++) {
-        text_add_bytes(&t, &consonants[tool_random_below(rng, sizeof consonants - 1)], 1);
-        text_add_bytes(&t, &vowels[tool_random_below(rng, sizeof vowels - 1)], 1);
+        text_add_bytes(&t, &consonants[random_below(rng, sizeof consonants - 1)], 1);
+        text_add_bytes(&t, &vowels[random_below(rng, sizeof vowels - 1)], 1);
     }
     return text_take(&t);
 }
@@ -53,9 +53,9 @@ static const char *const verbs[] = {
     "paints",  "passes",  "pulls",   "reads",  "reaches", "sees",    "sells",   "shows",
     "touches", "turns",   "visits",  "watches"};
 
-#define PICK(list, rng) list[tool_random_below(rng, (int64_t)(sizeof list / sizeof list[0]))]
+#define PICK(list, rng) list[random_below(rng, (int64_t)(sizeof list / sizeof list[0]))]
 
-char *task_key(tool_rng *rng)
+char *task_key(random_state *rng)
 {
     text t = {NULL, 0, 0};
     const char *adjective = PICK(adjectives, rng), *noun = PICK(nouns, rng);
@@ -63,16 +63,16 @@ char *task_key(tool_rng *rng)
     return text_take(&t);
 }
 
-char *task_digits(tool_rng *rng, int n)
+char *task_digits(random_state *rng, int n)
 {
     text t = {NULL, 0, 0};
-    for (int i = 0; i < n; i++) text_printf(&t, "%d", (int)tool_random_below(rng, i ? 10 : 9) + !i);
+    for (int i = 0; i < n; i++) text_printf(&t, "%d", (int)random_below(rng, i ? 10 : 9) + !i);
     return text_take(&t);
 }
 
-char *task_uuid(tool_rng *rng)
+char *task_uuid(random_state *rng)
 {
-    const uint64_t a = tool_random(rng), b = tool_random(rng);
+    const uint64_t a = random_next(rng), b = random_next(rng);
     text t = {NULL, 0, 0};
     text_printf(&t, "%08x-%04x-4%03x-%04x-%012llx", (unsigned)(a >> 32),
                 (unsigned)(a >> 16 & 0xffff), (unsigned)(a & 0xfff),
@@ -80,7 +80,7 @@ char *task_uuid(tool_rng *rng)
     return text_take(&t);
 }
 
-void task_add_prose(text *t, tool_rng *rng, int64_t n_words)
+void task_add_prose(text *t, random_state *rng, int64_t n_words)
 {
     for (int64_t i = 0; i < n_words; i += 9) {
         const char *a = PICK(adjectives, rng), *b = PICK(nouns, rng), *c = PICK(verbs, rng);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/tool.h"
+#include "common/parse.h"
 #include "longbench.h"
 #include "longgen.h"
 #include "native.h"
@@ -56,7 +56,7 @@ int task_list(const char *names, const task **tasks, int room, char *error, size
 {
     char item[64];
     int n = 0;
-    while (tool_next_item(&names, item, sizeof item)) {
+    while (parse_next_item(&names, item, sizeof item)) {
         const task *t = task_find(item);
         const int before = n;
         if (t) n = add_task(t, tasks, n, room);
