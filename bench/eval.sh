@@ -23,7 +23,7 @@ evaluate() { # part, options...
     local part=$1
     shift
     echo "eval $part" >&2
-    "$macattn" eval --plugin "$plugin" --threads 1 --json "$out/$(date +%F)-eval-$part.jsonl" "$@" 2> /dev/null
+    "$macattn" eval --plugin "$plugin" --threads 1 --json "$out/$(date +%F)-eval-$part.jsonl" "$@"
 }
 
 for part in "$@"; do

@@ -51,7 +51,7 @@ int main(int argc, char **argv)
         "  check   compare every kernel of this machine with the reference\n"
         "  eval    what reuse changes in a model's predictions, and what it saves\n"
         "  tune    which settings suit a model\n"
-        "  tasks   long-context tasks: sample_list and scores\n\n"
+        "  tasks   long-context tasks: samples and scores\n\n"
         "macattn COMMAND --help says more. The manual page is macattn(1).",
         NULL,
         NULL,

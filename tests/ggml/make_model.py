@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""make_model.py GGUF_PY ARCHITECTURE OUT.gguf: a tiny random model. GGUF_PY is llama.cpp's folder `gguf-py`.
+"""make_model.py GGUF_PY ARCHITECTURE OUT.gguf [WIDTH]: a tiny random model of 4 heads. GGUF_PY is llama.cpp's folder
+`gguf-py`.
 
 gpt2 has no RoPE; stablelm rotates the first quarter of each head only.
 """
@@ -11,7 +12,8 @@ import numpy as np
 sys.path.insert(0, sys.argv[1])
 import gguf  # noqa: E402
 
-WIDTH, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 128, 2, 4, 2, 256, 4096
+LAYERS, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 2, 4, 2, 256, 4096
+WIDTH = int(sys.argv[4]) if len(sys.argv) > 4 else 128
 HEAD_DIM = WIDTH // HEADS
 
 
@@ -37,7 +39,7 @@ def vocabulary(w):
 
 
 def main():
-    architecture, path = sys.argv[2:]
+    architecture, path = sys.argv[2:4]
     rng = np.random.default_rng(1)
     w = gguf.GGUFWriter(path, architecture)
     w.add_context_length(CONTEXT)

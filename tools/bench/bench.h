@@ -5,6 +5,7 @@
 
 #include "common/ceiling.h"
 #include "common/machine.h"
+#include "common/options.h"
 #include "common/parse.h"
 #include "common/report.h"
 #include "common/samples.h"
@@ -37,6 +38,7 @@ typedef struct bench_options {
     const char *peer;
     bool cuda;          /* --device cuda */
     bool threads_given; /* --threads was */
+    setting_options settings; /* what the command line says of kv, threads, ring, band, policy */
 } bench_options;
 
 /* Lent by the driver to a benchmark: the machine, its ceilings on the row's number of threads. */

@@ -17,18 +17,13 @@ enum option_key {
     KEY_HEADS = 256,
     KEY_HEAD_DIM,
     KEY_V_HEAD_DIM,
-    KEY_KV,
     KEY_CONTEXT,
     KEY_BATCH,
-    KEY_THREADS,
     KEY_PAGE_SIZE,
     KEY_QUERIES,
     KEY_SOFTCAP,
     KEY_ISA,
     KEY_HIT_RATIO,
-    KEY_POLICY,
-    KEY_RING,
-    KEY_BAND,
     KEY_CLUSTERED,
     KEY_SCATTERED,
     KEY_REPS,
@@ -48,14 +43,8 @@ static const struct argp_option option_table[] = {
     {"heads", KEY_HEADS, "Q/KV", 0, "query heads / KV heads, a list (32/8)", 0},
     {"head-dim", KEY_HEAD_DIM, "N", 0, "head size of q and K, a list (128)", 0},
     {"v-head-dim", KEY_V_HEAD_DIM, "N", 0, "head size of V (that of K)", 0},
-    {"kv", KEY_KV, "TYPE", 0,
-     "type of K and V, a list of f32, f16, bf16, q8_0, or K's/V's as in f16/q8_0 (f16); on a GPU "
-     "f16, "
-     "bf16, f8_e4m3",
-     0},
     {"context", KEY_CONTEXT, "N", 0, "tokens in the cache, a list; 8k is 8192 (8k)", 0},
     {"batch", KEY_BATCH, "N", 0, "attend: sequences, a list (1)", 0},
-    {"threads", KEY_THREADS, "N", 0, "a list (the CPUs this process may use)", 0},
     {"page-size", KEY_PAGE_SIZE, "N", 0,
      "attend: tokens a page, the pages shuffled; 0 is one contiguous run (0)", 0},
     {"queries", KEY_QUERIES, "N", 0,
@@ -64,9 +53,6 @@ static const struct argp_option option_table[] = {
     {"isa", KEY_ISA, "NAME", 0, "instruction set (the best this machine has)", 0},
     {NULL, 0, NULL, 0, "Reuse (mac, match):", 2},
     {"hit-ratio", KEY_HIT_RATIO, "X", 0, "share of query heads that hit, a list (0,0.5,0.95,1)", 0},
-    {"policy", KEY_POLICY, "NAME", 0, "paper (default), or budget, whose misses are clustered", 0},
-    {"ring", KEY_RING, "K", 0, "queries remembered (mac: the first one), a list (512)", 0},
-    {"band", KEY_BAND, "R", 0, "newest tokens never covered (paper 256, budget 2048)", 0},
     {"scattered", KEY_SCATTERED, NULL, 0, "misses fall on any query head (default)", 0},
     {"clustered", KEY_CLUSTERED, NULL, 0, "misses fall on all query heads of a KV head", 0},
     {NULL, 0, NULL, 0, "How to measure:", 3},
@@ -101,18 +87,6 @@ static bool parse_heads_list(const char *arg, bench_options *options)
     return true;
 }
 
-static bool parse_kv_list(const char *arg, bench_options *options)
-{
-    char item[32];
-    options->n_kv = 0;
-    while (parse_next_item(&arg, item, sizeof item)) {
-        if (options->n_kv == LIST_MAX || !parse_kv(item, &options->kv[options->n_kv++])) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool is_isa(const char *name)
 {
     for (int i = 0; macattn_isa_name(i); i++) {
@@ -129,26 +103,17 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     const int64_t max_tokens = INT32_MAX;
     switch (key) {
     case KEY_HEADS: return parse_heads_list(arg, options);
-    case KEY_HEAD_DIM: return parse_int_list(arg, 8, 1024, &options->head_dim);
-    case KEY_V_HEAD_DIM: return parse_int(arg, 8, 1024, &options->v_head_dim);
-    case KEY_KV: return parse_kv_list(arg, options);
+    case KEY_HEAD_DIM: return parse_setting_list("head_dim", arg, &options->head_dim);
+    case KEY_V_HEAD_DIM: return parse_setting_int("v_head_dim", arg, &options->v_head_dim);
     case KEY_CONTEXT: return parse_int_list(arg, 1, max_tokens, &options->context);
     case KEY_BATCH: return parse_int_list(arg, 1, 4096, &options->batch);
-    case KEY_THREADS:
-        options->threads_given = true;
-        return parse_int_list(arg, 1, 1024, &options->threads);
     case KEY_PAGE_SIZE:
         return parse_int(arg, 0, 1 << 20, &options->page_size) &&
                (options->page_size & (options->page_size - 1)) == 0;
     case KEY_QUERIES: return parse_int(arg, 1, 1 << 20, &options->n_queries);
-    case KEY_SOFTCAP: return parse_real(arg, 0.0, 1e6, &options->softcap);
+    case KEY_SOFTCAP: return parse_setting("softcap", arg, &options->softcap);
     case KEY_ISA: options->isa = arg; return is_isa(arg);
     case KEY_HIT_RATIO: return parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
-    case KEY_POLICY:
-        options->policy = strcmp(arg, "paper") == 0 ? MACATTN_POLICY_PAPER : MACATTN_POLICY_BUDGET;
-        return options->policy == MACATTN_POLICY_PAPER || strcmp(arg, "budget") == 0;
-    case KEY_RING: return parse_int_list(arg, 2, 4096, &options->ring);
-    case KEY_BAND: return parse_int(arg, 1, max_tokens, &options->band);
     case KEY_REPS: return parse_int(arg, 1, 1000000, &options->reps);
     case KEY_MIN_TIME: return parse_real(arg, 0.0, 3600.0, &options->min_time);
     case KEY_SEED: return parse_int(arg, 0, INT32_MAX, &options->seed);
@@ -174,6 +139,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     bench_options *options = state->input;
     switch (key) {
+    case ARGP_KEY_INIT: state->child_inputs[0] = &options->settings; return 0;
     case KEY_SCATTERED:
     case KEY_CLUSTERED: options->clustered = key == KEY_CLUSTERED; return 0;
     case KEY_COLD:
@@ -193,23 +159,60 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     return 0;
 }
 
-static void default_options(bench_options *options, int n_cpus)
+static void default_options(bench_options *options)
 {
     *options = (bench_options){.n_heads = 1,
                                .heads = {{32, 8}},
-                               .n_kv = 1,
-                               .kv = {{MACATTN_DTYPE_F16, MACATTN_DTYPE_F16}},
                                .head_dim = {{128}, 1},
                                .context = {{8192}, 1},
-                               .threads = {{n_cpus}, 1},
                                .batch = {{1}, 1},
                                .n_queries = 1,
                                .hit_ratio = {{0.0, 0.5, 0.95, 1.0}, 4},
-                               .ring = {{512}, 1},
-                               .policy = MACATTN_POLICY_PAPER,
                                .min_time = 1.0,
                                .check = true,
                                .seed = 1};
+    setting_options_init(&options->settings,
+                         1 << OPTION_POLICY | 1 << OPTION_RING | 1 << OPTION_BAND |
+                             1 << OPTION_THREADS | 1 << OPTION_KV,
+                         1 << OPTION_RING | 1 << OPTION_THREADS | 1 << OPTION_KV,
+                         MACATTN_POLICY_PAPER);
+}
+
+/* What was given, or the library's default; `otherwise` stands for a 0. */
+static int_list settings_list(const setting_options *s, setting_option option, const char *name,
+                              int64_t otherwise)
+{
+    int_list list = {.values = {(int64_t)macattn_setting_find(name)->initial}, .n = 1};
+    for (int i = 0; i < s->values[option].n; i++) {
+        list.values[i] = (int64_t)s->values[option].values[i];
+        list.n = i + 1;
+    }
+    for (int i = 0; i < list.n; i++) {
+        list.values[i] = list.values[i] == 0 ? otherwise : list.values[i];
+    }
+    return list;
+}
+
+static void take_settings(bench_options *options, int n_cpus)
+{
+    const setting_options *s = &options->settings;
+    options->policy = (macattn_policy)setting_options_value(s, OPTION_POLICY, MACATTN_POLICY_PAPER);
+    if (options->policy == MACATTN_POLICY_EXACT) {
+        die(EXIT_USAGE, "bench: --policy exact has nothing to reuse; bench attend measures it");
+    }
+    options->threads_given = s->values[OPTION_THREADS].n > 0;
+    options->threads = settings_list(s, OPTION_THREADS, "n_threads", n_cpus);
+    options->ring = settings_list(s, OPTION_RING, "ring", 0);
+    for (int i = 0; i < options->ring.n; i++) {
+        if (options->ring.values[i] < 2) die(EXIT_USAGE, "bench: --ring has to be at least 2");
+    }
+    options->band = (int64_t)setting_options_value(s, OPTION_BAND, 0);
+    if (options->band == 0) options->band = MACATTN_DEFAULT_BAND(options->policy);
+    memcpy(options->kv, s->kv, sizeof options->kv);
+    options->n_kv = s->n_kv;
+    if (s->n_kv == 0) {
+        options->kv[options->n_kv++] = (kv_types){MACATTN_DTYPE_F16, MACATTN_DTYPE_F16};
+    }
 }
 
 static const char bench_doc[] =
@@ -226,13 +229,18 @@ int command_bench(int argc, char **argv)
         const char *name;
         int (*measure)(bench_session *session);
     } kinds[] = {{"attend", bench_attend}, {"mac", bench_mac}, {"match", bench_match}};
-    const struct argp argp = {option_table, parse_option, "attend|mac|match", bench_doc, NULL,
-                              NULL,         NULL};
     bench_session session = {0};
     bench_options options;
     machine_describe(&session.machine);
-    default_options(&options, session.machine.n_cpus);
+    default_options(&options);
     session.options = &options;
+    const struct argp settings = setting_options_argp(&options.settings);
+    const struct argp_child children[] = {{&settings, 0, "Settings of the library:", 2}, {0}};
+    const struct argp argp = {.options = option_table,
+                              .parser = parse_option,
+                              .args_doc = "attend|mac|match",
+                              .doc = bench_doc,
+                              .children = children};
 
     int kind = -1;
     for (int i = 0; argc > 1 && i < (int)(sizeof kinds / sizeof kinds[0]); i++) {
@@ -248,12 +256,10 @@ int command_bench(int argc, char **argv)
     }
     argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
-    if (options.band == 0) {
-        options.band = MACATTN_DEFAULT_BAND(options.policy);
-    }
     if (kind < 0) {
         die(EXIT_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
+    take_settings(&options, session.machine.n_cpus);
     session.report.json = options.json;
     const int status =
         options.cuda ? bench_cuda(&session, kinds[kind].name) : kinds[kind].measure(&session);

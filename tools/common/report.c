@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "commit.h"
 #include "macattn/macattn.h"
 #include "say.h"
@@ -108,24 +109,49 @@ void report_print(report *r, cJSON *row)
     cJSON_Delete(row);
 }
 
-void report_progress(const char *format, ...)
+static bool to_terminal(void)
 {
     static int terminal = -1;
-    if (terminal < 0) {
-        terminal = isatty(STDERR_FILENO);
+    if (terminal < 0) terminal = isatty(STDERR_FILENO);
+    return terminal;
+}
+
+static double progress_us = 60e6; /* between lines */
+
+void report_progress_every(double seconds)
+{
+    progress_us = seconds * 1e6;
+}
+
+/* Whether it is time for another line. What is over sooner needs none. */
+static bool is_due(void)
+{
+    static double last = -1.0;
+    const double now = clock_now_us();
+    if (last >= 0.0 && progress_us > 0.0 && now - last >= progress_us) {
+        last = now;
+        return true;
     }
-    if (!terminal) {
-        return;
-    }
+    last = last < 0.0 ? now : last;
+    return false;
+}
+
+void report_progress(const char *format, ...)
+{
+    const bool terminal = to_terminal();
+    if (!terminal && !is_due()) return;
     va_list args;
     va_start(args, format);
-    fputs("\r\033[K", stderr);
+    fputs(terminal ? "\r\033[K" : "macattn: ", stderr);
     vfprintf(stderr, format, args);
+    if (!terminal) fputc('\n', stderr);
     va_end(args);
     fflush(stderr);
 }
 
 void report_progress_clear(void)
 {
-    report_progress("%s", "");
+    if (!to_terminal()) return;
+    fputs("\r\033[K", stderr);
+    fflush(stderr);
 }

@@ -20,6 +20,7 @@ typedef struct measurement {
     const int32_t *prompt;
     int32_t *tokens; /* [n_tokens + 1] from the prompt's end on */
     logit_store baseline, policy;
+    int setting, n_settings; /* for the progress line */
 } measurement;
 
 /* Compute the tokens after the prompt under `options`, and keep all logits. */
@@ -31,7 +32,8 @@ static void pass(measurement *r, const macattn_ggml_options *options, bool by_gg
     eval_model_rewind(r->m, options, by_ggml);
     for (int64_t i = 0; i < r->plan->n_tokens; i++) {
         if (i % 16 == 0) {
-            report_progress("%s, %s: %lld of %lld tokens", r->plan->what,
+            report_progress("%s, setting %d of %d (%s): %lld of %lld tokens", r->plan->what,
+                            r->setting + 1, r->n_settings,
                             by_ggml ? "ggml" : macattn_policy_name(options->policy), (long long)i,
                             (long long)r->plan->n_tokens);
         }
@@ -43,6 +45,7 @@ static void pass(measurement *r, const macattn_ggml_options *options, bool by_gg
             r->tokens[i + 1] = eval_draw(r->m, logits, r->plan->temperature, &rng);
         }
     }
+    if (!by_ggml) eval_model_expect_computed(r->m);
 }
 
 static void pass_baseline(measurement *r, const macattn_ggml_options *like, sample_list *us)
@@ -230,13 +233,18 @@ static void measure_settings(measurement *r, const macattn_ggml_options *setting
     macattn_ggml_options options = settings[first];
     options.policy = MACATTN_POLICY_PAPER; /* what a prompt leaves is the same for all that reuse */
     options.audit_every = 0;
+    r->setting = first;
     eval_model_prompt(r->m, r->prompt, r->plan->context, &options, false);
+    eval_model_expect_computed(r->m);
     if (!r->plan->free_run) { /* there, every setting writes a text of its own */
         measure_baseline(r, settings, first, n_settings, results);
     }
     for (int i = first; i < n_settings; i++) {
-        if (same_prompt(&settings[i], &settings[first])) {
-            measure(r, &settings[i], &results[i]);
+        if (!same_prompt(&settings[i], &settings[first])) continue;
+        r->setting = i;
+        measure(r, &settings[i], &results[i]);
+        if (r->plan->on_result) {
+            r->plan->on_result(r->plan->user, r->plan, &settings[i], &results[i]);
         }
     }
 }
@@ -245,7 +253,7 @@ void eval_measure_window(eval_model *m, const eval_plan *plan, const eval_window
                          const macattn_ggml_options *settings, int n_settings, eval_result *results)
 {
     const size_t n = (size_t)plan->n_tokens + 1;
-    measurement r = {.m = m, .plan = plan, .prompt = window->tokens};
+    measurement r = {.m = m, .plan = plan, .prompt = window->tokens, .n_settings = n_settings};
     r.tokens = memory_alloc(n * sizeof *r.tokens);
     memcpy(r.tokens, window->tokens + plan->context, n * sizeof *r.tokens);
     r.baseline = logits_open(plan->n_tokens, eval_model_vocab(m));

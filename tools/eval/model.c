@@ -354,3 +354,14 @@ const float *eval_model_step(eval_model *m, int32_t token, bool by_ggml)
     decode(m, s, &token, 1);
     return llama_get_logits_ith(s->ctx, -1);
 }
+
+void eval_model_expect_computed(const eval_model *m)
+{
+    macattn_ggml_counts counts = {.struct_size = sizeof counts};
+    m->plugin->counts(m->attention, &counts);
+    if (counts.decode_calls + counts.prefill_calls > 0) return;
+    die(EXIT_FAILED,
+        "no attention of %s was computed by macattn: llama.cpp gave it none that it takes "
+        "(%llu calls were left to ggml); there is nothing to measure",
+        m->name, (unsigned long long)counts.left_to_ggml);
+}

@@ -53,6 +53,10 @@ void eval_model_rewind(eval_model *m, const macattn_ggml_options *options, bool 
 /* Compute one more token. Returns the logits of what follows, valid until the next call. */
 const float *eval_model_step(eval_model *m, int32_t token, bool by_ggml);
 
+/* Dies if macattn has computed nothing since the last prompt or rewind: whatever came out then is
+ * ggml's, and says nothing of it. */
+void eval_model_expect_computed(const eval_model *m);
+
 /* The plug-in's view of the context; layers are known once a prompt was computed. */
 const macattn_ggml_interface *eval_model_plugin(const eval_model *m);
 macattn_ggml *eval_model_attention(const eval_model *m);

@@ -8,8 +8,11 @@
 #include "metrics.h"
 #include "model.h"
 
+typedef struct eval_result eval_result;
+
 /* What is measured at every setting. */
-typedef struct eval_plan {
+typedef struct eval_plan eval_plan;
+struct eval_plan {
     int64_t context;       /* tokens of the prompt */
     int64_t n_tokens;      /* decoded after it, each of which is compared */
     bool free_run;         /* the policy writes the tokens; else they are the text's */
@@ -17,7 +20,11 @@ typedef struct eval_plan {
     double temperature;    /* free_run: 0 = greedy */
     uint64_t seed;
     const char *what;      /* for the progress line */
-} eval_plan;
+    /* Told of every setting as soon as its window is done; NULL = nobody. */
+    void (*on_result)(void *user, const eval_plan *plan, const macattn_ggml_options *setting,
+                      const eval_result *result);
+    void *user;
+};
 
 /* One query head of one layer. */
 typedef struct eval_head {
@@ -26,7 +33,7 @@ typedef struct eval_head {
 } eval_head;
 
 /* What one setting gave, over all windows. */
-typedef struct eval_result {
+struct eval_result {
     metrics all, first, last; /* all positions, and the first and last `n_edge` ones of each window */
     metrics floor; /* exact attention that rounds otherwise; empty where that was not measured */
     int64_t n_edge;
@@ -37,7 +44,7 @@ typedef struct eval_result {
     uint64_t search_bytes; /* of remembered queries, that the search for matches reads */
     uint64_t left_to_ggml, changes;
     sample_list us, us_baseline; /* wall time of each token */
-} eval_result;
+};
 
 void eval_result_free(eval_result *r);
 

@@ -4,7 +4,7 @@
  * The prompt is computed once; the answer is then written twice from there, greedily: with exact attention, and
  * with the policy. Samples that share a context (tasks.h) share its computation, and their questions are
  * decoded under the policy as well. */
-#include <argp.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,67 +22,11 @@
 
 #define LONGBENCH_TOKENS 120000 /* of a prompt; more are cut from its middle */
 
-typedef struct arguments {
-    tasks_common common;
-    const char *model, *plugin, *json;
-    int64_t threads, ring, band;
-    macattn_policy policy;
-    double tau, budget; /* NAN = default */
-    kv_types kv;
-} arguments;
-
-enum {
-    KEY_MODEL = 'm',
-    KEY_POLICY = 'p',
-    KEY_JSON = 512,
-    KEY_PLUGIN,
-    KEY_THREADS,
-    KEY_RING,
-    KEY_BAND,
-    KEY_TAU,
-    KEY_BUDGET,
-    KEY_KV
-};
-
-static const struct argp_option options_table[] = {
-    {"model", KEY_MODEL, "FILE", 0, "the model, in GGUF", 1},
-    {"policy", KEY_POLICY, "NAME", 0, "paper or budget (default budget)", 3},
-    {"tau", KEY_TAU, "X", 0, "setting of paper", 3},
-    {"budget", KEY_BUDGET, "X", 0, "setting of budget", 3},
-    {"ring", KEY_RING, "K", 0, "queries remembered", 3},
-    {"band", KEY_BAND, "R", 0, "newest tokens that no summary covers", 3},
-    {"kv", KEY_KV, "TYPE", 0, "type of K and V in the cache (default f16)", 4},
-    {"threads", KEY_THREADS, "N", 0, "threads (default: the processors this process may use)", 4},
-    {"plugin", KEY_PLUGIN, "FILE", 0, "libggml-macattn.so, if it is not where it was built", 4},
-    {"json", KEY_JSON, "FILE", 0, "write one JSON object a task to this file as well", 5},
-    {0}};
-
-static error_t parse_option(int key, char *arg, struct argp_state *state)
-{
-    arguments *o = state->input;
-    bool good = true;
-    switch (key) {
-    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; break;
-    case KEY_MODEL: o->model = arg; break;
-    case KEY_POLICY: good = macattn_policy_find(arg, &o->policy) == MACATTN_OK; break;
-    case KEY_TAU: good = parse_real(arg, 0, 1, &o->tau); break;
-    case KEY_BUDGET: good = parse_real(arg, 0, 1, &o->budget); break;
-    case KEY_RING: good = parse_int(arg, 1, 4096, &o->ring); break;
-    case KEY_BAND: good = parse_int(arg, 1, 1 << 30, &o->band); break;
-    case KEY_KV: good = parse_kv(arg, &o->kv); break;
-    case KEY_THREADS: good = parse_int(arg, 1, 1024, &o->threads); break;
-    case KEY_PLUGIN: o->plugin = arg; break;
-    case KEY_JSON: o->json = arg; break;
-    default: return ARGP_ERR_UNKNOWN;
-    }
-    if (!good) argp_error(state, "'%s' is not a value of that option", arg);
-    return 0;
-}
-
 /* ------------------------------------------------------------------------------------- answers -- */
 
 typedef struct scoring {
-    const arguments *a;
+    const eval_common *common;
+    const tasks_common *tasks;
     eval_model *model;
     macattn_ggml_options exact, policy;
     const task *of;
@@ -99,7 +43,7 @@ static int64_t count_tokens(void *user, const char *s)
     return (int64_t)n + (eval_model_first_token(user) >= 0);
 }
 
-/* Compute what sample_list of the context share, or all but the last token; the rest becomes the tail. */
+/* Compute what samples of the context share, or all but the last token; the rest becomes the tail. */
 static void compute_prompt(scoring *r, const task_sample *sample)
 {
     text rest = {NULL, 0, 0};
@@ -147,6 +91,7 @@ static char *answer(scoring *r, const macattn_ggml_options *options, int32_t gen
         if (r->of->metric == TASK_FIRST_LINE && strchr(t.s, '\n')) break;
         if (i + 1 < gen_tokens) logits = eval_model_step(r->model, token, false);
     }
+    eval_model_expect_computed(r->model);
     return text_take(&t);
 }
 
@@ -187,8 +132,8 @@ static cJSON *make_row(const scoring *r, const task_result *result)
     report_add_text(row, "task", r->of->name);
     report_add_text(row, "policy", macattn_policy_name(r->policy.policy));
     report_add_real(row, "setting", setting);
-    report_add_int(row, "length", r->a->common.length);
-    report_add_int(row, "seed", r->a->common.seed);
+    report_add_int(row, "length", r->tasks->length);
+    report_add_int(row, "seed", r->tasks->seed);
     report_add_int(row, "samples", result->n);
     report_add_int(row, "left_out", result->left_out);
     report_add_real(row, "tokens",
@@ -203,7 +148,7 @@ static cJSON *make_row(const scoring *r, const task_result *result)
 
 static void score_task(scoring *r, const task_options *o, report *table, FILE *json)
 {
-    const int64_t n = r->a->common.samples;
+    const int64_t n = r->tasks->samples;
     task_result result = {.exact = memory_alloc((size_t)n * sizeof(double)),
                           .policy = memory_alloc((size_t)n * sizeof(double)),
                           .difference = memory_alloc((size_t)n * sizeof(double))};
@@ -234,7 +179,7 @@ static void score_task(scoring *r, const task_options *o, report *table, FILE *j
     }
     report_progress_clear();
     cJSON *row = make_row(r, &result);
-    if (json) eval_write_row(json, r->a->json, row);
+    if (json) eval_write_row(json, r->common->json, row);
     report_print(table, row);
     free(result.exact), free(result.policy), free(result.difference);
 }
@@ -252,60 +197,53 @@ static int64_t room_for(const tasks_common *c)
     return most + 64;
 }
 
-int command_eval_tasks(int argc, char **argv)
+static FILE *open_rows(const eval_common *common)
 {
-    static const struct argp_child children[] = {{&tasks_common_argp, 0, NULL, 0}, {0}};
-    static const struct argp argp = {
-        options_table,
-        parse_option,
-        NULL,
-        "\nScores of long-context tasks with full attention and with a policy side by side.",
-        children,
-        NULL,
-        NULL};
-    arguments a = {.ring = -1,
-                   .band = -1,
-                   .policy = MACATTN_POLICY_BUDGET,
-                   .tau = (double)NAN,
-                   .budget = (double)NAN,
-                   .kv = {MACATTN_DTYPE_F16, MACATTN_DTYPE_F16}};
-    tasks_common *c = &a.common;
-    machine_info machine;
-    machine_describe(&machine);
-    tasks_common_defaults(c, NULL, 20);
-    a.threads = machine.n_cpus;
-    argp_err_exit_status = EXIT_USAGE;
-    (void)argp_parse(&argp, argc, argv, 0, NULL, &a);
-    if (!a.model || !c->names)
-        die(EXIT_USAGE, "eval --tasks needs --model FILE and names of tasks");
-    tasks_common_load(c, "eval");
-    FILE *json = a.json ? fopen(a.json, "w") : NULL;
-    if (a.json && !json) die(EXIT_FAILED, "eval: cannot write %s", a.json);
+    FILE *json = common->json ? fopen(common->json, "w") : NULL;
+    if (common->json && !json) {
+        die(EXIT_FAILED, "cannot write %s: %s", common->json, strerror(errno));
+    }
+    return json;
+}
 
-    const eval_model_config config = {.model = a.model,
-                                      .plugin = a.plugin,
-                                      .kv = a.kv,
-                                      .n_threads = (int)a.threads,
-                                      .n_tokens = room_for(c)};
-    scoring r = {.a = &a, .model = eval_model_open(&config)};
-    r.policy = eval_model_options(r.model);
-    r.policy.policy = a.policy;
-    if (!isnan(a.tau)) r.policy.tau = (float)a.tau;
-    if (!isnan(a.budget)) r.policy.budget = (float)a.budget;
-    if (a.ring > 0) r.policy.ring = (int32_t)a.ring;
-    r.policy.band = a.band > 0 ? (int32_t)a.band : MACATTN_DEFAULT_BAND(a.policy);
-    r.policy.audit_every = 0;
-    r.exact = r.policy;
-    r.exact.policy = MACATTN_POLICY_EXACT;
-    const task_options o = tasks_common_options(c, (task_counter){count_tokens, r.model});
+/* The plug-in's settings with what the command line says, and exact attention like them. */
+static void make_settings(scoring *r)
+{
+    const setting_options *s = &r->common->settings;
+    macattn_ggml_options *o = &r->policy;
+    *o = eval_model_options(r->model);
+    eval_common_apply(r->common, o);
+    o->policy = (macattn_policy)setting_options_value(s, OPTION_POLICY, MACATTN_POLICY_BUDGET);
+    o->tau = (float)setting_options_value(s, OPTION_TAU, (double)o->tau);
+    o->budget = (float)setting_options_value(s, OPTION_BUDGET, (double)o->budget);
+    if (s->values[OPTION_BAND].n == 0) o->band = MACATTN_DEFAULT_BAND(o->policy);
+    o->audit_every = 0;
+    r->exact = *o;
+    r->exact.policy = MACATTN_POLICY_EXACT;
+}
+
+void eval_score(const eval_common *common, tasks_common *tasks)
+{
+    scoring r = {.common = common, .tasks = tasks};
+    tasks_common_load(tasks, "eval", 20);
+    FILE *json = open_rows(common);
+    const eval_model_config config = {.model = common->model,
+                                      .plugin = common->plugin,
+                                      .kv = eval_common_kv(common),
+                                      .n_threads = eval_common_threads(common),
+                                      .n_tokens = room_for(tasks)};
+    r.model = eval_model_open(&config);
+    make_settings(&r);
+    const task_options o = tasks_common_options(tasks, (task_counter){count_tokens, r.model});
     report table = {.columns = columns};
-    for (int i = 0; i < c->n; i++) {
-        r.of = c->tasks[i];
+    for (int i = 0; i < tasks->n; i++) {
+        r.of = tasks->tasks[i];
         score_task(&r, &o, &table, json);
     }
-    if (json) fclose(json);
+    if (json && fclose(json) != 0) {
+        die(EXIT_FAILED, "cannot write %s: %s", common->json, strerror(errno));
+    }
     free(r.tail);
-    tasks_common_free(c);
+    tasks_common_free(tasks);
     eval_model_close(r.model);
-    return EXIT_OK;
 }

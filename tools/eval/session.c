@@ -22,9 +22,6 @@ static int64_t longest(const eval_common *common)
 void eval_session_open(eval_session *session, const eval_common *common)
 {
     *session = (eval_session){.common = common, .table = {.columns = eval_columns}};
-    if (!common->model) {
-        die(EXIT_USAGE, "--model is missing: a GGUF file");
-    }
     if (common->json) {
         session->json = fopen(common->json, "w");
         if (!session->json) {
@@ -34,9 +31,8 @@ void eval_session_open(eval_session *session, const eval_common *common)
     machine_describe(&session->machine);
     const eval_model_config config = {.model = common->model,
                                       .plugin = common->plugin,
-                                      .kv = common->kv,
-                                      .n_threads = common->n_threads > 0 ? (int)common->n_threads
-                                                                         : session->machine.n_cpus,
+                                      .kv = eval_common_kv(common),
+                                      .n_threads = eval_common_threads(common),
                                       .n_tokens = longest(common),
                                       .with_ggml = common->ggml_baseline};
     session->model = eval_model_open(&config);
@@ -72,33 +68,8 @@ macattn_ggml_options eval_session_options(const eval_session *session)
     const eval_common *common = session->common;
     macattn_ggml_options options = eval_model_options(session->model);
     options.audit_every = (int32_t)common->audit_every;
-    options.ring = common->ring > 0 ? (int32_t)common->ring : options.ring;
-    options.band = common->band > 0 ? (int32_t)common->band : options.band;
-    options.min_tokens = common->min_tokens >= 0 ? common->min_tokens : options.min_tokens;
+    eval_common_apply(common, &options);
     return options;
-}
-
-eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
-                                  const macattn_ggml_options *settings, int n_settings)
-{
-    eval_window windows[EVAL_MAX_WINDOWS];
-    const int64_t length = plan->context + plan->n_tokens + 1;
-    const int n =
-        eval_text_windows(&session->text, length, windows, (int)session->common->n_windows);
-    if (n == 0) {
-        die(EXIT_FAILED, "no document has the %lld tokens that --context %lld --tokens %lld take",
-            (long long)length, (long long)plan->context, (long long)plan->n_tokens);
-    }
-    eval_result *results = memory_alloc((size_t)n_settings * sizeof *results);
-    for (int w = 0; w < n; w++) {
-        char what[64];
-        snprintf(what, sizeof what, "context %lld, window %d of %d", (long long)plan->context,
-                 w + 1, n);
-        plan->what = what;
-        eval_measure_window(session->model, plan, &windows[w], settings, n_settings, results);
-    }
-    plan->what = NULL;
-    return results;
 }
 
 static const char *chosen_isa(void)
@@ -119,15 +90,54 @@ void eval_write_row(FILE *json, const char *path, const cJSON *row)
     cJSON_free(text);
 }
 
-void eval_session_row(eval_session *session, const eval_plan *plan,
+static void print_row(eval_session *session, const eval_plan *plan,
                       const macattn_ggml_options *setting, const eval_result *result)
 {
     char dtype[16];
     cJSON *row = eval_result_row(session->model, plan, setting, result);
-    report_add_text(row, "dtype", kv_types_name(session->common->kv, dtype));
+    report_add_text(row, "dtype", kv_types_name(eval_common_kv(session->common), dtype));
     report_add_text(row, "machine", session->machine.cpu);
     report_add_text(row, "text", eval_session_text(session));
     report_add_machine(row, &session->machine, chosen_isa());
     if (session->json) eval_write_row(session->json, session->common->json, row);
     report_print(&session->table, row);
+}
+
+static void print_result(void *user, const eval_plan *plan, const macattn_ggml_options *setting,
+                         const eval_result *result)
+{
+    eval_session *session = user;
+    print_row(session, plan, setting, result);
+    if (session->heads) {
+        eval_print_heads(result);
+        fflush(stdout);
+    }
+}
+
+eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
+                                  const macattn_ggml_options *settings, int n_settings, bool rows)
+{
+    eval_window windows[EVAL_MAX_WINDOWS];
+    const int64_t length = plan->context + plan->n_tokens + 1;
+    const int n =
+        eval_text_windows(&session->text, length, windows, (int)session->common->n_windows);
+    if (n == 0) {
+        die(EXIT_FAILED, "no document has the %lld tokens that --context %lld --tokens %lld take",
+            (long long)length, (long long)plan->context, (long long)plan->n_tokens);
+    }
+    eval_result *results = memory_alloc((size_t)n_settings * sizeof *results);
+    for (int w = 0; w < n; w++) {
+        char what[64];
+        snprintf(what, sizeof what, "context %lld, window %d of %d", (long long)plan->context,
+                 w + 1, n);
+        plan->what = what;
+        if (rows && w == n - 1) { /* a result is complete with its last window */
+            plan->on_result = print_result;
+            plan->user = session;
+        }
+        eval_measure_window(session->model, plan, &windows[w], settings, n_settings, results);
+    }
+    plan->what = NULL;
+    plan->on_result = NULL;
+    return results;
 }

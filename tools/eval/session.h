@@ -17,6 +17,7 @@ typedef struct eval_session {
     report table;
     FILE *json;
     machine_info machine;
+    bool heads; /* print a grid of heads below each row */
 } eval_session;
 
 /* Opens the model and reads the texts; the model writes one itself if none is named. Dies with a
@@ -30,16 +31,14 @@ const char *eval_session_text(const eval_session *session);
 /* The plug-in's defaults with what the command line says. */
 macattn_ggml_options eval_session_options(const eval_session *session);
 
-/* Measure settings at one context length, on as many windows as there are and are asked for. Dies if the
- * texts are too short for one. The results are to be freed. */
+/* Measure settings at one context length, on as many windows as there are and are asked for. With
+ * `rows` each result is printed, and written to the JSON file, as soon as it is complete. Dies if the
+ * texts are too short for one window. The results are to be freed. */
 eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
-                                  const macattn_ggml_options *settings, int n_settings);
+                                  const macattn_ggml_options *settings, int n_settings,
+                                  bool rows);
 
 /* Write a row as one line. Dies if `path` cannot be written. */
 void eval_write_row(FILE *json, const char *path, const cJSON *row);
-
-/* Print a row, and write it to the JSON file. */
-void eval_session_row(eval_session *session, const eval_plan *plan,
-                      const macattn_ggml_options *setting, const eval_result *result);
 
 #endif /* MACATTN_TOOLS_EVAL_SESSION_H */

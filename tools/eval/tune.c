@@ -3,6 +3,7 @@
 #include <argp.h>
 #include <errno.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@
 #include "tune_scale.h"
 
 #define MAX_CANDIDATES 64
+#define N(array) (int)(sizeof array / sizeof array[0])
 
 typedef struct tune_arguments {
     eval_common common;
@@ -48,7 +50,10 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     tune_arguments *o = state->input;
     switch (key) {
-    case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &o->common;
+        state->child_inputs[1] = &o->common.settings;
+        return 0;
     case KEY_KL: real(state, "kl", arg, 1000.0, &o->kl); return 0;
     case KEY_TOP1: real(state, "top1", arg, 1.0, &o->top1); return 0;
     case KEY_GAIN: real(state, "gain", arg, 1.0, &o->gain); return 0;
@@ -128,10 +133,9 @@ static void measure(search *s)
                           .n_tokens = common->n_tokens,
                           .ggml_baseline = common->ggml_baseline,
                           .seed = (uint64_t)common->seed};
-        eval_result *results = eval_session_measure(&s->session, &plan, settings, n);
+        eval_result *results = eval_session_measure(&s->session, &plan, settings, n, true);
         for (int i = 0; i < n; i++) {
             note(of[i], s->arguments, &results[i]);
-            eval_session_row(&s->session, &plan, &settings[i], &results[i]);
             of[i]->measured = true;
             eval_result_free(&results[i]);
         }
@@ -164,7 +168,7 @@ static void add_budgets(search *s, macattn_ggml_options options)
     static const float budgets[] = {0.005f, 0.01f, 0.02f, 0.03f, 0.05f, 0.1f};
     options.policy = MACATTN_POLICY_BUDGET;
     set_band(&options);
-    for (size_t i = 0; i < sizeof budgets / sizeof budgets[0]; i++) {
+    for (int i = 0; i < N(budgets); i++) {
         options.budget = budgets[i];
         add(s, options);
     }
@@ -176,7 +180,7 @@ static void add_policies(search *s)
     macattn_ggml_options options = eval_session_options(&s->session);
     options.policy = MACATTN_POLICY_PAPER;
     set_band(&options);
-    for (size_t i = 0; i < sizeof taus / sizeof taus[0]; i++) {
+    for (int i = 0; i < N(taus); i++) {
         options.tau = taus[i];
         add(s, options);
     }
@@ -206,30 +210,16 @@ static void add_scaled(search *s)
     }
 }
 
-/* Other rings, then other bands, around the best so far. What the command line says is kept. */
-static void add_rings(search *s)
+/* The best so far with other values of a field, an int32_t. What the command line says is kept. */
+static void add_others(search *s, setting_option option, size_t field, const int32_t *values, int n)
 {
-    static const int32_t rings[] = {64, 128, 256, 512, 1024, 2048};
     const candidate *c = best(s);
-    for (size_t i = 0; c && s->arguments->common.ring < 0 && i < sizeof rings / sizeof rings[0];
-         i++) {
+    const bool given = s->arguments->common.settings.values[option].n > 0;
+    for (int i = 0; c && !given && i < n; i++) {
         macattn_ggml_options options = c->options;
-        options.ring = rings[i];
-        if (options.ring != c->options.ring) {
-            add(s, options);
-        }
-    }
-}
-
-static void add_bands(search *s)
-{
-    static const int32_t bands[] = {128, 256, 512, 1024, 2048, 4096};
-    const candidate *c = best(s);
-    for (size_t i = 0; c && s->arguments->common.band < 0 && i < sizeof bands / sizeof bands[0];
-         i++) {
-        macattn_ggml_options options = c->options;
-        options.band = bands[i];
-        if (options.band != c->options.band) {
+        int32_t *value = (int32_t *)(void *)((char *)&options + field);
+        if (*value != values[i]) {
+            *value = values[i];
             add(s, options);
         }
     }
@@ -374,6 +364,8 @@ static void check_output(const char *path)
 
 static void tune(const tune_arguments *o)
 {
+    static const int32_t rings[] = {64, 128, 256, 512, 1024, 2048};
+    static const int32_t bands[] = {128, 256, 512, 1024, 2048, 4096};
     static search s;
     s.arguments = o;
     check_output(o->output);
@@ -382,9 +374,9 @@ static void tune(const tune_arguments *o)
     measure(&s);
     add_scaled(&s);
     measure(&s);
-    add_rings(&s);
+    add_others(&s, OPTION_RING, offsetof(macattn_ggml_options, ring), rings, N(rings));
     measure(&s);
-    add_bands(&s);
+    add_others(&s, OPTION_BAND, offsetof(macattn_ggml_options, band), bands, N(bands));
     measure(&s);
     conclude(&s);
     tune_scale_free(&s.scale);
@@ -393,7 +385,14 @@ static void tune(const tune_arguments *o)
 
 int command_tune(int argc, char **argv)
 {
-    static const struct argp_child children[] = {{&eval_common_argp, 0, NULL, 0}, {0}};
+    tune_arguments o = {.kl = 1e-4, .top1 = 0.999, .gain = 0.05, .output = "macattn-config.json"};
+    eval_common_init(&o.common,
+                     1 << OPTION_RING | 1 << OPTION_BAND | 1 << OPTION_MIN_TOKENS |
+                         1 << OPTION_THREADS | 1 << OPTION_KV,
+                     0, MACATTN_POLICY_BUDGET);
+    const struct argp settings = setting_options_argp(&o.common.settings);
+    const struct argp_child children[] = {
+        {&eval_common_argp, 0, NULL, 0}, {&settings, 0, NULL, 3}, {0}};
     const struct argp argp = {
         options_table,
         parse_option,
@@ -403,11 +402,9 @@ int command_tune(int argc, char **argv)
         children,
         NULL,
         NULL};
-    tune_arguments o = {.kl = 1e-4, .top1 = 0.999, .gain = 0.05, .output = "macattn-config.json"};
-    eval_common_defaults(&o.common);
-    o.common.contexts.values[0] = 8192;
     argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &o);
+    eval_common_complete(&o.common, 8192);
     tune(&o);
     return EXIT_OK;
 }

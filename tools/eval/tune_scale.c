@@ -93,7 +93,7 @@ tune_scale tune_scale_measure(eval_session *session, const eval_plan *plan,
         settings[i].audit_every = like->audit_every > 0 ? like->audit_every : 8;
     }
     eval_plan probing = *plan;
-    eval_result *results = eval_session_measure(session, &probing, settings, n);
+    eval_result *results = eval_session_measure(session, &probing, settings, n, false);
     double *kl = memory_alloc((size_t)n * sizeof *kl),
            *error2 = memory_alloc((size_t)n * sizeof *kl);
     double *factors = memory_alloc((size_t)n * sizeof *factors);

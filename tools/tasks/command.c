@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `macattn tasks`: sample_list out and scores of answers in, as JSON lines, for any program that runs a model. */
+/* `macattn tasks`: samples out and scores of answers in, as JSON lines, for any program that runs a model. */
 #include <argp.h>
 #include <cjson/cJSON.h>
 #include <stdio.h>
@@ -17,10 +17,12 @@ typedef struct arguments {
     double bytes_per_token;
 } arguments;
 
-enum { KEY_BYTES = 512 };
+enum { KEY_BYTES = 512, KEY_SEED };
 
 static const struct argp_option options_table[] = {
-    {"bytes-per-token", KEY_BYTES, "X", 0, "how tokens are counted here (default 4)", 2}, {0}};
+    {"bytes-per-token", KEY_BYTES, "X", 0, "how tokens are counted here (default 4)", 2},
+    {"seed", KEY_SEED, "N", 0, "what the samples are made from (default 42)", 1},
+    {0}};
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
@@ -31,6 +33,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         if (!parse_real(arg, 0.5, 64, &o->bytes_per_token))
             argp_error(state, "'%s' is out of range or no number", arg);
         return 0;
+    case KEY_SEED:
+        if (!parse_int(arg, 0, INT32_MAX, &o->common.seed))
+            argp_error(state, "'%s' is out of range or no number", arg);
+        return 0;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
 }
@@ -67,7 +74,7 @@ static int generate(arguments *a)
 {
     tasks_common *c = &a->common;
     char error[256];
-    tasks_common_load(c, "tasks");
+    tasks_common_load(c, "tasks", 10);
     const task_options o =
         tasks_common_options(c, (task_counter){count_bytes, &a->bytes_per_token});
     for (int i = 0; i < c->n; i++) {
@@ -176,15 +183,16 @@ int command_tasks(int argc, char **argv)
                                      "list|generate|score",
                                      "\nLong-context tasks as JSON lines.\v"
                                      "  list      the tasks\n"
-                                     "  generate  sample_list to standard output\n"
-                                     "  score     sample_list with their answers ('pred') from "
+                                     "  generate  samples to standard output\n"
+                                     "  score     samples with their answers ('pred') from "
                                      "standard input, by task: per cent, half a "
                                      "95% interval\n",
                                      children,
                                      NULL,
                                      NULL};
     arguments a = {.bytes_per_token = 4};
-    tasks_common_defaults(&a.common, "ruler", 10);
+    tasks_common_init(&a.common);
+    a.common.names = "ruler";
     const char *what = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
     if (*what) {
         argv[1] = argv[0];

@@ -11,21 +11,24 @@
 
 typedef struct tasks_common {
     const char *names, *essay_file, *data;
-    int64_t length, samples, seed;
+    int64_t length, samples, seed; /* -1: not given */
     /* By tasks_common_load: */
     const task *tasks[TASKS_MAX];
     int n;
     char *essay; /* NULL: made up */
 } tasks_common;
 
-/* What argp is given as a child, with a tasks_common as its input. */
+/* What argp is given as a child, with a tasks_common as its input. The seed is the command's. */
 extern const struct argp tasks_common_argp;
 
-/* What differs between the commands: names of tasks (NULL: must be given) and sample_list of each. */
-void tasks_common_defaults(tasks_common *common, const char *names, int64_t samples);
+/* Nothing is given yet. */
+void tasks_common_init(tasks_common *common);
+/* The first option that is given besides --tasks; NULL if none is. */
+const char *tasks_common_given(const tasks_common *common);
 
-/* Finds the tasks and reads the essay. Dies with a sentence of the command on failure. */
-void tasks_common_load(tasks_common *common, const char *command);
+/* Fills in what was not given (`samples` of each task), finds the tasks and reads the essay. Dies with
+ * a sentence of the command on failure. */
+void tasks_common_load(tasks_common *common, const char *command, int64_t samples);
 void tasks_common_free(tasks_common *common);
 
 task_options tasks_common_options(const tasks_common *common, task_counter counter);

@@ -17,7 +17,7 @@ typedef struct task_sample {
     int64_t length;      /* tokens of input and answer_prefix, and gen_tokens */
     int64_t index;
     int32_t gen_tokens; /* that the answer may take */
-    /* Bytes of the input that sample_list of the same `context` have in common. 0: nothing. */
+    /* Bytes of the input that samples of the same `context` have in common. 0: nothing. */
     int64_t context, shared_bytes;
 } task_sample;
 
@@ -55,7 +55,7 @@ struct task {
     bool (*build)(const task *self, const task_options *options, int64_t index, int64_t units,
                   task_sample *sample, char *error, size_t error_size);
     int variant;
-    int32_t questions; /* sample_list that share a context; 0 stands for 1 */
+    int32_t questions; /* samples that share a context; 0 stands for 1 */
 };
 
 #endif /* MACATTN_TOOLS_TASKS_TASK_H */
