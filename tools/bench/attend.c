@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `macattn bench attend`: exact attention, against the machine and against a peer.
  *
- * One repetition is a call of macattn_attend, a call of the peer, and a pass of the read kernel, so
- * that all three see the same machine. Layers rotate. The kernel's own speed with K and V in cache is
- * measured through a page table that names the same few pages again and again. */
+ * One repetition is a call of macattn_attend, a call of the peer, and a pass of the read kernel,
+ * so that all three see the same machine. Layers rotate. The kernel's own speed with K and V in
+ * cache is measured through a page table that names the same few pages again and again. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -69,7 +69,8 @@ static void make_rows(attend_row *a, int32_t page_size, random_state *rng)
     a->pages = memory_alloc((size_t)a->n_pages * sizeof *a->pages);
     for (int32_t b = 0; b < batch; b++) {
         int32_t *pages = a->pages + (size_t)b * (size_t)each;
-        /* Only pages in use are shuffled, so that the peer sees the same tokens in another order. */
+        /* Only pages in use are shuffled, so that the peer sees the same tokens in another
+         * order. */
         int32_t used = page_size > 0 ? (int32_t)((a->n_tokens + page_size - 1) / page_size) : 1;
         for (int32_t i = 0; i < each; i++) {
             pages[i] = b * each + i;

@@ -61,8 +61,8 @@ void bench_config(const bench_session *session, const bench_shape *shape, macatt
     cfg->v_head_dim = shape->v_head_dim;
     cfg->k_dtype = shape->kv.k;
     cfg->v_dtype = shape->kv.v;
-    /* Queries and keys are standard normal. Three times the usual scale gives logits the spread that
-     * lets a few tokens dominate, as in a model: an average over all would hide errors. */
+    /* Queries and keys are standard normal. Three times the usual scale gives logits the spread
+     * that lets a few tokens dominate, as in a model: an average over all would hide errors. */
     cfg->scale = 3.0f / sqrtf((float)shape->head_dim);
     cfg->softcap = (float)session->options->softcap;
     cfg->n_threads = shape->threads;

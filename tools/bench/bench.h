@@ -61,7 +61,8 @@ typedef struct bench_shape {
 } bench_shape;
 
 /* Calls `row` for every combination of the lists. */
-void bench_each_shape(bench_session *session, void (*row)(bench_session *session, const bench_shape *shape));
+void bench_each_shape(bench_session *session,
+                      void (*row)(bench_session *session, const bench_shape *shape));
 /* Makes session->team have `threads` threads. */
 void bench_use_team(bench_session *session, int threads);
 
@@ -74,7 +75,8 @@ macattn *bench_create(const macattn_config *cfg);
 bool bench_enough(const bench_session *session, int64_t reps, double spent_us);
 /* How far that is, from 0 to 1. */
 double bench_share_done(const bench_session *session, int64_t reps, double spent_us);
-void bench_step_progress(const bench_session *session, const char *what, int64_t rep, double spent_us);
+void bench_step_progress(const bench_session *session, const char *what, int64_t rep,
+                         double spent_us);
 
 /* How many layers' buffers to rotate, so that a layer is out of the caches when its turn comes
  * again. `bytes` of one layer. */

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `macattn bench attend|mac --device cuda`: the GPU side.
  *
- * One repetition is a CUDA graph that holds one call for each layer, timed with events and divided by the
- * layers; layers rotate, so that K, V and rings come from memory, as in decoding. For mac, exact attention
- * of the same tokens is measured in turns. Rings are filled with macattn_cuda_capture; the results handed to
- * it are made up, since their values do not change what is read. Decisions are counted by the library and
- * compared with those the queries were made for. */
+ * One repetition is a CUDA graph that holds one call for each layer, timed with events and
+ * divided by the layers; layers rotate, so that K, V and rings come from memory, as in decoding.
+ * For mac, exact attention of the same tokens is measured in turns. Rings are filled with
+ * macattn_cuda_capture; the results handed to it are made up, since their values do not change
+ * what is read. Decisions are counted by the library and compared with those the queries were
+ * made for. */
 #include "cuda.h"
 
 #include <cuda_runtime_api.h>
@@ -93,7 +94,7 @@ static void upload(void *to, const void *from, size_t bytes)
     expect_cuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy to the device");
 }
 
-/* ------------------------------------------------------------------------------------ tensors -- */
+/* ----------------------------------------------------------------------------------- tensors -- */
 
 /* BLOCK_TOKENS random tokens, then copies of them. */
 static char *fill(size_t bytes, size_t token_bytes, macattn_dtype dtype, random_state *rng)
@@ -228,7 +229,7 @@ static void unmake(gpu_row *g)
     free(g->ring_q);
 }
 
-/* -------------------------------------------------------------------------------------- calls -- */
+/* ------------------------------------------------------------------------------------- calls -- */
 
 static macattn_cuda_batch batch_of(const gpu_row *g)
 {
@@ -294,7 +295,7 @@ static double replay_us(gpu_row *g, const gpu_graph *graph)
     return (double)ms * 1e3 / g->n_layers;
 }
 
-/* -------------------------------------------------------------------------------------- check -- */
+/* ------------------------------------------------------------------------------------- check -- */
 
 /* The first and the last (row, head) of exact attention against float64. */
 static double exact_error(const gpu_row *g)
@@ -347,7 +348,7 @@ static bool check(bench_session *session, const gpu_row *g, double *error)
     return false;
 }
 
-/* -------------------------------------------------------------------------------------- reuse -- */
+/* ------------------------------------------------------------------------------------- reuse -- */
 
 /* Every layer's ring of the first slot, copied to the others. */
 static void fill_rings(gpu_row *g, random_state *rng)
@@ -388,7 +389,8 @@ static void fill_rings(gpu_row *g, random_state *rng)
     (void)cudaFree(tokens);
 }
 
-/* Queries of which `hit_ratio` repeat a remembered one; the others are drawn at random, as those were. */
+/* Queries of which `hit_ratio` repeat a remembered one; the others are drawn at random, as those
+ * were. */
 static void make_queries(gpu_row *g, double hit_ratio, bool clustered, random_state *rng)
 {
     const bench_shape *s = g->shape;
@@ -436,7 +438,7 @@ static void rewind_slots(const gpu_row *g)
     }
 }
 
-/* --------------------------------------------------------------------------------------- rows -- */
+/* -------------------------------------------------------------------------------------- rows -- */
 
 static void add_device(cJSON *row)
 {
@@ -499,7 +501,7 @@ static void print_mac(bench_session *session, const gpu_row *g, const sample_lis
     const double median = sample_list_median(us);
     cJSON *row = report_row();
     add_common(g, row, us, error);
-    report_add_text(row, "policy", "paper");
+    report_add_text(row, "policy", macattn_policy_name(MACATTN_POLICY_PAPER));
     report_add_real(row, "tau", (double)g->cfg.tau);
     report_add_int(row, "ring", g->ring);
     report_add_int(row, "band", g->cfg.band);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* `macattn bench mac`: decode with reuse at a given hit ratio, in turns with exact attention.
  *
- * One repetition: a decode on one slot, then exact attention (macattn_attend: what decode gives when
- * it does not reuse) on another slot's copy of the same tokens, by the same threads. Slots rotate, so
- * that rings, K and V come from memory. Truncating the slot and planning are not timed. */
+ * One repetition: a decode on one slot, then exact attention (macattn_attend: what decode gives
+ * when it does not reuse) on another slot's copy of the same tokens, by the same threads. Slots
+ * rotate, so that rings, K and V come from memory. Truncating the slot and planning are not
+ * timed. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,7 +44,8 @@ typedef struct mac_times {
     int64_t wrong; /* decisions other than those the steps were made for */
 } mac_times;
 
-/* From this size on, queries drawn at random are never near each other, and every decision is known. */
+/* From this size on, queries drawn at random are never near each other, and every decision is
+ * known. */
 #define DECISIONS_KNOWN_DIM 96
 
 /* The policy budget decides for all heads of a KV head as one. */
@@ -135,7 +137,7 @@ static void print_row(bench_session *session, const bench_shape *shape, const st
     cJSON *row = report_row();
     bench_add_shape(row, shape);
     const bool budget = s->cfg.policy == MACATTN_POLICY_BUDGET;
-    report_add_text(row, "policy", budget ? "budget" : "paper");
+    report_add_text(row, "policy", macattn_policy_name(s->cfg.policy));
     report_add_real(row, budget ? "budget" : "tau", (double)(budget ? s->cfg.budget : s->cfg.tau));
     report_add_int(row, "ring", s->cfg.ring);
     report_add_int(row, "band", s->cfg.band);

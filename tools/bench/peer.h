@@ -11,8 +11,9 @@
 #define MACATTN_PEER_ABI 1
 #define MACATTN_PEER_ENTRY "macattn_peer"
 
-/* One shape. K and V of a layer are [stream][token][kv_head][dim], packed, as llama.cpp keeps them:
- * one row holds all KV heads of a token. The buffers belong to the caller and stay where they are. */
+/* One shape. K and V of a layer are [stream][token][kv_head][dim], packed, as llama.cpp keeps
+ * them: one row holds all KV heads of a token. The buffers belong to the caller and stay where
+ * they are. */
 typedef struct peer_shape {
     int32_t n_heads, n_kv_heads, head_dim, v_head_dim;
     const char *k_type, *v_type; /* "f32", "f16", "bf16", "q8_0" */

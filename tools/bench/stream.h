@@ -2,8 +2,8 @@
 /* A slot whose rings are full, and queries that hit them or not, as asked.
  *
  * All slots hold copies of the same sequence, so that the rings are computed once (with a prompt
- * chunk of `ring` queries at the end of the context) and forked. After a decode the slot is truncated
- * again: every repetition starts from the same state. */
+ * chunk of `ring` queries at the end of the context) and forked. After a decode the slot is
+ * truncated again: every repetition starts from the same state. */
 #ifndef MACATTN_TOOLS_BENCH_STREAM_H
 #define MACATTN_TOOLS_BENCH_STREAM_H
 
@@ -47,17 +47,17 @@ void stream_plan_exact(stream *s, int32_t sequence);
 double stream_decode_us(stream *s, const stream_step *step);
 double stream_exact_us(stream *s, const stream_step *step);
 
-/* Largest error of the newest decode over some of its heads, hits compared with the reference's hit.
- * `sequence` is where it was computed. */
+/* Largest error of the newest decode over some of its heads, hits compared with the reference's
+ * hit. `sequence` is where it was computed. */
 double stream_error(const stream *s, const stream_step *step, int32_t sequence, int max_heads);
 
 /* Bytes of K and V that the step has to read with reuse: a KV head is read from where the first of
  * its query heads needs it. */
 double stream_bytes(const stream *s, const stream_step *step);
 
-/* The search's time under a step like these: what a full ring costs more than a ring that holds only
- * the one entry the hits use. One sample for each repetition, until they took `min_us`. */
-void stream_match_times(bench_session *session, const bench_shape *shape, int32_t ring, double hit_ratio,
-                        double min_us, sample_list *us);
+/* The search's time under a step like these: what a full ring costs more than a ring that holds
+ * only the one entry the hits use. One sample for each repetition, until they took `min_us`. */
+void stream_match_times(bench_session *session, const bench_shape *shape, int32_t ring,
+                        double hit_ratio, double min_us, sample_list *us);
 
 #endif /* MACATTN_TOOLS_BENCH_STREAM_H */

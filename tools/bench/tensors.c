@@ -39,7 +39,8 @@ uint16_t tensors_bf16(float value)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-/* Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, so what is too large becomes 448. */
+/* Sign, 4 bits of exponent (bias 7), 3 of mantissa; no infinities, so what is too large becomes
+ * 448. */
 static uint8_t encode_f8_e4m3(float value)
 {
     const float size = fminf(fabsf(value), 448.0f);

@@ -2,9 +2,10 @@
 /* How fast this machine reads memory and multiplies, on a given number of threads.
  *
  * Reading: every thread sums up its own part of a buffer, with the widest loads there are. Which
- * prefetch distance and how many streams at a time are best depends on the machine, so all are tried
- * when the team is made and the fastest is kept: a ceiling must not be lower than it has to be.
- * Multiplying: sixteen independent accumulators, enough for two units with a latency of eight. */
+ * prefetch distance and how many streams at a time are best depends on the machine, so all are
+ * tried when the team is made and the fastest is kept: a ceiling must not be lower than it has
+ * to be. Multiplying: sixteen independent accumulators, enough for two units with a latency of
+ * eight. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>

@@ -69,7 +69,7 @@ double setting_options_value(const setting_options *o, setting_option option, do
     return o->values[option].n > 0 ? o->values[option].values[0] : otherwise;
 }
 
-/* ------------------------------------------------------------------------------------ parsing -- */
+/* ----------------------------------------------------------------------------------- parsing -- */
 
 bool parse_setting(const char *setting, const char *text, double *value)
 {

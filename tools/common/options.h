@@ -34,8 +34,8 @@ typedef struct setting_options {
     char about[OPTION_COUNT][160];
 } setting_options;
 
-/* `taken`, `lists`: options that there are, and of those, the ones that take a list. `policy`: what the
- * command does without --policy, for its help. */
+/* `taken`, `lists`: options that there are, and of those, the ones that take a list. `policy`:
+ * what the command does without --policy, for its help. */
 void setting_options_init(setting_options *o, uint32_t taken, uint32_t lists,
                           macattn_policy policy);
 

@@ -31,8 +31,8 @@ void report_add_text(cJSON *row, const char *field, const char *value);
 void report_add_machine(cJSON *row, const machine_info *machine, const char *isa);
 void report_print(report *r, cJSON *row);
 
-/* A line of progress on standard error: one that changes on a terminal; elsewhere a line a minute, or
- * every `seconds`, 0 = none. */
+/* A line of progress on standard error: one that changes on a terminal; elsewhere a line a
+ * minute, or every `seconds`, 0 = none. */
 void report_progress_every(double seconds);
 #if defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))

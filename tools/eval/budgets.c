@@ -6,8 +6,9 @@
 #define LARGEST_FACTOR 16.0
 #define LEAST_KL 1e-8 /* smaller differences are not worth telling apart */
 
-/* What an error costs grows with its square: cost = s e^2. The most is skipped for a given sum of costs where
- * the next use costs the same in all groups, which their budgets do for e = constant / sqrt(s). */
+/* What an error costs grows with its square: cost = s e^2. The most is skipped for a given sum
+ * of costs where the next use costs the same in all groups, which their budgets do for e =
+ * constant / sqrt(s). */
 void budgets_factors(int n, const double *kl, const double *error2, double *factors)
 {
     double sum = 0.0;

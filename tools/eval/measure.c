@@ -11,7 +11,7 @@
 #include "common/say.h"
 #include "logits.h"
 
-/* -------------------------------------------------------------------------------------- passes -- */
+/* ------------------------------------------------------------------------------------ passes -- */
 
 /* One window's measurement. */
 typedef struct measurement {
@@ -79,8 +79,8 @@ const char *eval_other_isa(void)
     return NULL;
 }
 
-/* How far exact attention is from itself when only the order of its sums differs. A model whose weights
- * are quantised rounds its activations coarsely, so that this is not nothing. */
+/* How far exact attention is from itself when only the order of its sums differs. A model whose
+ * weights are quantised rounds its activations coarsely, so that this is not nothing. */
 static void measure_floor(measurement *r, const macattn_ggml_options *like, eval_result *results,
                           int n_results)
 {
@@ -196,15 +196,15 @@ static void measure(measurement *r, const macattn_ggml_options *setting, eval_re
     result->n_windows++;
 }
 
-/* ------------------------------------------------------------------------------------- windows -- */
+/* ----------------------------------------------------------------------------------- windows -- */
 
 static bool same_prompt(const macattn_ggml_options *a, const macattn_ggml_options *b)
 {
     return a->ring == b->ring && a->band == b->band && a->min_tokens == b->min_tokens;
 }
 
-/* What one prompt's settings are compared with. The prompt is computed by parts that depend on ring and
- * band, and so rounds differently: every prompt has a baseline of its own. */
+/* What one prompt's settings are compared with. The prompt is computed by parts that depend on
+ * ring and band, and so rounds differently: every prompt has a baseline of its own. */
 static void measure_baseline(measurement *r, const macattn_ggml_options *settings, int first,
                              int n_settings, eval_result *results)
 {

@@ -36,7 +36,7 @@ struct eval_model {
     char name[256];
 };
 
-/* ------------------------------------------------------------------------------------- loading -- */
+/* ----------------------------------------------------------------------------------- loading -- */
 
 /* llama.cpp's own messages, of which only the last error is kept, for the sentence we die with. */
 static char last_error[512];
@@ -202,7 +202,7 @@ void eval_model_close(eval_model *m)
     free(m);
 }
 
-/* ----------------------------------------------------------------------------------- questions -- */
+/* --------------------------------------------------------------------------------- questions -- */
 
 macattn_ggml_options eval_model_options(const eval_model *m)
 {
@@ -275,7 +275,7 @@ macattn_ggml *eval_model_attention(const eval_model *m)
     return m->attention;
 }
 
-/* ----------------------------------------------------------------------------------- computing -- */
+/* --------------------------------------------------------------------------------- computing -- */
 
 static eval_sequence *sequence_of(eval_model *m, bool by_ggml)
 {

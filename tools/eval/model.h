@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A model in llama.cpp whose attention the plug-in computes, as `eval` and `tune` use it: one sequence,
- * a prompt that is computed once, and tokens after it that are computed again and again under
- * different settings. */
+/* A model in llama.cpp whose attention the plug-in computes, as `eval` and `tune` use it: one
+ * sequence, a prompt that is computed once, and tokens after it that are computed again and
+ * again under different settings. */
 #ifndef MACATTN_TOOLS_EVAL_MODEL_H
 #define MACATTN_TOOLS_EVAL_MODEL_H
 
@@ -14,7 +14,7 @@ typedef struct eval_model eval_model;
 
 typedef struct eval_model_config {
     const char *model;  /* a GGUF file */
-    const char *plugin; /* libggml-macattn.so; NULL = the one built or installed with this program */
+    const char *plugin; /* libggml-macattn.so; NULL = the one built or installed with this */
     kv_types kv;
     int n_threads;
     int64_t n_tokens; /* room of the cache */

@@ -60,7 +60,7 @@ double eval_result_saved(const eval_result *r)
     return share((double)r->bytes.skipped - (double)r->search_bytes, (double)r->bytes.total);
 }
 
-/* --------------------------------------------------------------------------------------- rows -- */
+/* -------------------------------------------------------------------------------------- rows -- */
 
 double eval_setting_value(const macattn_ggml_options *setting)
 {

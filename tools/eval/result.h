@@ -34,7 +34,7 @@ typedef struct eval_head {
 
 /* What one setting gave, over all windows. */
 struct eval_result {
-    metrics all, first, last; /* all positions, and the first and last `n_edge` ones of each window */
+    metrics all, first, last; /* all positions, the first and the last `n_edge` of each window */
     metrics floor; /* exact attention that rounds otherwise; empty where that was not measured */
     int64_t n_edge;
     int n_windows;

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `macattn eval --tasks`: the score of long-context tasks with full attention and with a policy, on the same samples.
+/* `macattn eval --tasks`: the score of long-context tasks with full attention and with a policy, on
+ * the same samples.
  *
- * The prompt is computed once; the answer is then written twice from there, greedily: with exact attention, and
- * with the policy. Samples that share a context (tasks.h) share its computation, and their questions are
- * decoded under the policy as well. */
+ * The prompt is computed once; the answer is then written twice from there, greedily: with exact
+ * attention, and with the policy. Samples that share a context (tasks.h) share its computation,
+ * and their questions are decoded under the policy as well. */
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -22,7 +23,7 @@
 
 #define LONGBENCH_TOKENS 120000 /* of a prompt; more are cut from its middle */
 
-/* ------------------------------------------------------------------------------------- answers -- */
+/* ----------------------------------------------------------------------------------- answers -- */
 
 typedef struct scoring {
     const eval_common *common;
@@ -43,7 +44,8 @@ static int64_t count_tokens(void *user, const char *s)
     return (int64_t)n + (eval_model_first_token(user) >= 0);
 }
 
-/* Compute what samples of the context share, or all but the last token; the rest becomes the tail. */
+/* Compute what samples of the context share, or all but the last token; the rest becomes the
+ * tail. */
 static void compute_prompt(scoring *r, const task_sample *sample)
 {
     text rest = {NULL, 0, 0};
@@ -95,7 +97,7 @@ static char *answer(scoring *r, const macattn_ggml_options *options, int32_t gen
     return text_take(&t);
 }
 
-/* ---------------------------------------------------------------------------------------- rows -- */
+/* -------------------------------------------------------------------------------------- rows -- */
 
 static const report_column columns[] = {{"task", "task", 18, 0},
                                         {"samples", "n", 5, 0},

@@ -31,9 +31,9 @@ const char *eval_session_text(const eval_session *session);
 /* The plug-in's defaults with what the command line says. */
 macattn_ggml_options eval_session_options(const eval_session *session);
 
-/* Measure settings at one context length, on as many windows as there are and are asked for. With
- * `rows` each result is printed, and written to the JSON file, as soon as it is complete. Dies if the
- * texts are too short for one window. The results are to be freed. */
+/* Measure settings at one context length, on as many windows as there are and are asked for.
+ * With `rows` each result is printed, and written to the JSON file, as soon as it is complete.
+ * Dies if the texts are too short for one window. The results are to be freed. */
 eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
                                   const macattn_ggml_options *settings, int n_settings,
                                   bool rows);

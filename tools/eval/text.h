@@ -19,7 +19,8 @@ typedef struct eval_text {
 /* Adds a file's documents, which zero bytes separate. Dies if it cannot be read. */
 void eval_text_add_file(eval_text *text, const eval_model *m, const char *path);
 
-/* Adds a document that the model writes itself: `n` tokens, drawn at temperature 1 without reuse. */
+/* Adds a document that the model writes itself: `n` tokens, drawn at temperature 1 without
+ * reuse. */
 void eval_text_add_sample(eval_text *text, eval_model *m, int64_t n, uint64_t seed);
 
 void eval_text_free(eval_text *text);
@@ -31,8 +32,8 @@ typedef struct eval_window {
     int64_t start;
 } eval_window;
 
-/* At most `max` windows of `n` tokens that do not overlap, spread over the documents: one of each that
- * is long enough, then a second one of each. Returns how many there are. */
+/* At most `max` windows of `n` tokens that do not overlap, spread over the documents: one of
+ * each that is long enough, then a second one of each. Returns how many there are. */
 int eval_text_windows(const eval_text *text, int64_t n, eval_window *windows, int max);
 
 /* Draw a token from softmax(logits / temperature), none that ends the text; greedily at 0. */

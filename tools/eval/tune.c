@@ -63,7 +63,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     }
 }
 
-/* ---------------------------------------------------------------------------------- candidates -- */
+/* -------------------------------------------------------------------------------- candidates -- */
 
 /* A setting, and what it gave at all lengths. */
 typedef struct candidate {
@@ -90,8 +90,8 @@ static void add(search *s, macattn_ggml_options options)
     }
 }
 
-/* What is asked is what reuse may add to what rounding alone makes of the same model: any other rounding,
- * however slight, makes about that, and small independent divergences add up. */
+/* What is asked is what reuse may add to what rounding alone makes of the same model: any other
+ * rounding, however slight, makes about that, and small independent divergences add up. */
 static bool is_faithful(const tune_arguments *o, const eval_result *r)
 {
     const double kl_floor = metrics_kl_mean(&r->floor), top1_floor = metrics_agreement(&r->floor);
@@ -225,7 +225,7 @@ static void add_others(search *s, setting_option option, size_t field, const int
     }
 }
 
-/* --------------------------------------------------------------------------------- conclusion -- */
+/* -------------------------------------------------------------------------------- conclusion -- */
 
 static void add_model(cJSON *config, const eval_model *m)
 {

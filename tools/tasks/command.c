@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `macattn tasks`: samples out and scores of answers in, as JSON lines, for any program that runs a model. */
+/* `macattn tasks`: samples out and scores of answers in, as JSON lines, for any program that
+ * runs a model. */
 #include <argp.h>
 #include <cjson/cJSON.h>
 #include <stdio.h>
@@ -47,7 +48,7 @@ static int64_t count_bytes(void *user, const char *s)
     return (int64_t)((double)strlen(s) / *(const double *)user) + 1;
 }
 
-/* ------------------------------------------------------------------------------------ generate -- */
+/* ---------------------------------------------------------------------------------- generate -- */
 
 static void print_sample(const task *t, const task_sample *sample)
 {
@@ -92,7 +93,7 @@ static int generate(arguments *a)
     return EXIT_OK;
 }
 
-/* --------------------------------------------------------------------------------------- score -- */
+/* ------------------------------------------------------------------------------------- score -- */
 
 static void read_strings(const cJSON *row, const char *name, text_list *list)
 {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Long structured generation after LongGenBench (Wu et al.): one instruction, a long answer in numbered blocks, and
- * things that must be in certain blocks: once, in a range, or every so often. The scenarios, counts, block
- * marks and the completion rate (CR) are theirs; the events are ours, and instead of a judge's yes or no a check is
- * met if its block contains the event's words in order (letters small, runs of other characters one space). So
- * the score has another name.
+/* Long structured generation after LongGenBench (Wu et al.): one instruction, a long answer in
+ * numbered blocks, and things that must be in certain blocks: once, in a range, or every so often.
+ * The scenarios, counts, block marks and the completion rate (CR) are theirs; the events are ours,
+ * and instead of a judge's yes or no a check is met if its block contains the event's words in
+ * order (letters small, runs of other characters one space). So the score has another name.
  *
- * A sample's `outputs` are the events, its `tags` the block of each; the first output and tag are the block's
- * word and how many there are. */
+ * A sample's `outputs` are the events, its `tags` the block of each; the first output and tag
+ * are the block's word and how many there are. */
 #include "longgen.h"
 
 #include <ctype.h>

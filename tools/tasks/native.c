@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the bundled model was trained to answer (model/training/tasks.py), with seeds of its own: several questions
- * to one context, so that the context need be computed once. An answer is right if its line is. */
+/* What the bundled model was trained to answer (model/training/tasks.py), with seeds of its own:
+ * several questions to one context, so that the context need be computed once. An answer is
+ * right if its line is. */
 #include "native.h"
 
 #include <stdlib.h>
@@ -51,7 +52,8 @@ static fact line_fact(random_state *rng, int64_t i)
     return (fact){text_take(&line), text_take(&question), text_take(&answer), NULL};
 }
 
-/* The i-th line of chains of three names; any of them may be asked for: 0, 1 or 2 assignments away. */
+/* The i-th line of chains of three names; any of them may be asked for: 0, 1 or 2 assignments
+ * away. */
 static fact variable_fact(random_state *rng, int64_t i, char chain[3][16], char value[8])
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0};
@@ -94,7 +96,8 @@ static fact *make_facts(kind what, random_state *rng, int64_t n)
     return facts;
 }
 
-/* Questions are spread over the context; the second term takes turns between the names of a chain. */
+/* Questions are spread over the context; the second term takes turns between the names of a
+ * chain. */
 static void ask_for_one(text *t, task_sample *sample, const fact *facts, int64_t n,
                         int64_t question)
 {
@@ -123,8 +126,8 @@ static void ask_for_list(text *t, task_sample *sample, const fact *facts, int64_
     text_add(t, " mentioned in the text?\nAnswer:\n");
 }
 
-/* Pairs and lines are all of the context; needles and assignments lie in prose, as many as are asked for twice
- * over. `units`: lines. */
+/* Pairs and lines are all of the context; needles and assignments lie in prose, as many as are
+ * asked for twice over. `units`: lines. */
 static bool build(const task *self, const task_options *o, int64_t index, int64_t units,
                   task_sample *sample, char *error, size_t error_size)
 {

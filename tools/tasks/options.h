@@ -26,8 +26,8 @@ void tasks_common_init(tasks_common *common);
 /* The first option that is given besides --tasks; NULL if none is. */
 const char *tasks_common_given(const tasks_common *common);
 
-/* Fills in what was not given (`samples` of each task), finds the tasks and reads the essay. Dies with
- * a sentence of the command on failure. */
+/* Fills in what was not given (`samples` of each task), finds the tasks and reads the essay.
+ * Dies with a sentence of the command on failure. */
 void tasks_common_load(tasks_common *common, const char *command, int64_t samples);
 void tasks_common_free(tasks_common *common);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* RULER's tasks: haystacks, counts, sizes and metrics as published, the sentences around them and the filler our
- * own. What a sample hides depends on its seed alone; more units only add filler around it. */
+/* RULER's tasks: haystacks, counts, sizes and metrics as published, the sentences around them
+ * and the filler our own. What a sample hides depends on its seed alone; more units only add
+ * filler around it. */
 #include "ruler.h"
 
 #include <cjson/cJSON.h>
@@ -94,7 +95,8 @@ static int by_depth(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Depths in [0, 1], ascending: of 40 even ones without replacement in an essay, anywhere elsewhere. */
+/* Depths in [0, 1], ascending: of 40 even ones without replacement in an essay, anywhere
+ * elsewhere. */
 static void draw_depths(haystack hay, int n, random_state *rng, double *depths)
 {
     bool taken[40] = {false};
@@ -173,11 +175,12 @@ static bool build_needles(const task *self, const task_options *o, int64_t index
     return true;
 }
 
-/* --------------------------------------------------------------------------- variable tracking -- */
+/* ------------------------------------------------------------------------- variable tracking -- */
 
 #define HOPS 4
 
-/* One chain in noise; names of `letters` capitals. The names go to `names`, the value is returned. */
+/* One chain in noise; names of `letters` capitals. The names go to `names`, the value is
+ * returned. */
 static char *add_chain(text *t, random_state *rng, int letters, int64_t units, text_list *names)
 {
     text_list lines = {NULL, 0, 0}, hay = {NULL, 0, 0};
@@ -243,7 +246,7 @@ static bool build_vt(const task *self, const task_options *o, int64_t index, int
     return true;
 }
 
-/* -------------------------------------------------------------------------------- word counting -- */
+/* ----------------------------------------------------------------------------- word counting -- */
 
 static void shuffle(text_list *list, random_state *rng)
 {
@@ -364,7 +367,7 @@ static bool build_fwe(const task *self, const task_options *o, int64_t index, in
     return true;
 }
 
-/* ------------------------------------------------------------------------- question answering -- */
+/* ------------------------------------------------------------------------ question answering -- */
 
 typedef struct qa_set {
     text_list documents; /* different ones */

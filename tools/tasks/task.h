@@ -50,8 +50,8 @@ struct task {
     int32_t gen_tokens;
     task_metric metric;
     int64_t increment; /* by which the size search goes: units of `build` */
-    /* The sample with `units` of filler. False, with a sentence in `error`, if it cannot be made. `self`
-     * tells tasks apart that share a function. */
+    /* The sample with `units` of filler. False, with a sentence in `error`, if it cannot be
+     * made. `self` tells tasks apart that share a function. */
     bool (*build)(const task *self, const task_options *options, int64_t index, int64_t units,
                   task_sample *sample, char *error, size_t error_size);
     int variant;

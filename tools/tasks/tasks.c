@@ -71,7 +71,7 @@ int task_list(const char *names, const task **tasks, int room, char *error, size
     return n > 0 ? n : -1;
 }
 
-/* ---------------------------------------------------------------------------------- generation -- */
+/* -------------------------------------------------------------------------------- generation -- */
 
 static int64_t measure(const task *self, const task_options *o, task_sample *sample)
 {
