@@ -15,8 +15,8 @@ struct Engine {
     int slot_row;
 };
 
-/* The smallest share of the mass that is remembered: below, the difference of two nearly equal numbers has
- * too few digits left. */
+/* The smallest share of the mass that is remembered: below, the difference of two nearly equal
+ * numbers has too few digits left. */
 constexpr float LEAST_SHARE = 1e-3f;
 
 /* Take the tokens of (near_o, near_lse) out of (o, lse); the far share of the mass is returned. */
@@ -42,13 +42,15 @@ __global__ void __launch_bounds__(32)
     if (slot < 0) return;
     const size_t ring = ring_of(p, slot, head);
     for (int i = 0; i < p.n_rows; i++) {
-        const int n = row_tokens(p, i), b = mai_far_end(n, p.band, p.fresh), query = p.capture_query + i;
+        const int n = row_tokens(p, i), b = mai_far_end(n, p.band, p.fresh),
+                  query = p.capture_query + i;
         if (b <= p.fresh) continue;
         const char *q_row = p.q_match + query * p.m_row_stride + head * p.m_head_stride;
         float q[V], o[V], near_o[V];
         load_values<V>(p.q_dtype, q_row, lane * V, q);
-        load_values<V>(engine.dtype, engine.out + query * engine.row_stride + head * engine.head_stride,
-                       lane * V, o);
+        load_values<V>(engine.dtype,
+                       engine.out + query * engine.row_stride + head * engine.head_stride, lane * V,
+                       o);
         load_values<V>(MACATTN_DTYPE_F32, p.out + i * p.out_row_stride + head * p.out_head_stride,
                        lane * V, near_o);
         float lse = engine.lse[(size_t)query * p.n_heads + head];
@@ -57,7 +59,8 @@ __global__ void __launch_bounds__(32)
 #pragma unroll
         for (int j = 0; j < V; j++) o[j] /= p.v_scale;
         const EncodedQuery<V> e = encode_query<V>(q);
-        if (!(share >= LEAST_SHARE) || !all_finite<V>(o, lse) || !all_finite<V>(q, e.scale)) continue;
+        if (!(share >= LEAST_SHARE) || !all_finite<V>(o, lse) || !all_finite<V>(q, e.scale))
+            continue;
         const int next = p.rings.head[ring];
         ring_begin<V>(p, ring, next, e, q, n - 1, b);
         ring_complete<V>(p, ring, next, p.rings.count[ring], o, lse,
@@ -74,8 +77,8 @@ extern "C" int mai_cu_capture_insert(const mai_cu_params *p, const void *full_ou
                                      macattn_dtype full_dtype, const float *full_lse,
                                      int32_t slot_row, void *stream)
 {
-    const mai::Engine engine = {(const char *)full_out, full_row_stride, full_head_stride,
-                                full_dtype,             full_lse,        slot_row};
+    const mai::Engine engine = {
+        (const char *)full_out, full_row_stride, full_head_stride, full_dtype, full_lse, slot_row};
     const cudaStream_t s = (cudaStream_t)stream;
     switch (p->head_dim) {
     case 64: mai::capture_kernel<64><<<p->n_heads, 32, 0, s>>>(*p, engine); break;

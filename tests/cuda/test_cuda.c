@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The GPU against the float64 reference: exact attention over types, shapes, page layouts and lengths;
- * decisions and outputs of match-amend-complete; slot operations, capture, CUDA graphs, statistics. Exits
- * with 77 where there is no GPU. MACATTN_TEST_SMALL=1 makes fewer and shorter cases, for
- * compute-sanitizer. */
+/* The GPU against the float64 reference: exact attention over types, shapes, page layouts and
+ * lengths; decisions and outputs of match-amend-complete; slot operations, capture, CUDA graphs,
+ * statistics. Exits with 77 where there is no GPU. MACATTN_TEST_SMALL=1 makes fewer and shorter
+ * cases, for compute-sanitizer. */
 #include "support.h"
 
 #include <cuda_runtime_api.h>
@@ -34,7 +34,7 @@ static bool small(void)
     return test_env("MACATTN_TEST_SMALL", 0) != 0;
 }
 
-/* ------------------------------------------------------------------------------- device memory -- */
+/* ----------------------------------------------------------------------------- device memory -- */
 
 static void *device(size_t bytes)
 {
@@ -73,7 +73,7 @@ static macattn_cuda *gpu_create(const macattn_config *cfg, int32_t max_rows,
     return m;
 }
 
-/* -------------------------------------------------------------------------------- exact attention -- */
+/* --------------------------------------------------------------------------- exact attention -- */
 
 #define MAX_ROWS 8
 
@@ -247,7 +247,8 @@ static void scene_destroy(scene *x)
     free(x->k), free(x->v), free(x->q), free(x->sinks);
 }
 
-/* Relative error allowed: probabilities are rounded to V's type (fp8: f16), outputs to out_dtype. */
+/* Relative error allowed: probabilities are rounded to V's type (fp8: f16), outputs to
+ * out_dtype. */
 static double relative_tolerance(macattn_dtype kv, macattn_dtype out)
 {
     const double p = kv == MACATTN_DTYPE_BF16 ? 4e-3 : 6e-4;
@@ -255,7 +256,8 @@ static double relative_tolerance(macattn_dtype kv, macattn_dtype out)
     return p + o;
 }
 
-/* || got - want || <= tolerance ||want|| for one head; NaN where the reference has NaN, and only there. */
+/* || got - want || <= tolerance ||want|| for one head; NaN where the reference has NaN, and only
+ * there. */
 static void check_head(const char *what, int32_t row, int32_t head, const char *got,
                        macattn_dtype dtype, const double *want, int32_t d, double tolerance)
 {
@@ -390,7 +392,7 @@ static void test_exact_random(void **state)
     }
 }
 
-/* --------------------------------------------------------------------- match, amend, complete -- */
+/* -------------------------------------------------------------------- match, amend, complete -- */
 
 /* A sequence of steps on the GPU and in the reference. */
 typedef struct duo {
@@ -484,7 +486,8 @@ static void duo_upload(duo *x)
     x->batch.n_rows = b->batch.n_rows;
 }
 
-/* Decisions are the reference's, but for distances that double precision itself hardly tells apart. */
+/* Decisions are the reference's, but for distances that double precision itself hardly tells
+ * apart. */
 static void check_decision(duo *x, int32_t r, int32_t head, const macattn_cuda_decision *got)
 {
     const ref_decision *want = &x->decisions[r * x->cfg.n_heads + head];
@@ -626,8 +629,8 @@ static void test_slot_operations(void **state)
     duo_destroy(&x);
 }
 
-/* An engine computes a prompt, capture fills the ring; decoding goes on as the reference's does after its
- * own prefill. */
+/* An engine computes a prompt, capture fills the ring; decoding goes on as the reference's does
+ * after its own prefill. */
 static void test_capture(void **state)
 {
     (void)state;
@@ -713,7 +716,7 @@ static void test_graph(void **state)
     duo_destroy(&y);
 }
 
-/* ------------------------------------------------------------------------------------- budget -- */
+/* ------------------------------------------------------------------------------------ budget -- */
 
 enum { BUDGET_HEADS = 8, BUDGET_DIM = 64, BUDGET_ROWS = 2, BUDGET_TOKENS = 500 };
 
@@ -805,8 +808,9 @@ static void budget_steps(budget_run *t, int from, int to)
     }
 }
 
-/* The GPU judges as the CPU does: what differs are candidates near the bound, since what is learnt contains each
- * side's rounding. What is used stays within the budget; what is not is exact; nothing is used without one. */
+/* The GPU judges as the CPU does: what differs are candidates near the bound, since what is learnt
+ * contains each side's rounding. What is used stays within the budget; what is not is exact;
+ * nothing is used without one. */
 static void test_budget(void **state)
 {
     (void)state;
@@ -829,7 +833,8 @@ static void test_budget(void **state)
     budget_create(&t, 1e-30f);
     budget_steps(&t, 1, 100);
     assert_int_equal(t.hits, 0);
-    /* What rests or was refused is found again with a larger budget, but for a group one head of which has none. */
+    /* What rests or was refused is found again with a larger budget, but for a group one head of
+     * which has none. */
     assert_gpu_ok(t.x.m, macattn_cuda_set_head_budget(t.x.m, 0, -1, 0.5f, NULL));
     assert_gpu_ok(t.x.m, macattn_cuda_set_head_budget(t.x.m, 0, 2, 0, NULL));
     assert_ok(t.cpu, macattn_set_head_budget(t.cpu, 0, -1, 0.5f));
