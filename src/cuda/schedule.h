@@ -161,7 +161,7 @@ MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
     d.blocks = units < n_blocks ? units : n_blocks;
     d.per = units / d.blocks;
     d.extra = units - d.per * d.blocks;
-    d.snap = d.per / (d.per < MAI_SMALL_SHARE ? MAI_SNAP_SMALL : MAI_SNAP_LARGE);
+    d.snap = d.per < MAI_SMALL_SHARE ? d.per / MAI_SNAP_SMALL : d.per / MAI_SNAP_LARGE;
     return d;
 }
 
