@@ -109,6 +109,7 @@ static tally run(float budget)
                 assert_int_equal(test_decision(m, 0, i)->hit, hit[h]);
             }
         }
+        test_bench_poison(&b);
         assert_ok(m, macattn_attend(m, &b.io));
         for (int32_t h = 0; h < HEADS; h++) {
             const double e = error_of(out + h * DIM, b.out + h * DIM, DIM);
