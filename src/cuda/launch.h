@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "core/judge.h"
+#include "core/policy/judge.h"
 #include "macattn/cuda.h"
 
 #ifdef __cplusplus
@@ -21,8 +21,8 @@ typedef struct mai_cu_meta {
     int32_t end;           /* the summary covers [F, end) */
 } mai_cu_meta;
 
-/* What the judge needs of it (core/judge.h): how far its summary was reused, and its share of the
- * mass. */
+/* What the judge needs of it (core/policy/judge.h): how far its summary was reused, and its share
+ * of the mass. */
 typedef struct mai_cu_judged {
     float moved, share;
 } mai_cu_judged;
@@ -60,8 +60,9 @@ typedef struct mai_cu_params {
 
     /* the step */
     int32_t layer;
-    int32_t reuse;  /* 1: decisions are made, and queries remembered */
-    int32_t judges; /* 1: what the search found is a candidate, to be judged (core/judge.h) */
+    int32_t reuse; /* 1: decisions are made, and queries remembered */
+    int32_t
+        judges; /* 1: what the search found is a candidate, to be judged (core/policy/judge.h) */
     const int32_t *slots, *n_tokens, *pages, *page_indptr;
     int64_t page_table_stride;
     int32_t page_shift; /* -1: contiguous */

@@ -89,7 +89,7 @@ __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, i
     copy_commit();
 }
 
-/* Whether the group of a head waits in this step (core/judge.h). */
+/* Whether the group of a head waits in this step (core/policy/judge.h). */
 __device__ __forceinline__ bool rests(const mai_cu_params &p, int head)
 {
     return p.judges && p.habits[p.layer * p.n_kv_heads + head / p.group].rest > 0;

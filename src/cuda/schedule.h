@@ -25,7 +25,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "core/both.h"
+#include "core/host_device.h"
 
 enum { MAI_OLD, MAI_FAR, MAI_FRESH, MAI_NEAR, MAI_SEGMENTS };
 enum { MAI_CLASS_OLD, MAI_CLASS_FAR, MAI_CLASS_OUT, MAI_CLASSES };
@@ -71,13 +71,13 @@ enum {
     MAI_LARGE_BUNDLE = 12,
 };
 
-MAI_BOTH int32_t mai_units_of(int32_t tokens, int32_t unit)
+MAI_HOST_DEVICE int32_t mai_units_of(int32_t tokens, int32_t unit)
 {
     return tokens <= 0 ? 0 : (tokens + unit - 1) / unit;
 }
 
 /* The first token that summaries never cover; also the end of new summaries. */
-MAI_BOTH int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
+MAI_HOST_DEVICE int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
 {
     const int32_t b = n - band;
     return b > fresh ? b : fresh < n ? fresh : n;
@@ -91,7 +91,7 @@ typedef struct mai_reads {
     int32_t latest; /* end of the old segment; 0: none */
 } mai_reads;
 
-MAI_BOTH mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t unit)
+MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t unit)
 {
     mai_segments s;
     const int32_t n = r.n, b = r.b, start = r.start;
@@ -117,13 +117,13 @@ MAI_BOTH mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t unit)
     return s;
 }
 
-MAI_BOTH int32_t mai_class_of(int32_t segment)
+MAI_HOST_DEVICE int32_t mai_class_of(int32_t segment)
 {
     return segment == MAI_OLD ? MAI_CLASS_OLD : segment == MAI_FAR ? MAI_CLASS_FAR : MAI_CLASS_OUT;
 }
 
 /* Units of a class; they follow each other. */
-MAI_BOTH int32_t mai_class_units(mai_segments s, int32_t which)
+MAI_HOST_DEVICE int32_t mai_class_units(mai_segments s, int32_t which)
 {
     return which == MAI_CLASS_OLD   ? s.of[MAI_OLD].units
            : which == MAI_CLASS_FAR ? s.of[MAI_FAR].units
@@ -140,13 +140,13 @@ typedef struct mai_division {
 } mai_division;
 
 /* Whether the groups seem to cost the same, and so much that it matters where they are cut. */
-MAI_BOTH bool mai_is_even(int32_t units, int32_t n_groups, int32_t first_cost)
+MAI_HOST_DEVICE bool mai_is_even(int32_t units, int32_t n_groups, int32_t first_cost)
 {
     return units == n_groups * first_cost && first_cost >= MAI_EVEN_COST;
 }
 
 /* Most blocks that suit groups of one cost; all, if too many would stay idle. */
-MAI_BOTH int32_t mai_even_blocks(int32_t n_blocks, int32_t n_groups)
+MAI_HOST_DEVICE int32_t mai_even_blocks(int32_t n_blocks, int32_t n_groups)
 {
     for (int32_t n = n_blocks; MAI_BLOCKS_TO_ONE_IDLE * (n_blocks - n) <= n_blocks; n--) {
         if (n % n_groups == 0 || n_groups % n == 0) return n;
@@ -154,7 +154,7 @@ MAI_BOTH int32_t mai_even_blocks(int32_t n_blocks, int32_t n_groups)
     return n_blocks;
 }
 
-MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
+MAI_HOST_DEVICE mai_division mai_divide(int32_t units, int32_t n_blocks)
 {
     mai_division d;
     d.units = units;
@@ -167,24 +167,24 @@ MAI_BOTH mai_division mai_divide(int32_t units, int32_t n_blocks)
 
 /* First unit of block i before boundaries are moved; that of the next is its end. i may be
  * d.blocks. */
-MAI_BOTH int32_t mai_block_begin(mai_division d, int32_t i)
+MAI_HOST_DEVICE int32_t mai_block_begin(mai_division d, int32_t i)
 {
     return d.per * i + d.extra * i / d.blocks;
 }
 
 /* The block that a unit falls to before boundaries are moved. */
-MAI_BOTH int32_t mai_block_of(mai_division d, int32_t unit)
+MAI_HOST_DEVICE int32_t mai_block_of(mai_division d, int32_t unit)
 {
     return (int32_t)((((int64_t)unit + 1) * d.blocks - 1) / d.units);
 }
 
-MAI_BOTH int32_t mai_snap_of(mai_division d, int32_t cost)
+MAI_HOST_DEVICE int32_t mai_snap_of(mai_division d, int32_t cost)
 {
     return cost <= MAI_WHOLE_UNITS ? cost : d.snap;
 }
 
 /* Where the boundary at unit u, in a group that costs units [begin, end), is moved. */
-MAI_BOTH int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
+MAI_HOST_DEVICE int32_t mai_snapped(mai_division d, int32_t u, int32_t begin, int32_t end)
 {
     const int32_t snap = mai_snap_of(d, end - begin);
     return u - begin <= snap ? begin : end - u <= snap ? end : u;
@@ -197,13 +197,13 @@ typedef struct mai_blocks {
     int32_t first, last;
 } mai_blocks;
 
-MAI_BOTH int32_t mai_first_at(mai_division d, int32_t begin, mai_segments s)
+MAI_HOST_DEVICE int32_t mai_first_at(mai_division d, int32_t begin, mai_segments s)
 {
     const int32_t snap = mai_snap_of(d, s.cost);
     return begin + (snap < s.cost - 1 ? snap : s.cost - 1);
 }
 
-MAI_BOTH int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
+MAI_HOST_DEVICE int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
 {
     const int32_t moved = s.cost - mai_snap_of(d, s.cost);
     const int32_t inside = begin + (moved < s.units ? moved : s.units) - 1;
@@ -211,7 +211,7 @@ MAI_BOTH int32_t mai_last_at(mai_division d, int32_t begin, mai_segments s)
     return first > inside ? first : inside;
 }
 
-MAI_BOTH mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
+MAI_HOST_DEVICE mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 {
     mai_blocks b;
     b.first = mai_block_of(d, mai_first_at(d, begin, s));
@@ -220,7 +220,7 @@ MAI_BOTH mai_blocks mai_blocks_of(mai_division d, int32_t begin, mai_segments s)
 }
 
 /* The block that computes a unit of a group that `b` compute. */
-MAI_BOTH int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
+MAI_HOST_DEVICE int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
 {
     const int32_t i = mai_block_of(d, unit);
     return i < b.first ? b.first : i > b.last ? b.last : i;
@@ -229,15 +229,15 @@ MAI_BOTH int32_t mai_block_in(mai_division d, mai_blocks b, int32_t unit)
 /* Merging many partial results takes one block long, so it is done in two steps: of every
  * `mai_bundle` consecutive blocks of a group the last to arrive merges their results into the place
  * of the first. */
-MAI_BOTH int32_t mai_bundle(mai_blocks b)
+MAI_HOST_DEVICE int32_t mai_bundle(mai_blocks b)
 {
     const int32_t n = b.last - b.first + 1;
     return n <= MAI_ONE_STEP ? n : n <= MAI_FEW_PARTS ? MAI_SMALL_BUNDLE : MAI_LARGE_BUNDLE;
 }
 
 /* The part of a segment that lies in units [begin, end), the segment's first unit being `first`. */
-MAI_BOTH mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin, int32_t end,
-                                      int32_t unit)
+MAI_HOST_DEVICE mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begin,
+                                             int32_t end, int32_t unit)
 {
     const int32_t u0 = (begin > first ? begin : first) - first;
     const int32_t u1 = (end < first + s.units ? end : first + s.units) - first;
@@ -254,8 +254,8 @@ MAI_BOTH mai_segment mai_segment_part(mai_segment s, int32_t first, int32_t begi
  * suffice. What a block computes whole needs none. */
 enum { MAI_PLACE_CONTINUES = 0, MAI_PLACE_BEGINS = 1, MAI_PLACES = 2, MAI_PLACE_WHOLE = 2 };
 
-MAI_BOTH int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
-                           int32_t group_end)
+MAI_HOST_DEVICE int32_t mai_place(int32_t block_begin, int32_t block_end, int32_t group_begin,
+                                  int32_t group_end)
 {
     if (group_begin < block_begin) return MAI_PLACE_CONTINUES;
     return group_end > block_end ? MAI_PLACE_BEGINS : MAI_PLACE_WHOLE;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a step teaches a policy that judges (core/judge.h). */
+/* What a step teaches a policy that judges (core/policy/judge.h). */
 #ifndef MAI_CUDA_LEARN_CUH
 #define MAI_CUDA_LEARN_CUH
 

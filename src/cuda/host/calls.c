@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The calls that compute: attend, decode, capture. */
 #include "arguments.h"
+#include "core/policy/policy.h"
 #include "cuda/schedule.h"
 #include "device.h"
 

@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The configuration: what must hold of it beyond what the CPU asks. */
+#include "configuration.h"
+
 #include <stddef.h>
 #include <string.h>
 
-#include "configuration.h"
+#include "core/config.h"
+#include "core/policy/policy.h"
 #include "device.h"
 
 macattn_status macattn_cuda_config_init(macattn_cuda_config *config)
@@ -32,8 +35,8 @@ static macattn_status check_shape(macattn_cuda *m)
     if (!is_fp8(c->k_dtype) && c->k_dtype != MACATTN_DTYPE_F16 &&
         c->k_dtype != MACATTN_DTYPE_BF16) {
         return mai_cu_fail(m, MACATTN_E_UNSUPPORTED,
-                           "k_dtype %d is not supported; supported are f16, bf16, f8_e4m3",
-                           (int)c->k_dtype);
+                           "k_dtype %s is not supported; supported are f16, bf16, f8_e4m3",
+                           macattn_dtype_name(c->k_dtype));
     }
     if (c->head_dim != c->v_head_dim ||
         (c->head_dim != 64 && c->head_dim != 128 && c->head_dim != 256)) {
@@ -48,40 +51,38 @@ static macattn_status check_shape(macattn_cuda *m)
 
 macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
 {
-    const mai_backend *backend;
-    macattn_config c;
-    if (!config) return mai_cu_fail(m, MACATTN_E_ARG, "config is NULL");
-    if (config->struct_size < offsetof(macattn_config, scale) ||
-        config->struct_size > sizeof *config) {
-        return mai_cu_fail(m, MACATTN_E_ARG, "struct_size is %zu; call macattn_config_init first",
-                           config->struct_size);
-    }
-    macattn_config_init(&c);
-    memcpy(&c, config, config->struct_size);
-    c.struct_size = sizeof c;
-    /* What is the CPU's affair is not looked at. */
-    c.isa = "scalar";
-    c.n_threads = 1;
-    c.spin_us = 0;
-    c.alloc = NULL, c.free = NULL;
-    if (is_fp8(c.k_dtype)) c.k_dtype = MACATTN_DTYPE_F16;
-    if (is_fp8(c.v_dtype)) c.v_dtype = MACATTN_DTYPE_F16;
-    MAI_TRY(mai_config_resolve(&c, &m->cfg, &backend, m->error, sizeof m->error));
-    if (is_fp8(config->k_dtype)) m->cfg.k_dtype = MACATTN_DTYPE_F8_E4M3;
-    if (is_fp8(config->v_dtype)) m->cfg.v_dtype = MACATTN_DTYPE_F8_E4M3;
+    MAI_TRY(mai_config_resolve(config, &m->cfg, m->error, sizeof m->error));
     return check_shape(m);
+}
+
+/* A newer caller's struct may be longer, if it leaves at zero what this library does not know, as
+ * a macattn_config may. */
+static macattn_status copy_cuda_config(macattn_cuda *m, const macattn_cuda_config *cuda)
+{
+    const size_t first = offsetof(macattn_cuda_config, out_dtype) + sizeof cuda->out_dtype;
+    if (cuda->struct_size < first || cuda->struct_size > 65536) {
+        return mai_cu_fail(m, MACATTN_E_ARG,
+                           "struct_size is %zu; call macattn_cuda_config_init first",
+                           cuda->struct_size);
+    }
+    for (size_t i = sizeof *cuda; i < cuda->struct_size; i++) {
+        if (((const unsigned char *)cuda)[i] != 0) {
+            return mai_cu_fail(
+                m, MACATTN_E_ARG,
+                "the GPU's configuration has a field set that version %s does not know",
+                MACATTN_VERSION);
+        }
+    }
+    memcpy(&m->cuda, cuda, first);
+    return MACATTN_OK;
 }
 
 macattn_status mai_cu_resolve_cuda(macattn_cuda *m, const macattn_cuda_config *cuda)
 {
     macattn_cuda_config_init(&m->cuda);
     if (!cuda) return MACATTN_OK;
-    if (cuda->struct_size != sizeof *cuda) {
-        return mai_cu_fail(m, MACATTN_E_ARG,
-                           "struct_size is %zu; call macattn_cuda_config_init first",
-                           cuda->struct_size);
-    }
-    m->cuda = *cuda;
+    MAI_TRY(copy_cuda_config(m, cuda));
+    cuda = &m->cuda;
     if (cuda->max_rows < 1 || cuda->max_rows > 65535) {
         return mai_cu_fail(m, MACATTN_E_RANGE, "max_rows is %d; it must be in [1, 65535]",
                            (int)cuda->max_rows);

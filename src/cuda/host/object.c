@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "configuration.h"
+#include "core/policy/policy.h"
 #include "device.h"
 #include "memory.h"
 

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "core/internal.h"
+#include "core/base.h"
 #include "cuda/launch.h"
 
 enum { MAX_MEMORY = 32 };

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "configuration.h"
+#include "core/policy/policy.h"
 #include "device.h"
 #include "memory.h"
 
@@ -75,18 +76,11 @@ macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int3
     int before;
     if (!m) return MACATTN_E_ARG;
     if (!mai_cu_judges(&m->cfg)) return mai_cu_fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
-    if (layer < -1 || layer >= m->cfg.n_layers || head < -1 || head >= m->cfg.n_heads) {
-        return mai_cu_fail(m, MACATTN_E_RANGE, "layer %d, head %d: there are %d and %d", (int)layer,
-                           (int)head, (int)m->cfg.n_layers, (int)m->cfg.n_heads);
-    }
-    if (!(budget >= 0 && budget <= 1)) { /* NaN, too */
-        return mai_cu_fail(m, MACATTN_E_RANGE, "budget is %g; it must be in [0, 1]",
-                           (double)budget);
-    }
+    mai_heads x;
+    MAI_TRY(mai_budget_heads(&m->cfg, layer, head, budget, &x, m->error, sizeof m->error));
     MAI_TRY(mai_cu_use_device(m, &before));
-    const int status = mai_cu_set_budget(
-        &m->params, layer < 0 ? 0 : layer, layer < 0 ? m->cfg.n_layers : layer + 1,
-        head < 0 ? 0 : head, head < 0 ? m->cfg.n_heads : head + 1, budget, stream);
+    const int status =
+        mai_cu_set_budget(&m->params, x.layer0, x.layer1, x.head0, x.head1, budget, stream);
     mai_cu_restore_device(m, before);
     return mai_cu_device_status(m, "budgets", status);
 }
