@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "core/policy/judge.h"
+#include "cuda/softcap.h"
 #include "macattn/cuda.h"
 
 #ifdef __cplusplus
@@ -55,7 +56,8 @@ typedef struct mai_cu_params {
     int32_t heads_per_block, blocks_per_kv; /* query heads one thread block computes together */
     int32_t even_blocks;                    /* mai_even_blocks */
     int32_t ring, band, fresh, window, min_tokens, n_sms;
-    float scale, softcap, k_scale, v_scale, radius2;
+    float scale, k_scale, v_scale, radius2;
+    mai_softcap softcap;
     macattn_dtype q_dtype, kv_dtype, out_dtype;
 
     /* the step */

@@ -24,11 +24,12 @@ namespace mai {
 /* One warp's part of an item: what this block reads of each segment, the classes joined as they
  * end. `stage`: of the next tile. */
 template <class T>
-__device__ __forceinline__ void
-compute_segments(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, float factor,
-                 const Queries<T> &queries, Loader<T> &loader, int &stage, Heads<T> &heads)
+__device__ __forceinline__ void compute_segments(const mai_cu_params &p, AttendShared<T> &sh,
+                                                 const Item &x, const Queries<T> &queries,
+                                                 Loader<T> &loader, int &stage, Heads<T> &heads)
 {
     const int warp = threadIdx.x / 32;
+    const float factor = p.scale * LOG2E * p.k_scale;
     State<T> state;
     bool is_empty = true;
 #pragma unroll 1
@@ -89,7 +90,6 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     const Share share = find_share<T>(p, sh, own);
     if (share.begin == share.end) return;
     const int first_group = sh.first_group, last_group = sh.last_group;
-    const float factor = p.scale * LOG2E * p.k_scale;
 
     for (int g0 = first_group; g0 <= last_group; g0 += T::MOST_ITEMS) {
         if (!sh.listed) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
                 queries.fetch(p, sh.items[i + 1]);
                 ahead.fetch_decisions(p, sh.items[i + 1]);
             }
-            compute_segments<T>(p, sh, x, factor, queries, loader, stage, heads);
+            compute_segments<T>(p, sh, x, queries, loader, stage, heads);
             finish_item<T>(p, sh, x, g0 + i, heads);
         }
         copy_wait<0>();

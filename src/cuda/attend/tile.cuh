@@ -184,10 +184,7 @@ struct Seen {
 
 __device__ __forceinline__ float logit(const mai_cu_params &p, float factor, float s)
 {
-    if (!(p.softcap > 0)) return s * factor;
-    /* tanh(x) = 1 - 2 / (exp(2 x) + 1); exp may overflow to infinity. */
-    const float e = fast_exp2(s * factor * (2.0f / p.softcap));
-    return p.softcap * LOG2E * (1.0f - __fdividef(2.0f, e + 1.0f));
+    return p.softcap.top > 0 ? mai_softcapped(p.softcap, s * factor) : s * factor;
 }
 
 /* Scores of 16 tokens: rows g and g + 8, heads 2c and 2c + 1 of each n-tile. */

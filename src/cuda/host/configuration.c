@@ -74,6 +74,7 @@ static macattn_status copy_cuda_config(macattn_cuda *m, const macattn_cuda_confi
         }
     }
     memcpy(&m->cuda, cuda, first);
+    m->cuda.struct_size = sizeof m->cuda;
     return MACATTN_OK;
 }
 
