@@ -66,7 +66,8 @@ typedef struct test_memory {
 test_memory test_guarded(size_t bytes, size_t shift);
 void test_release(test_memory *memory);
 
-/* What outputs hold before a call: no NaN, which comparisons may expect, and far from any result. */
+/* What outputs hold before a call: no NaN, which comparisons may expect, and far from any
+ * result. */
 #define TEST_POISON 0x7e
 static inline void test_poison(void *out, size_t bytes)
 {
