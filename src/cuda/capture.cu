@@ -31,6 +31,13 @@ __device__ float take_out(float *o, float *lse, const float *near_o, float near_
     return share;
 }
 
+/* Whether a KV head's group remembers: not if a head of it has no budget. */
+__device__ __forceinline__ bool remembers(const mai_cu_params &p, int kv_head)
+{
+    const mai_record *records = p.records + (size_t)p.layer * p.n_heads + kv_head * p.group;
+    return !p.judges || mai_group_remembers(records, p.group);
+}
+
 /* One warp per head, query after query: only those that are finite get an entry, in their order. */
 template <int D>
 __global__ void __launch_bounds__(32)
@@ -39,7 +46,7 @@ __global__ void __launch_bounds__(32)
     constexpr int V = D / 32;
     const int head = blockIdx.x, lane = threadIdx.x & 31;
     const int slot = row_slot(p, engine.slot_row);
-    if (slot < 0) return;
+    if (slot < 0 || !remembers(p, head / p.group)) return;
     const size_t ring = ring_of(p, slot, head);
     for (int i = 0; i < p.n_rows; i++) {
         const int n = row_tokens(p, i), b = mai_far_end(n, p.band, p.fresh),

@@ -147,3 +147,21 @@ void duo_row(duo *x, int32_t r, int32_t slot, int64_t n_tokens, int32_t n_querie
 {
     test_bench_row(&x->b, r, slot, slot, &duo_sequences[slot], n_tokens, n_queries);
 }
+
+void duo_capture(duo *x, int32_t layer, int32_t slot, int32_t n)
+{
+    const size_t heads = (size_t)n * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
+    float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);
+    assert_true(out && lse);
+    duo_row(x, 0, slot, n, n);
+    test_bench_queries(&x->b, 1, &duo_sequences[slot], layer);
+    duo_upload(x);
+    ref_mac_prefill(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse);
+    for (size_t i = 0; i < heads * d; i++) out[i] = (float)x->b.want[i];
+    for (size_t i = 0; i < heads; i++) lse[i] = (float)x->b.want_lse[i];
+    assert_cuda(cudaMemcpy(x->io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
+    assert_cuda(cudaMemcpy(x->io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
+    assert_gpu_ok(x->m, macattn_cuda_capture(x->m, layer, &x->batch, 0, n, &x->io, NULL));
+    assert_cuda(cudaDeviceSynchronize());
+    free(out), free(lse);
+}

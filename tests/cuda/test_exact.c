@@ -343,11 +343,11 @@ static void check_softcap(float cap, float amplitude)
     double *want = malloc(heads * d * sizeof *want), *want_lse = malloc(heads * sizeof *want_lse);
     assert_true(want && want_lse);
     ref_attend(&x.cfg, &x.batch, &x.io, want, want_lse);
-    /* Products of 128 terms of this size, summed in f32; then 3 units in the last place. */
+    /* Products of 128 terms of this size, summed in f32; then 7 roundings. */
     const double product = 1e-6 * (double)amplitude * sqrt(128.0);
     for (size_t i = 0; i < heads; i++) {
         const double error = fabs((double)lse[i] - want_lse[i]);
-        if (!(error <= product + 5e-7 * fabs(want_lse[i]))) {
+        if (!(error <= product + 8e-7 * fabs(want_lse[i]))) {
             fail_msg("cap %g, queries of %g: logit %.9g, not %.9g", (double)cap, (double)amplitude,
                      (double)lse[i], want_lse[i]);
         }

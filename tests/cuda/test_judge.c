@@ -133,11 +133,38 @@ static void test_budget(void **state)
     budget_destroy(&t);
 }
 
+/* A prompt captured while a head has no budget leaves its group nothing to find; the other group
+ * finds it. */
+static void test_capture_without_budget(void **state)
+{
+    (void)state;
+    macattn_config cfg = reuse_config(F16, BUDGET_HEADS, 2, BUDGET_DIM);
+    cfg.policy = MACATTN_POLICY_BUDGET, cfg.budget = 1;
+    cfg.ring = 40, cfg.min_tokens = 0, cfg.n_layers = 1;
+    duo x;
+    duo_create(&x, &cfg, 1, 200, 150);
+    assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 0, NULL));
+    duo_capture(&x, 0, 2, 150);
+    assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 1, NULL));
+    duo_row(&x, 0, 2, 151, 1);
+    test_bench_queries(&x.b, 1, &duo_sequences[2], 0);
+    duo_upload(&x);
+    assert_gpu_ok(x.m, macattn_cuda_decode(x.m, 0, &x.batch, &x.io, NULL));
+    macattn_cuda_decision *got = download(macattn_cuda_decisions(x.m), BUDGET_HEADS * sizeof *got);
+    for (int h = 0; h < BUDGET_HEADS; h++) {
+        assert_int_equal(isfinite(got[h].distance2) != 0, h >= BUDGET_HEADS / 2);
+        assert_true(got[h].next >= 0); /* from now on it is remembered */
+    }
+    free(got);
+    duo_destroy(&x);
+}
+
 int main(void)
 {
     if (gpu_missing()) return 77;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_capture_without_budget),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

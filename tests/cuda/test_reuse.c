@@ -169,22 +169,7 @@ static void test_capture(void **state)
     cfg.ring = 40;
     duo x;
     duo_create(&x, &cfg, 4, 400, 150);
-    duo_row(&x, 0, 2, 150, 150);
-    for (int32_t layer = 0; layer < cfg.n_layers; layer++) {
-        test_bench_queries(&x.b, 1, &duo_sequences[2], layer);
-        duo_upload(&x);
-        ref_mac_prefill(x.ref, &x.b.batch, layer, &x.b.io, x.b.want, x.b.want_lse);
-        const size_t heads = 150 * (size_t)cfg.n_heads, d = (size_t)cfg.head_dim;
-        float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);
-        assert_true(out && lse);
-        for (size_t i = 0; i < heads * d; i++) out[i] = (float)x.b.want[i];
-        for (size_t i = 0; i < heads; i++) lse[i] = (float)x.b.want_lse[i];
-        assert_cuda(cudaMemcpy(x.io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
-        assert_cuda(cudaMemcpy(x.io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
-        assert_gpu_ok(x.m, macattn_cuda_capture(x.m, layer, &x.batch, 0, 150, &x.io, NULL));
-        assert_cuda(cudaDeviceSynchronize());
-        free(out), free(lse);
-    }
+    for (int32_t layer = 0; layer < cfg.n_layers; layer++) duo_capture(&x, layer, 2, 150);
     for (int i = 1; i <= 30; i++) {
         duo_row(&x, 0, 2, 150 + i, 1);
         x.b.batch.n_rows = 1;
