@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The GPU side of the library (MACATTN_CUDA=ON): src/cuda/**.c, *.cu, and one generated file for each line
-# of src/cuda/attend/kernels.inc, which is the only place to add an instantiation.
+# The GPU side of the library (MACATTN_CUDA=ON): the sources below, and one generated file for each
+# line of src/cuda/attend/kernels.inc, which is the only place to add an instantiation.
 include(CheckLanguage)
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   # 8.0 for everything since Ampere, 9.0 for Hopper; PTX of the newest for what comes after.

@@ -355,6 +355,7 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
     const test_kv_layout layout = {.n_pages = max_rows, .page_tokens = capacity};
     test_kv_create(&b->kv, cfg, &layout);
     const size_t heads = (size_t)max_rows * (size_t)max_queries * (size_t)cfg->n_heads;
+    b->most_heads = heads;
     b->rows = zeroed((size_t)max_rows, sizeof *b->rows);
     b->q = zeroed(heads, (size_t)cfg->head_dim * 4);
     b->q_match = zeroed(heads, (size_t)cfg->head_dim * 4);
@@ -370,6 +371,7 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
                          .kv = b->kv.view,
                          .out = b->out,
                          .lse = b->lse};
+    test_bench_poison(b);
 }
 
 test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries)
@@ -431,6 +433,13 @@ void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, i
     }
     b->batch.n_rows = n_rows;
     b->n_queries = query;
+    test_bench_poison(b);
+}
+
+void test_bench_poison(test_bench *b)
+{
+    test_poison(b->out, b->most_heads * sizeof *b->out * (size_t)b->cfg.v_head_dim);
+    test_poison(b->lse, b->most_heads * sizeof *b->lse);
 }
 
 void test_bench_run(test_bench *b, macattn *m, int32_t n_rows, const test_sequence *s)

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -64,6 +65,14 @@ typedef struct test_memory {
 
 test_memory test_guarded(size_t bytes, size_t shift);
 void test_release(test_memory *memory);
+
+/* What outputs hold before a call: no NaN, which comparisons may expect, and far from any
+ * result. */
+#define TEST_POISON 0x7e
+static inline void test_poison(void *out, size_t bytes)
+{
+    memset(out, TEST_POISON, bytes);
+}
 
 /* K and V of `n_pages` pages of `page_tokens` tokens (contiguous sequences: one page each). */
 typedef struct test_kv_layout {
@@ -149,6 +158,7 @@ typedef struct test_bench {
     float *out, *lse;
     double *want, *want_lse;
     int64_t n_queries;
+    size_t most_heads; /* (query, head) pairs there is room for */
 } test_bench;
 
 void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_rows, int64_t capacity,
@@ -162,6 +172,8 @@ void test_bench_row(test_bench *b, int32_t r, int32_t slot, int32_t page, const 
                     int64_t n_tokens, int32_t n_queries);
 /* Set the queries of all n_rows rows, for one layer: row r is of sequence s[r]. */
 void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, int32_t layer);
+/* Poison the outputs; test_bench_queries does it too. */
+void test_bench_poison(test_bench *b);
 /* Set one query (and its match query) to values. */
 void test_bench_set_query(test_bench *b, int64_t query, int32_t head, const float *q,
                           const float *q_match);

@@ -306,9 +306,12 @@ MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macat
 /*! macattn_set_head_budget() : BUDGET: the relative error allowed in the output of one head of one layer, in
  *  [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
  *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
- *  measures it). 0 : the head's whole group, which shares a KV head, neither searches nor remembers.
- *  From the next macattn_decode on, for all slots; saved states know nothing of it. Until then every
- *  head has the configuration's `budget`.
+ *  measures it). From the next macattn_decode or macattn_prefill on, for all slots; saved states know
+ *  nothing of it. Until then every head has the configuration's `budget`.
+ *  0 : the head's whole group, which shares a KV head, neither searches nor remembers: it costs what
+ *  exact attention costs, and gives it bit for bit. What it remembered before is kept. If its budget
+ *  is raised later it goes on with that, and with what it remembers from then on: a prompt that
+ *  was computed at 0 has left it nothing.
  * @return : E_STATE (the policy is another), E_RANGE (layer, head, budget). */
 MACATTN_API macattn_status macattn_set_head_budget(macattn *m, int32_t layer, int32_t head,
                                                    float budget);

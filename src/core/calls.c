@@ -70,7 +70,7 @@ macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io)
     if (!m) return MACATTN_E_ARG;
     mai_run run;
     MAI_TRY(begin_layer(m, layer, io, &run));
-    if (!m->plan->single) {
+    if (m->plan->n_single < m->plan->n_rows) {
         return mai_fail(m, MACATTN_E_STATE,
                         "a row of the plan has several queries: call macattn_prefill");
     }

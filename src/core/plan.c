@@ -260,7 +260,7 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     memset(plan->layer_done, 0, (size_t)m->cfg.n_layers);
     plan->n_rows = batch->n_rows;
     plan->n_queries = plan->n_chunks = plan->n_captures = 0;
-    plan->single = s->n_single == batch->n_rows;
+    plan->n_single = s->n_single;
     plan->paged = batch->page_size > 0;
     plan->page_shift = 0;
     while (plan->paged && (1 << plan->page_shift) < batch->page_size) plan->page_shift++;

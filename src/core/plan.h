@@ -31,7 +31,8 @@ struct mai_plan {
     mai_chunk *chunks;
     uint8_t *layer_done; /* [n_layers] decode or prefill was called */
     int32_t n_rows, n_chunks, n_queries, n_captures, page_shift;
-    bool paged, single; /* single: every row has one query */
+    int32_t n_single; /* rows with one query; they may have no tokens, and so no chunks */
+    bool paged;
 };
 
 void mai_plan_destroy(macattn *m);

@@ -58,7 +58,7 @@ static void prefill_task(void *arg, int i, int worker)
     while (i >= row_blocks(x, p) * m->shape.n_kv_heads)
         i -= row_blocks(x, p++) * m->shape.n_kv_heads;
     const int block = row_blocks(x, p) - 1 - i / m->shape.n_kv_heads, most = block_queries(x);
-    const int n = p->row.n_queries;
+    const int n = p->row.n_queries, kv_head = i % m->shape.n_kv_heads;
     const size_t hq = (size_t)m->shape.n_heads, capture = (size_t)p->first_capture * hq;
     const mai_prefill_args args = {
         .shape = &m->shape,
@@ -67,7 +67,7 @@ static void prefill_task(void *arg, int i, int worker)
         .window = m->cfg.window,
         .q0 = block * most,
         .q1 = (block + 1) * most < n ? (block + 1) * most : n,
-        .kv_head = i % m->shape.n_kv_heads,
+        .kv_head = kv_head,
         .q = mai_run_q(run, p->first_query, 0),
         .q_row_stride = run->io.q_row_stride,
         .q_head_stride = run->io.q_head_stride,
@@ -75,7 +75,7 @@ static void prefill_task(void *arg, int i, int worker)
         .out_row_stride = run->io.out_row_stride,
         .out_head_stride = run->io.out_head_stride,
         .lse = (float *)run->work->lse.ptr + (size_t)p->first_query * hq,
-        .capture0 = run->reuse ? p->capture0 : n,
+        .capture0 = mai_remembers(run, kv_head) ? p->capture0 : n,
         .band = m->cfg.band,
         .fresh = m->cfg.fresh_tokens,
         .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->shape.dv,
@@ -100,6 +100,7 @@ static void remember_task(void *arg, int i, int worker)
     const mai_run *run = ((prefill_job *)arg)->run;
     const macattn *m = run->m;
     const int head = i % m->shape.n_heads;
+    if (!mai_remembers(run, head / m->shape.group)) return;
     const mai_row_plan *p = &run->plan->rows[i / m->shape.n_heads];
     const mai_ring *ring = m->slots[p->row.slot].rings[run->layer];
     const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;

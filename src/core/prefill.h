@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Prefill: causal attention of chunks of queries. */
 #ifndef MAI_PREFILL_H
 #define MAI_PREFILL_H
 

@@ -34,6 +34,24 @@ static inline float *mai_run_out(const mai_run *run, int32_t query, int32_t head
                              head * run->io.out_head_stride);
 }
 
+static inline bool mai_judges(const mai_run *run)
+{
+    return run->reuse && mai_policy_get(run->m->cfg.policy)->judges;
+}
+
+static inline mai_record *mai_record_of(const mai_run *run, int head)
+{
+    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
+}
+
+/* Whether the queries of a KV head's group are remembered. */
+static inline bool mai_remembers(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return run->reuse && (!mai_judges(run) ||
+                          mai_group_remembers(mai_record_of(run, kv_head * group), group));
+}
+
 /* Whether n values are neither NaN nor infinite. */
 static inline bool mai_all_finite(const float *x, int n)
 {

@@ -5,7 +5,8 @@
 namespace mai {
 namespace {
 
-/* One thread per ring of the slot: take back the newest entries until one was made below n_tokens. */
+/* One thread per ring of the slot: take back the newest entries until one was made below
+ * n_tokens. */
 __global__ void truncate_kernel(const __grid_constant__ mai_cu_params p, int slot, int64_t n_tokens)
 {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -22,8 +23,8 @@ __global__ void truncate_kernel(const __grid_constant__ mai_cu_params p, int slo
     p.rings.count[ring] = count;
 }
 
-__global__ void budget_kernel(const __grid_constant__ mai_cu_params p, int layer0, int layer1, int head0,
-                              int head1, float budget)
+__global__ void budget_kernel(const __grid_constant__ mai_cu_params p, int layer0, int layer1,
+                              int head0, int head1, float budget)
 {
     const int heads = head1 - head0;
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < (layer1 - layer0) * heads;
@@ -44,9 +45,10 @@ extern "C" int mai_cu_slot_truncate(const mai_cu_params *p, int32_t slot, int64_
     return cudaGetLastError();
 }
 
-extern "C" int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0, int head1,
-                                 float budget, void *stream)
+extern "C" int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0,
+                                 int head1, float budget, void *stream)
 {
-    mai::budget_kernel<<<8, 128, 0, (cudaStream_t)stream>>>(*p, layer0, layer1, head0, head1, budget);
+    mai::budget_kernel<<<8, 128, 0, (cudaStream_t)stream>>>(*p, layer0, layer1, head0, head1,
+                                                            budget);
     return cudaGetLastError();
 }

@@ -238,6 +238,7 @@ static void test_no_allocation(void **state)
                 if (l == 0) assert_ok(m, macattn_plan(m, &b.batch));
                 fail_next(&a, 0);
                 assert_ok(m, macattn_attend(m, &b.io));
+                test_bench_poison(&b);
                 assert_ok(m, n == 50 ? macattn_prefill(m, l, &b.io) : macattn_decode(m, l, &b.io));
                 assert_int_equal(a.calls, 0);
                 fail_next(&a, -1);

@@ -109,6 +109,7 @@ static tally run(float budget)
                 assert_int_equal(test_decision(m, 0, i)->hit, hit[h]);
             }
         }
+        test_bench_poison(&b);
         assert_ok(m, macattn_attend(m, &b.io));
         for (int32_t h = 0; h < HEADS; h++) {
             const double e = error_of(out + h * DIM, b.out + h * DIM, DIM);
@@ -401,6 +402,60 @@ static void test_head_budgets(void **state)
     macattn_destroy(m);
 }
 
+static int64_t remembered(const macattn *m, int32_t kv_head)
+{
+    int64_t n = 0;
+    for (int32_t h = kv_head * 4; h < kv_head * 4 + 4; h++)
+        n += m->slots[0].rings[0]->view.count[h];
+    return n;
+}
+
+/* A group that may use nothing spends nothing on remembering either, in prompts as in decoding, and
+ * is exact to the bit; what it has remembered stays, and it goes on when it may. */
+static void test_no_budget_remembers_nothing(void **state)
+{
+    (void)state;
+    enum { PROMPT = 100 };
+    macattn_config cfg = budget_config(0.3f);
+    macattn *m = test_create(&cfg);
+    cfg.policy = MACATTN_POLICY_EXACT;
+    macattn *exact = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, CAPACITY, PROMPT),
+               twin = test_bench_of(exact, 1, CAPACITY, PROMPT);
+    assert_ok(m, macattn_set_head_budget(m, 0, 2, 0));
+    test_bench_step(&b, m, 0, &seq, PROMPT, PROMPT);
+    test_bench_step(&twin, exact, 0, &seq, PROMPT, PROMPT);
+    assert_int_equal(remembered(m, 0), 0);
+    assert_int_equal(remembered(m, 1), 4 * cfg.ring);
+    for (int32_t i = 0; i < PROMPT; i++) {
+        const size_t at = (size_t)i * HEADS;
+        test_same_bits("prompt, group without a budget", b.out + at * DIM, twin.out + at * DIM,
+                       4 * DIM * sizeof(float));
+        test_same_bits("prompt's lse", b.lse + at, twin.lse + at, 4 * sizeof(float));
+    }
+    for (int64_t n = PROMPT + 1; n < PROMPT + 40; n++) {
+        plan_step(m, &b, n);
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+    }
+    assert_int_equal(remembered(m, 0), 0);
+    assert_ok(m, macattn_set_head_budget(m, 0, 2, 0.3f));
+    int64_t hits[2], refused;
+    count_hits(m, &b, PROMPT + 40, PROMPT + 50, hits, &refused);
+    assert_int_equal(remembered(m, 0), 4 * 10);
+    count_hits(m, &b, PROMPT + 50, 400, hits, &refused);
+    assert_true(hits[0] > 100);
+    const int64_t kept = remembered(m, 0);
+    assert_ok(m, macattn_set_head_budget(m, 0, 1, 0));
+    test_bench_step(&b, m, 0, &seq, 450, 50);
+    count_hits(m, &b, 451, 460, hits, &refused);
+    assert_int_equal(remembered(m, 0), kept);
+    assert_int_equal(hits[0], 0);
+    test_bench_destroy(&b);
+    test_bench_destroy(&twin);
+    macattn_destroy(m);
+    macattn_destroy(exact);
+}
+
 /* More rows than a group is patient: what they teach in one step is enough to use candidates in
  * the next, and checks are of one row at a time. */
 static void test_batch(void **state)
@@ -463,11 +518,17 @@ static void test_bad_budgets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nothing_allowed), cmocka_unit_test(test_within_budget),
-        cmocka_unit_test(test_threads),         cmocka_unit_test(test_share_kept),
-        cmocka_unit_test(test_learning),        cmocka_unit_test(test_group),
-        cmocka_unit_test(test_rests),           cmocka_unit_test(test_head_budgets),
-        cmocka_unit_test(test_batch),           cmocka_unit_test(test_bad_budgets),
+        cmocka_unit_test(test_nothing_allowed),
+        cmocka_unit_test(test_within_budget),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_share_kept),
+        cmocka_unit_test(test_learning),
+        cmocka_unit_test(test_group),
+        cmocka_unit_test(test_rests),
+        cmocka_unit_test(test_head_budgets),
+        cmocka_unit_test(test_no_budget_remembers_nothing),
+        cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_bad_budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -124,6 +124,8 @@ static void trio_decode(trio *x, int32_t layer)
     macattn_io io = b->io;
     io.out = x->exact_out;
     io.lse = x->exact_lse;
+    test_poison(io.out, bytes);
+    test_poison(io.lse, heads * sizeof *io.lse);
     assert_ok(x->exact, macattn_decode(x->exact, layer, &io));
     ref_mac_decode(x->ref, &b->batch, layer, &b->io, b->want, b->want_lse, x->decisions);
     for (int32_t r = 0; r < b->batch.n_rows; r++) {

@@ -24,7 +24,7 @@ void mai_decode_rows(mai_run *run)
 {
     macattn *m = run->m;
     mai_plan *plan = run->plan;
-    if (plan->n_chunks == 0 && !plan->single) return; /* no row with one query */
+    if (plan->n_single == 0) return;
     for (int r = 0; run->reuse && r < plan->n_rows; r++) {
         mai_slot_ring(m, plan->rows[r].row.slot, run->layer);
     }

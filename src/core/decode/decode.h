@@ -26,16 +26,6 @@ static inline mai_ring *mai_run_ring(const mai_run *run, const mai_row_plan *p)
     return run->m->slots[p->row.slot].rings[run->layer];
 }
 
-static inline bool mai_judges(const mai_run *run)
-{
-    return run->reuse && mai_policy_get(run->m->cfg.policy)->judges;
-}
-
-static inline mai_record *mai_record_of(const mai_run *run, int head)
-{
-    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
-}
-
 static inline mai_habit *mai_habit_of(const mai_run *run, int kv_head)
 {
     return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];

@@ -44,10 +44,8 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     /* Under a window the first tokens are nothing special. */
     mai_decision decision = {.entry = -1, .start = m->cfg.window > 0 ? 0 : p->fresh_end};
     if (!run->reuse) return decision;
-    const int group = m->shape.group;
     decision.remember =
-        match->finite && p->far_end > p->fresh_end &&
-        (!mai_judges(run) || mai_group_remembers(mai_record_of(run, head / group * group), group));
+        match->finite && p->far_end > p->fresh_end && mai_remembers(run, head / m->shape.group);
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;

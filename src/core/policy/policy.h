@@ -21,8 +21,8 @@ const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
 macattn_status mai_records_create(macattn *m);
 void mai_records_destroy(macattn *m);
 
-/* Whose budget macattn_set_head_budget sets: layers [layer0, layer1), heads [head0, head1). On failure
- * the sentence is in `error`. */
+/* Whose budget macattn_set_head_budget sets: layers [layer0, layer1), heads [head0, head1). On
+ * failure the sentence is in `error`. */
 typedef struct mai_heads {
     int32_t layer0, layer1, head0, head1;
 } mai_heads;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Complete: merge a head's partial results with its reused summary, write the output, remember the query.
- * One warp per head; each lane holds V = head_dim / 32 neighbouring dims. Weights are base 2. */
+/* Complete: merge a head's partial results with its reused summary, write the output, remember the
+ * query. One warp per head; each lane holds V = head_dim / 32 neighbouring dims. Weights are powers
+ * of 2. */
 #ifndef MAI_CUDA_COMPLETE_CUH
 #define MAI_CUDA_COMPLETE_CUH
 
@@ -44,13 +45,16 @@ template <int V>
 __device__ __forceinline__ void put_partial(const mai_cu_params &p, int at, const Sum<V> &x)
 {
     const int lane = threadIdx.x & 31;
-    store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + (size_t)at * (32 * V)), lane * V, x.o);
+    store_values<V>(MACATTN_DTYPE_F32, (char *)(p.partial_out + (size_t)at * (32 * V)), lane * V,
+                    x.o);
     if (lane == 0) p.partial_lse[at] = x.top;
 }
 
-/* N partial results, this lane's values of each, of those that are there: from the index that lane i0 + j holds. */
+/* N partial results, this lane's values of each, of those that are there: from the index that lane
+ * i0 + j holds. */
 template <int V, int N>
-__device__ __forceinline__ void load_partials(const mai_cu_params &p, int from, int i0, int n, float x[N][V])
+__device__ __forceinline__ void load_partials(const mai_cu_params &p, int from, int i0, int n,
+                                              float x[N][V])
 {
     const float *values = p.partial_out + (threadIdx.x & 31) * V;
 #pragma unroll
@@ -62,18 +66,20 @@ __device__ __forceinline__ void load_partials(const mai_cu_params &p, int from, 
     }
 }
 
-/* What blocks first, first + step, ... up to `last` computed of a class, or their bundles did, together. Added in
- * the order of the blocks: so the result does not depend on which finished when. Each lane looks after the weight
- * of one of 32 partial results. */
+/* What blocks first, first + step, ... up to `last` computed of a class, or their bundles did,
+ * together. Added in the order of the blocks: so the result does not depend on which finished when.
+ * Each lane looks after the weight of one of 32 partial results. */
 template <int V>
 __device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &parts, int which,
                                          int head_in_block, int first, int last, int step)
 {
-    constexpr int AT_A_TIME = 8; /* loads in flight; more make code that takes longer to fetch than they save */
+    /* Loads in flight; more make code that takes longer to fetch than they save. */
+    constexpr int AT_A_TIME = 8;
     const int lane = threadIdx.x & 31;
     const mai_blocks of = parts.of[which];
     /* In steps, the first is the bundle that the class begins in. */
-    const int b0 = step > 1 ? parts.bundle_of(of.first) : max(of.first, first), b1 = min(of.last, last);
+    const int b0 = step > 1 ? parts.bundle_of(of.first) : max(of.first, first),
+              b1 = min(of.last, last);
     Sum<V> sum;
     sum.clear();
 #pragma unroll 1
@@ -104,7 +110,8 @@ __device__ __forceinline__ Sum<V> gather(const mai_cu_params &p, const Parts &pa
     return sum;
 }
 
-__device__ inline void count(const mai_cu_params &p, int head, const macattn_cuda_decision &d, int n)
+__device__ inline void count(const mai_cu_params &p, int head, const macattn_cuda_decision &d,
+                             int n)
 {
     mai_cu_counters *c = p.counters + (size_t)p.layer * p.n_heads + head;
     atomicAdd(&c->steps, 1ull);
@@ -147,7 +154,8 @@ struct Reused {
 
 /* A head's result, normalised: `out` and the far tokens, `far`, with the head's sink. */
 template <int V>
-__device__ __forceinline__ Sum<V> with_far(const mai_cu_params &p, int head, Sum<V> out, const Sum<V> &far)
+__device__ __forceinline__ Sum<V> with_far(const mai_cu_params &p, int head, Sum<V> out,
+                                           const Sum<V> &far)
 {
     out.add(far.top, far.o);
     if (p.sinks) {
@@ -159,7 +167,8 @@ __device__ __forceinline__ Sum<V> with_far(const mai_cu_params &p, int head, Sum
     return out;
 }
 
-/* || x - y || / || y || over all lanes. */
+/* || x - y || / || y || over all lanes. The same stands in core's decode (f64 sums of f32) and in
+ * the plug-in's audit: what they compare, and in which precision, differs. */
 template <int V>
 __device__ __forceinline__ float relative_error(const float *x, const float *y)
 {
@@ -172,8 +181,8 @@ __device__ __forceinline__ float relative_error(const float *x, const float *y)
     return sqrtf(warp_sum(error) / warp_sum(norm));
 }
 
-/* `old`, `far`: the far tokens that were computed, to which the summary is added; `out`: all other tokens;
- * all normalised. `head`: of the model. n: tokens. */
+/* `old`, `far`: the far tokens that were computed, to which the summary is added; `out`: all other
+ * tokens; all normalised. `head`: of the model. n: tokens. */
 template <int V, bool JUDGES>
 __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
                                               mai_outcome outcome, const Reused<V, JUDGES> &reused,
@@ -203,8 +212,8 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
             judged.share = mai_share(lse, out.top * LN2);
             if (d.entry >= 0) judged.moved = reused.moved * mai_share(reused.lse * LN2, lse);
         }
-        ring_complete<V>(p, ring_of(p, max(row_slot(p, row), 0), head), d.next, reused.count, far.o, lse,
-                         judged);
+        ring_complete<V>(p, ring_of(p, max(row_slot(p, row), 0), head), d.next, reused.count, far.o,
+                         lse, judged);
     }
     if (refused) {
         const float error = relative_error<V>(would.o, out.o);
@@ -216,8 +225,8 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
     }
 #pragma unroll
     for (int i = 0; i < V; i++) out.o[i] *= p.v_scale;
-    store_values<V>(p.out_dtype, p.out + row * p.out_row_stride + head * p.out_head_stride, lane * V,
-                    out.o);
+    store_values<V>(p.out_dtype, p.out + row * p.out_row_stride + head * p.out_head_stride,
+                    lane * V, out.o);
     if (p.lse && lane == 0) p.lse[at] = out.top * LN2;
 }
 

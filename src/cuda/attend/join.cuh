@@ -35,9 +35,8 @@ struct Heads {
 
     __device__ void begin(const mai_cu_params &p, const Item &x)
     {
-        each(heads_of(p, x.block), [&](int k, int head) {
-            reused[k].fetch_summary(p, x.row, first_head(p, x) + head);
-        });
+        each(heads_of(p, x.block),
+             [&](int k, int head) { reused[k].fetch_summary(p, x.row, first_head(p, x) + head); });
         clear();
     }
 
@@ -58,21 +57,22 @@ struct Heads {
     __device__ void complete(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            complete_head<T::V, T::JUDGES>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k], old[k],
-                                far[k], out[k]);
+            complete_head<T::V, T::JUDGES>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome,
+                                           reused[k], old[k], far[k], out[k]);
         });
     }
 };
 
-/* Where the old class of a group goes: what a block computes whole has no place of its own, but until the
- * block begins its last group, that one's is free. */
+/* Where the old class of a group goes: what a block computes whole has no place of its own, but
+ * until the block begins its last group, that one's is free. */
 __device__ __forceinline__ int place_of_old(const Item &x)
 {
     return x.place == MAI_PLACE_WHOLE ? MAI_PLACE_BEGINS : x.place;
 }
 
-/* Join the warps' states of a class: kept by the warps that complete the heads or, if other blocks compute
- * some of the group, written as a partial result. The old class always is: it is rare, and registers are not. */
+/* Join the warps' states of a class: kept by the warps that complete the heads or, if other blocks
+ * compute some of the group, written as a partial result. The old class always is: it is rare, and
+ * registers are not. */
 template <class T>
 __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const State<T> &state,
                            const Item &x, int which, Heads<T> &heads)
@@ -117,8 +117,8 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
     __syncthreads();
 }
 
-/* One warp: what the block has to know of a shared group when it has computed its part. Each lane finds one
- * of the blocks, since every one costs a division. */
+/* One warp: what the block has to know of a shared group when it has computed its part. Each lane
+ * finds one of the blocks, since every one costs a division. */
 template <class T>
 __device__ void make_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x,
                            const Share &share)
@@ -145,8 +145,8 @@ __device__ void make_parts(const mai_cu_params &p, AttendShared<T> &sh, const It
     }
 }
 
-/* Whether `n` have arrived, this block the last of them; then what the others wrote is visible to all
- * threads of this one. */
+/* Whether `n` have arrived, this block the last of them; then what the others wrote is visible to
+ * all threads of this one. */
 template <class T>
 __device__ bool arrives_last(AttendShared<T> &sh, uint32_t *arrived, int n)
 {
@@ -162,7 +162,8 @@ __device__ bool arrives_last(AttendShared<T> &sh, uint32_t *arrived, int n)
     return sh.is_last;
 }
 
-/* This block's part of a shared group is written. If all parts are, their sums are left in `heads`. */
+/* This block's part of a shared group is written. If all parts are, their sums are left in
+ * `heads`. */
 template <class T>
 __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const Item &x, int group,
                              Heads<T> &heads)
@@ -199,7 +200,8 @@ __device__ void fetch_old(const mai_cu_params &p, const Item &x, Heads<T> &heads
         heads.old[k].clear();
         if (x.part[MAI_OLD].y < 0) return;
         const int at = partial_at(p, blockIdx.x, place_of_old(x), MAI_CLASS_OLD, head);
-        load_partial<T::V>(p.partial_out + (size_t)at * T::D + (threadIdx.x & 31) * T::V, heads.old[k].o);
+        load_partial<T::V>(p.partial_out + (size_t)at * T::D + (threadIdx.x & 31) * T::V,
+                           heads.old[k].o);
         heads.old[k].top = __ldcg(p.partial_lse + at);
     });
 }

@@ -7,8 +7,8 @@
 
 namespace mai {
 
-/* One warp: the groups of one KV head in all rows, samples in the order of the rows, as the CPU does it. A lane
- * looks after a head's record. */
+/* One warp: the groups of one KV head in all rows, samples in the order of the rows, as the CPU
+ * does it. A lane looks after a head's record. */
 static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_head)
 {
     const int lane = threadIdx.x & 31;
@@ -20,8 +20,8 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
         mai_record record = p.records[(size_t)p.layer * p.n_heads + head];
         for (int r0 = 0; r0 < p.n_rows; r0 += 32) {
             const int row = r0 + lane;
-            const int outcome =
-                row < p.n_rows ? __ldcg(&p.outcomes[row * p.n_kv_heads + kv_head]) : MAI_NO_CANDIDATE;
+            const int outcome = row < p.n_rows ? __ldcg(&p.outcomes[row * p.n_kv_heads + kv_head])
+                                               : MAI_NO_CANDIDATE;
             const unsigned refused = __ballot_sync(ALL, outcome == MAI_REFUSED);
             if (h0 == 0) {
                 n_used += __popc(__ballot_sync(ALL, outcome == MAI_USED));
@@ -48,8 +48,8 @@ __device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const
     sh.completed[sh.n_completed++] = x.kv_head;
 }
 
-/* Learn from the groups that this block completed: if a KV head's are all complete, by whichever block saw the
- * last of them. */
+/* Learn from the groups that this block completed: if a KV head's are all complete, by whichever
+ * block saw the last of them. */
 template <class T>
 __device__ void learn(const mai_cu_params &p, AttendShared<T> &sh)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A block's share of a step: which groups, and which tokens of each (schedule.h). Every block works this out for
- * itself, from the decisions of all groups. */
+/* A block's share of a step: which groups, and which tokens of each (schedule.h). Every block works
+ * this out for itself, from the decisions of all groups. */
 #ifndef MAI_CUDA_SHARE_CUH
 #define MAI_CUDA_SHARE_CUH
 
@@ -25,8 +25,8 @@ __device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
     return x;
 }
 
-/* The decisions of the heads that share a KV head: those of the group say what it reads, all of them together
- * whether candidates may be used. Eight loads at a time. */
+/* The decisions of the heads that share a KV head: those of the group say what it reads, all of
+ * them together whether candidates may be used. Eight loads at a time. */
 template <class T>
 __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
 {
@@ -105,8 +105,8 @@ __device__ __noinline__ Group make_group(const mai_cu_params &p, int group)
     return g;
 }
 
-/* The groups that a thread looks after while the work is divided: [g0, g1). What it knows of the first
- * stays in registers: there is seldom another. */
+/* The groups that a thread looks after while the work is divided: [g0, g1). What it knows of the
+ * first stays in registers: there is seldom another. */
 template <class T>
 struct Own {
     int g0, g1;
@@ -170,10 +170,11 @@ __device__ inline void place_item(const mai_segments &s, int begin, int end, int
     }
 }
 
-/* A thread's group g, which begins at unit a: if the block's begin or end falls into it, say where. */
+/* A thread's group g, which begins at unit a: if the block's begin or end falls into it, say
+ * where. */
 template <class T>
-__device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_division &all, int i,
-                                                 int g, const Group &x, int a)
+__device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_division &all,
+                                                 int i, int g, const Group &x, int a)
 {
     const int c = a + x.segments.cost;
     int begin = mai_block_begin(all, i), end = mai_block_begin(all, i + 1);
@@ -186,7 +187,8 @@ __device__ __forceinline__ void place_boundaries(AttendShared<T> &sh, const mai_
         if (end < c) end = mai_snapped(all, end, a, c);
         sh.end = end, sh.last_group = end == a ? g - 1 : g;
     }
-    /* All in one group, as is usual with few rows: then this thread knows everything there is to know. */
+    /* All in one group, as is usual with few rows: then this thread knows everything there is to
+     * know. */
     if (begins && ends && begin < end) {
         Item &item = sh.items[0];
         item = x.item;
@@ -205,7 +207,8 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own<T> 
     int total;
     if (threadIdx.x == 0) sh.listed = sh.n_completed = 0, sh.first_cost = own.first.segments.cost;
     own.before = block_scan<T::THREADS>(sum, sh.scratch(), &total);
-    share.all = mai_divide(total, mai_is_even(total, n_groups(p), sh.first_cost) ? p.even_blocks : gridDim.x);
+    share.all = mai_divide(total, mai_is_even(total, n_groups(p), sh.first_cost) ? p.even_blocks
+                                                                                 : gridDim.x);
     share.begin = share.end = 0;
     const int i = blockIdx.x;
     if (i >= share.all.blocks) return share;

@@ -16,8 +16,8 @@ static const mai_cu_attend_kernel *const table[] = {
 #undef MAI_ATTEND
 };
 
-/* The one with the fewest passes over a group, then the fewest idle columns, then the most copies in
- * flight: the table is in that order. */
+/* The one with the fewest passes over a group, then the fewest idle columns, then the most copies
+ * in flight: the table is in that order. */
 extern "C" const mai_cu_attend_kernel *mai_cu_attend_find(macattn_dtype kv_dtype, int head_dim,
                                                           int group, size_t shared_limit)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A warp's tiles of 16 tokens: their copies into shared memory, scores, softmax, and sums of values. */
+/* A warp's tiles of 16 tokens: copies into shared memory, scores, softmax, sums of values. */
 #ifndef MAI_CUDA_TILE_CUH
 #define MAI_CUDA_TILE_CUH
 
@@ -15,7 +15,7 @@ struct Loader {
     const int n_items, warp, lane;
     int item, segment; /* of the next tile to copy; item == n_items: none */
     int t, t1;
-    int64_t pages;      /* row_pages */
+    int64_t pages;        /* row_pages */
     int page, page_after; /* page number of token t + lane % 16, and of the tile after it */
     const char *k, *v;
     int stage;
@@ -89,7 +89,8 @@ struct Loader {
 };
 
 /* The queries of an item as B operands. They are on their way to registers while the item before is
- * computed, and change hands in shared memory, in the room for joining, which is free between items. */
+ * computed, and change hands in shared memory, in the room for joining, which is free between
+ * items. */
 template <class T>
 struct Queries {
     static constexpr int WORDS = T::HEADS * T::D / 2 / T::THREADS; /* of two values */
@@ -136,8 +137,8 @@ struct Queries {
     }
 };
 
-/* One warp's state of a part: O^T as accumulators, and for the lane's two heads of each n-tile the greatest
- * logit and the lane's share of the sum. */
+/* One warp's state of a part: O^T as accumulators, and for the lane's two heads of each n-tile the
+ * greatest logit and the lane's share of the sum. */
 template <class T>
 struct State {
     float o[T::D / 16][T::NT][4];
@@ -183,10 +184,7 @@ struct Seen {
 
 __device__ __forceinline__ float logit(const mai_cu_params &p, float factor, float s)
 {
-    if (!(p.softcap > 0)) return s * factor;
-    /* tanh(x) = 1 - 2 / (exp(2 x) + 1); exp may overflow to infinity. */
-    const float e = fast_exp2(s * factor * (2.0f / p.softcap));
-    return p.softcap * LOG2E * (1.0f - __fdividef(2.0f, e + 1.0f));
+    return p.softcap.top > 0 ? mai_softcapped(p.softcap, s * factor) : s * factor;
 }
 
 /* Scores of 16 tokens: rows g and g + 8, heads 2c and 2c + 1 of each n-tile. */
@@ -263,7 +261,7 @@ __device__ __forceinline__ void add_values(const float s[T::NT][4], State<T> &st
 #pragma unroll
     for (int m = 0; m < T::D / 16; m += T::Kv::MTILES) {
         uint32_t a[T::Kv::MTILES][4];
-        T::Kv::template load_values<T::PIECES>(a, v_tile, T::Kv::MTILES == 2 ? m : m);
+        T::Kv::template load_values<T::PIECES>(a, v_tile, m);
 #pragma unroll
         for (int i = 0; i < T::Kv::MTILES; i++) {
 #pragma unroll

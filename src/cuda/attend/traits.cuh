@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the parts of the attention kernel share: the shape of an instantiation, a group as one block sees it, and
- * the block's shared memory. */
+/* What the parts of the attention kernel share: the shape of an instantiation, a group as one block
+ * sees it, and the block's shared memory. */
 #ifndef MAI_CUDA_TRAITS_CUH
 #define MAI_CUDA_TRAITS_CUH
 
@@ -9,8 +9,8 @@
 
 namespace mai {
 
-/* HEADS: query heads computed together, a multiple of 8. JUDGES: for policies that judge, whose code would take
- * registers and time from the others. */
+/* HEADS: query heads computed together, a multiple of 8. JUDGES: for policies that judge, whose
+ * code would take registers and time from the others. */
 template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_, bool JUDGES_>
 struct Traits {
     using Kv = Kv_;
@@ -31,23 +31,20 @@ struct Traits {
 struct Item {
     int row, kv_head, block; /* block: of query heads, within kv_head */
     mai_reads reads;
-    mai_outcome outcome; /* of its candidates; without a judge what was found is used, if anything was */
+    mai_outcome outcome; /* of its candidates; without a judge: used, if anything was found */
     int64_t pages;       /* row_pages */
     int first_unit;
-    int place;               /* where this block's partial results go; -1: it has only the group's cost */
+    int place; /* of this block's partial results; -1: it has only the group's cost */
     int2 part[MAI_SEGMENTS]; /* tokens of each segment that this block computes; y < 0: none */
 };
 
 /* A group that several blocks compute. */
 struct Parts {
     mai_blocks blocks, of[MAI_CLASSES]; /* that compute it, and each class; last < 0: none */
-    int bundle;                          /* mai_bundle */
+    int bundle;                         /* mai_bundle */
 
     /* The first block of the bundle of a block. */
-    __device__ int bundle_of(int block) const
-    {
-        return block - (block - blocks.first) % bundle;
-    }
+    __device__ int bundle_of(int block) const { return block - (block - blocks.first) % bundle; }
     __device__ int place(int block) const
     {
         return block == blocks.first ? MAI_PLACE_BEGINS : MAI_PLACE_CONTINUES;
@@ -63,7 +60,7 @@ struct AttendShared {
     Parts parts; /* of the item being computed, if its group is shared */
     int begin, end, first_group, last_group, is_last;
     int first_cost; /* of group 0 */
-    int listed; /* the share is within one group, which is in items[0] */
+    int listed;     /* the share is within one group, which is in items[0] */
     int completed[T::MOST_ITEMS], n_completed; /* KV heads of groups that this block completed */
 
     __device__ int *scratch() { return (int *)stage; } /* before the first copy */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the kernels share: the instructions C++ has no name for, conversions, and where a row's tokens are. */
+/* What the kernels share: the instructions C++ has no name for, conversions, and where a row's
+ * tokens are. */
 #ifndef MAI_CUDA_COMMON_CUH
 #define MAI_CUDA_COMMON_CUH
 
@@ -70,8 +71,8 @@ __device__ __forceinline__ float fast_exp2(float x)
     return y;
 }
 
-/* With programmatic dependent launch: let the next kernel start; wait for the previous one's results.
- * Without, both do nothing. */
+/* With programmatic dependent launch: let the next kernel start; wait for the previous one's
+ * results. Without, both do nothing. */
 __device__ __forceinline__ void let_next_start()
 {
 #if __CUDA_ARCH__ >= 900
@@ -149,13 +150,13 @@ __device__ __forceinline__ void store_values(macattn_dtype t, char *row, int i, 
     }
 }
 
-/* --------------------------------------------------------------------------------------- rows -- */
+/* -------------------------------------------------------------------------------------- rows -- */
 
 __device__ __forceinline__ int row_tokens(const mai_cu_params &p, int row)
 {
-    const int n = p.capture_row < 0 ? p.n_tokens[row]
-                                    : p.n_tokens[p.capture_row] - p.capture_queries +
-                                          p.capture_query + row + 1;
+    const int n = p.capture_row < 0
+                      ? p.n_tokens[row]
+                      : p.n_tokens[p.capture_row] - p.capture_queries + p.capture_query + row + 1;
     return n > 0 ? n : 0;
 }
 

@@ -2,9 +2,9 @@
 /* The types K and V may have, as operands of mma.m16n8k16. For each type:
  *
  *   Product          what both operands are: the type itself; fp8 is widened to f16
- *   key_dim(s, c)    which dims the lane c of a quad multiplies in k-step s: dims key_dim, +1 (first
- *                    register) and key_dim + key_second, +1. The sum over dims may be taken in any order, so
- *                    fp8 takes the one in which its bytes arrive.
+ *   key_dim(s, c)    which dims the lane c of a quad multiplies in k-step s: dims key_dim, +1
+ *                    (first register) and key_dim + KEY_SECOND, +1. The sum over dims may be
+ *                    taken in any order, so fp8 takes the one in which its bytes arrive.
  *   value_dim        which dim of V row g of half h of an m-tile is, for the same reason
  *   load_keys        A operands of 16 tokens and `KSTEPS` k-steps from one ldmatrix
  *   load_values      A operands (V transposed) of 16 tokens and `MTILES` m-tiles
@@ -26,9 +26,9 @@ __device__ __forceinline__ int piece_at(int row, int piece)
     return PIECES >= 8 ? piece ^ (row & 7) : piece ^ ((row >> 1) & (PIECES - 1));
 }
 
-/* Address of what this lane hands to ldmatrix.x4: pieces `piece`, and `piece` + 1 for the upper lanes;
- * `by_rows`: matrices 0, 1 are rows 0-7 and 8-15 of one piece; else matrices 0, 1 are two pieces of rows
- * 0-7. */
+/* Address of what this lane hands to ldmatrix.x4: pieces `piece`, and `piece` + 1 for the upper
+ * lanes; `by_rows`: matrices 0, 1 are rows 0-7 and 8-15 of one piece; else matrices 0, 1 are two
+ * pieces of rows 0-7. */
 template <int PIECES, bool BY_ROWS>
 __device__ __forceinline__ uint32_t matrix_address(uint32_t tile, int piece)
 {

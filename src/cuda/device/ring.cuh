@@ -52,7 +52,8 @@ __device__ __forceinline__ bool all_finite(const float *x, float lse)
     return __all_sync(ALL, finite);
 }
 
-/* An entry is made in two steps. First the query: what is searched. `q`: V values per lane, of q_row. */
+/* An entry is made in two steps. First the query: what is searched. `q`: V values per lane, of
+ * q_row. */
 template <int V>
 __device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const EncodedQuery<V> &e,
                            const float *q, int pos, int end)
@@ -75,8 +76,8 @@ __device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const 
     }
 }
 
-/* Then the summary, with which it counts. One that is not finite voids the entry: whatever was there
- * before is gone. `count`: entries before. */
+/* Then the summary, with which it counts. One that is not finite voids the entry: whatever was
+ * there before is gone. `count`: entries before. */
 template <int V>
 __device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, int count,
                               const float *summary, float lse, mai_cu_judged judged)

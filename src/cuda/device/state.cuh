@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The state of a softmax in the making, of one head: V = head_dim / 32 dims a lane, weights base 2. */
+/* A softmax in the making, of one head: V = head_dim / 32 dims a lane, weights powers of 2. */
 #ifndef MAI_CUDA_STATE_CUH
 #define MAI_CUDA_STATE_CUH
 

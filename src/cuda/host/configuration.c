@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The configuration: what must hold of it beyond what the CPU asks. */
 #include "configuration.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "core/config.h"
+#include "core/policy/policy.h"
 #include "device.h"
 
 macattn_status macattn_cuda_config_init(macattn_cuda_config *config)
@@ -29,8 +35,8 @@ static macattn_status check_shape(macattn_cuda *m)
     if (!is_fp8(c->k_dtype) && c->k_dtype != MACATTN_DTYPE_F16 &&
         c->k_dtype != MACATTN_DTYPE_BF16) {
         return mai_cu_fail(m, MACATTN_E_UNSUPPORTED,
-                           "k_dtype %d is not supported; supported are f16, bf16, f8_e4m3",
-                           (int)c->k_dtype);
+                           "k_dtype %s is not supported; supported are f16, bf16, f8_e4m3",
+                           macattn_dtype_name(c->k_dtype));
     }
     if (c->head_dim != c->v_head_dim ||
         (c->head_dim != 64 && c->head_dim != 128 && c->head_dim != 256)) {
@@ -49,16 +55,35 @@ macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
     return check_shape(m);
 }
 
-macattn_status mai_cu_resolve_cuda(macattn_cuda *m, const macattn_cuda_config *cuda)
+/* A newer caller's struct may be longer, if it leaves at zero what this library does not know, as
+ * a macattn_config may. */
+static macattn_status copy_cuda_config(macattn_cuda *m, const macattn_cuda_config *cuda)
 {
-    macattn_cuda_config_init(&m->cuda);
-    if (!cuda) return MACATTN_OK;
-    if (cuda->struct_size != sizeof *cuda) {
+    const size_t first = offsetof(macattn_cuda_config, out_dtype) + sizeof cuda->out_dtype;
+    if (cuda->struct_size < first || cuda->struct_size > 65536) {
         return mai_cu_fail(m, MACATTN_E_ARG,
                            "struct_size is %zu; call macattn_cuda_config_init first",
                            cuda->struct_size);
     }
-    m->cuda = *cuda;
+    for (size_t i = sizeof *cuda; i < cuda->struct_size; i++) {
+        if (((const unsigned char *)cuda)[i] != 0) {
+            return mai_cu_fail(
+                m, MACATTN_E_ARG,
+                "the GPU's configuration has a field set that version %s does not know",
+                MACATTN_VERSION);
+        }
+    }
+    memcpy(&m->cuda, cuda, first);
+    m->cuda.struct_size = sizeof m->cuda;
+    return MACATTN_OK;
+}
+
+macattn_status mai_cu_resolve_cuda(macattn_cuda *m, const macattn_cuda_config *cuda)
+{
+    macattn_cuda_config_init(&m->cuda);
+    if (!cuda) return MACATTN_OK;
+    MAI_TRY(copy_cuda_config(m, cuda));
+    cuda = &m->cuda;
     if (cuda->max_rows < 1 || cuda->max_rows > 65535) {
         return mai_cu_fail(m, MACATTN_E_RANGE, "max_rows is %d; it must be in [1, 65535]",
                            (int)cuda->max_rows);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "configuration.h"
+#include "core/policy/policy.h"
 #include "cuda/schedule.h"
 #include "device.h"
 #include "memory.h"

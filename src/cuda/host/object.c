@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "configuration.h"
+#include "core/policy/policy.h"
 #include "device.h"
 #include "memory.h"
 
@@ -19,7 +20,7 @@ static void fill_params(macattn_cuda *m)
     p->ring = c->ring, p->band = c->band, p->fresh = c->fresh_tokens;
     p->window = c->window > INT32_MAX ? INT32_MAX : (int32_t)c->window;
     p->min_tokens = c->min_tokens > INT32_MAX ? INT32_MAX : (int32_t)c->min_tokens;
-    p->scale = c->scale, p->softcap = c->softcap;
+    p->scale = c->scale, p->softcap = mai_softcap_of(c->softcap);
     const double radius = mai_policy_get(c->policy)->radius(c, INT64_MAX);
     p->radius2 = radius < 0 ? -1.0f : (float)(radius * radius);
     p->q_dtype = c->q_dtype, p->kv_dtype = c->k_dtype, p->out_dtype = m->cuda.out_dtype;

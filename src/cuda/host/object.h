@@ -5,8 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "core/config.h"
-#include "core/policy/policy.h"
+#include "core/base.h"
 #include "cuda/launch.h"
 
 enum { MAX_MEMORY = 32 };

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "configuration.h"
+#include "core/policy/policy.h"
 #include "device.h"
 #include "memory.h"
 
@@ -73,9 +74,9 @@ macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int3
                                             float budget, void *stream)
 {
     int before;
-    mai_heads x;
     if (!m) return MACATTN_E_ARG;
     if (!mai_cu_judges(&m->cfg)) return mai_cu_fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
+    mai_heads x;
     MAI_TRY(mai_budget_heads(&m->cfg, layer, head, budget, &x, m->error, sizeof m->error));
     MAI_TRY(mai_cu_use_device(m, &before));
     const int status =
