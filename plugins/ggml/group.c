@@ -38,7 +38,7 @@ group *group_get(attention *a, const group_key *key)
     if (!g) return NULL;
     g->key = *key;
     g->number = a->n_groups;
-    g->hash_layer = -1;
+    g->rope_layer = -1;
     a->groups[a->n_groups++] = g;
     return g;
 }
@@ -172,9 +172,12 @@ static bool fits(attention *a, const group *g)
     return same;
 }
 
+/* Fingerprints need keys that depend on position, and keys that depend on all tokens before: layer 0's depend on
+ * their own alone. */
 static bool tracks(attention *a, const group *g)
 {
-    return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0 && fits(a, g);
+    return a->tracks && g->key.n_streams > 0 && g->rope_layer >= 0 &&
+           group_model_layer(&g->layers[g->n_layers - 1]) > 0 && fits(a, g);
 }
 
 static void set_head_budgets(const attention *a, const group *g)
@@ -213,9 +216,9 @@ bool group_object_make(attention *a, group *g, int n_layers)
     cfg.budget = a->settings.budget;
     cfg.min_tokens = a->settings.min_tokens;
     cfg.isa = a->settings.isa;
-    cfg.n_threads = a->n_threads;
-    cfg.parallel_for = a->parallel_for;
-    cfg.parallel_user = &a->n_threads;
+    cfg.n_threads = pool_limit(a->pool); /* it cannot grow; the pool uses as many as ggml does */
+    cfg.parallel_for = pool_parallel_for;
+    cfg.parallel_user = a->pool;
     if (g->trackers) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
     g->step.done = calloc((size_t)n_layers, 1);
     char error[256] = "";
@@ -235,11 +238,10 @@ bool group_object_create(attention *a, group *g)
 {
     const int n_layers = g->n_layers > 0 ? g->n_layers : 1;
     if (g->m && g->m_layers >= n_layers) return true;
+    if (g->failed) return false;
     group_object_free(g);
     trackers_free(g);
-    if (tracks(a, g) && !trackers_create(a, g)) {
-        trackers_free(g);
-        return false;
-    }
-    return group_object_make(a, g, n_layers);
+    g->failed = (tracks(a, g) && !trackers_create(a, g)) || !group_object_make(a, g, n_layers);
+    if (g->failed) trackers_free(g);
+    return !g->failed;
 }
