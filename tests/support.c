@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* -------------------------------------------------------------------------------------- numbers -- */
+/* ----------------------------------------------------------------------------------- numbers -- */
 
 /* splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014. */
 uint64_t test_random(test_rng *rng)
@@ -129,13 +129,7 @@ void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
     }
 }
 
-const char *test_dtype_name(macattn_dtype dtype)
-{
-    static const char *const names[] = {"f32", "f16", "bf16", "q8_0", "f8_e4m3"};
-    return names[dtype];
-}
-
-/* --------------------------------------------------------------------------------------- memory -- */
+/* ------------------------------------------------------------------------------------ memory -- */
 
 test_memory test_guarded(size_t bytes, size_t shift)
 {
@@ -211,7 +205,7 @@ void test_kv_put(test_kv *kv, const macattn_config *cfg, int64_t page, int64_t w
                     head * w->v_head_stride);
 }
 
-/* ----------------------------------------------------------------------------------- comparison -- */
+/* -------------------------------------------------------------------------------- comparison -- */
 
 double test_tolerance(double logit, int64_t n, double v_max)
 {
@@ -262,7 +256,7 @@ void test_same_bits(const char *what, const void *a, const void *b, size_t bytes
     fail_msg("%s: differs", what);
 }
 
-/* -------------------------------------------------------------------------------------- objects -- */
+/* ----------------------------------------------------------------------------------- objects -- */
 
 macattn_config test_config(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim)
 {
@@ -316,7 +310,7 @@ void test_slot_holds(macattn *m, int32_t slot, const test_saved *saved)
     free(now.data);
 }
 
-/* ------------------------------------------------------------------------------------ sequences -- */
+/* --------------------------------------------------------------------------------- sequences -- */
 
 void test_token(const test_sequence *s, const macattn_config *cfg, int64_t pos, int32_t kv_head,
                 float *k, float *v)
@@ -361,6 +355,7 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
     const test_kv_layout layout = {.n_pages = max_rows, .page_tokens = capacity};
     test_kv_create(&b->kv, cfg, &layout);
     const size_t heads = (size_t)max_rows * (size_t)max_queries * (size_t)cfg->n_heads;
+    b->most_heads = heads;
     b->rows = zeroed((size_t)max_rows, sizeof *b->rows);
     b->q = zeroed(heads, (size_t)cfg->head_dim * 4);
     b->q_match = zeroed(heads, (size_t)cfg->head_dim * 4);
@@ -376,6 +371,7 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
                          .kv = b->kv.view,
                          .out = b->out,
                          .lse = b->lse};
+    test_bench_poison(b);
 }
 
 test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries)
@@ -437,6 +433,13 @@ void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, i
     }
     b->batch.n_rows = n_rows;
     b->n_queries = query;
+    test_bench_poison(b);
+}
+
+void test_bench_poison(test_bench *b)
+{
+    test_poison(b->out, b->most_heads * sizeof *b->out * (size_t)b->cfg.v_head_dim);
+    test_poison(b->lse, b->most_heads * sizeof *b->lse);
 }
 
 void test_bench_run(test_bench *b, macattn *m, int32_t n_rows, const test_sequence *s)
@@ -464,6 +467,6 @@ size_t test_bench_out_bytes(const test_bench *b)
 
 const mai_decision *test_decision(const macattn *m, int32_t row, int32_t head)
 {
-    return (const mai_decision *)m->plan->decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
+    return (const mai_decision *)m->work.decisions.ptr + (size_t)row * (size_t)m->cfg.n_heads +
            (size_t)head;
 }

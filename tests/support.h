@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the tests share: random numbers, tensors that end at a guard page, sequences whose tokens and
- * queries are a function of their position, comparison with the float64 reference. */
+/* What the tests share: random numbers, tensors that end at a guard page, sequences whose tokens
+ * and queries are a function of their position, comparison with the float64 reference. */
 #ifndef TEST_SUPPORT_H
 #define TEST_SUPPORT_H
 
@@ -9,10 +9,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <cmocka.h>
 
-#include "core/internal.h"
+#include "core/object.h"
 #include "core/plan.h"
 #include "macattn/macattn.h"
 #include "ref.h"
@@ -33,7 +34,7 @@
         }                                                                      \
     } while (0)
 
-/* -------------------------------------------------------------------------------------- numbers -- */
+/* ----------------------------------------------------------------------------------- numbers -- */
 
 typedef struct test_rng {
     uint64_t state;
@@ -50,12 +51,11 @@ uint64_t test_env(const char *name, uint64_t otherwise);
 
 /* `n` values in the type's nearest ones; n is a whole number of blocks. */
 void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out);
-const char *test_dtype_name(macattn_dtype dtype);
 
-/* --------------------------------------------------------------------------------------- memory -- */
+/* ------------------------------------------------------------------------------------ memory -- */
 
-/* `bytes` bytes that end `shift` bytes before a page that may not be touched, all 0xff: NaN in every
- * type. */
+/* `bytes` bytes that end `shift` bytes before a page that may not be touched, all 0xff: NaN in
+ * every type. */
 typedef struct test_memory {
     char *data;
     size_t bytes;
@@ -65,6 +65,14 @@ typedef struct test_memory {
 
 test_memory test_guarded(size_t bytes, size_t shift);
 void test_release(test_memory *memory);
+
+/* What outputs hold before a call: no NaN, which comparisons may expect, and far from any
+ * result. */
+#define TEST_POISON 0x7e
+static inline void test_poison(void *out, size_t bytes)
+{
+    memset(out, TEST_POISON, bytes);
+}
 
 /* K and V of `n_pages` pages of `page_tokens` tokens (contiguous sequences: one page each). */
 typedef struct test_kv_layout {
@@ -86,7 +94,7 @@ void test_kv_destroy(test_kv *kv);
 void test_kv_put(test_kv *kv, const macattn_config *cfg, int64_t page, int64_t within, int32_t head,
                  const float *k, const float *v);
 
-/* ----------------------------------------------------------------------------------- comparison -- */
+/* -------------------------------------------------------------------------------- comparison -- */
 
 /* Bound of |float32 result - float64 result|, for values of magnitude `v_max` and n tokens: the
  * inputs are the same numbers for both, so all that differs is the rounding of float32 sums.
@@ -94,8 +102,8 @@ void test_kv_put(test_kv *kv, const macattn_config *cfg, int64_t page, int64_t w
  * weights by as much, relatively; the sum over n tokens adds an error that grows as sqrt(n). */
 double test_tolerance(double logit, int64_t n, double v_max);
 
-/* Fails unless got is within `tolerance` of want, and is NaN, +inf or -inf where want is. Returns the
- * largest error. `what` is printed. */
+/* Fails unless got is within `tolerance` of want, and is NaN, +inf or -inf where want is.
+ * Returns the largest error. `what` is printed. */
 double test_close(const char *what, const float *got, const double *want, int64_t n,
                   double tolerance);
 /* The same for lse, whose error is that of a logit and of the sum. */
@@ -103,7 +111,7 @@ double test_close_lse(const char *what, const float *got, const double *want, in
                       double tolerance);
 void test_same_bits(const char *what, const void *a, const void *b, size_t bytes);
 
-/* -------------------------------------------------------------------------------------- objects -- */
+/* ----------------------------------------------------------------------------------- objects -- */
 
 /* A configuration for tests: small, one thread. */
 macattn_config test_config(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim);
@@ -120,11 +128,11 @@ test_saved test_save(macattn *m, int32_t slot);
 /* Fails unless the slot would save just that. */
 void test_slot_holds(macattn *m, int32_t slot, const test_saved *saved);
 
-/* ------------------------------------------------------------------------------------ sequences -- */
+/* --------------------------------------------------------------------------------- sequences -- */
 
 /* The tokens and queries of a made-up sequence. The query of a position (before RoPE) is one of
- * `n_themes` fixed vectors, and some noise, so that it comes back; the same position always gives the
- * same numbers. `seed` tells sequences apart. */
+ * `n_themes` fixed vectors, and some noise, so that it comes back; the same position always
+ * gives the same numbers. `seed` tells sequences apart. */
 typedef struct test_sequence {
     uint64_t seed;
     int32_t n_themes; /* 6 */
@@ -150,6 +158,7 @@ typedef struct test_bench {
     float *out, *lse;
     double *want, *want_lse;
     int64_t n_queries;
+    size_t most_heads; /* (query, head) pairs there is room for */
 } test_bench;
 
 void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_rows, int64_t capacity,
@@ -157,19 +166,22 @@ void test_bench_create(test_bench *b, const macattn_config *cfg, int32_t max_row
 /* The same for an object's own configuration. */
 test_bench test_bench_of(macattn *m, int32_t max_rows, int64_t capacity, int32_t max_queries);
 void test_bench_destroy(test_bench *b);
-/* Set row r to the sequence's tokens [n_tokens - n_queries, n_tokens) in KV sequence `page`, writing
- * their K and V. */
+/* Set row r to the sequence's tokens [n_tokens - n_queries, n_tokens) in KV sequence `page`,
+ * writing their K and V. */
 void test_bench_row(test_bench *b, int32_t r, int32_t slot, int32_t page, const test_sequence *s,
                     int64_t n_tokens, int32_t n_queries);
 /* Set the queries of all n_rows rows, for one layer: row r is of sequence s[r]. */
 void test_bench_queries(test_bench *b, int32_t n_rows, const test_sequence *s, int32_t layer);
+/* Poison the outputs; test_bench_queries does it too. */
+void test_bench_poison(test_bench *b);
 /* Set one query (and its match query) to values. */
 void test_bench_set_query(test_bench *b, int64_t query, int32_t head, const float *q,
                           const float *q_match);
-/* Plan the rows that are set, and compute every layer: decode if a row is one query, else prefill. */
+/* Plan the rows that are set, and compute every layer: decode if a row is one query, else
+ * prefill. */
 void test_bench_run(test_bench *b, macattn *m, int32_t n_rows, const test_sequence *s);
-/* The same for one row, set to the sequence's tokens [n_tokens - n_queries, n_tokens), in the KV sequence
- * of the slot's number. */
+/* The same for one row, set to the sequence's tokens [n_tokens - n_queries, n_tokens), in the KV
+ * sequence of the slot's number. */
 void test_bench_step(test_bench *b, macattn *m, int32_t slot, const test_sequence *s,
                      int64_t n_tokens, int32_t n_queries);
 size_t test_bench_out_bytes(const test_bench *b);

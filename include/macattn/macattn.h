@@ -306,9 +306,12 @@ MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macat
 /*! macattn_set_head_budget() : BUDGET: the relative error allowed in the output of one head of one layer, in
  *  [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
  *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
- *  measures it). 0 : the head's whole group, which shares a KV head, neither searches nor remembers.
- *  From the next macattn_decode on, for all slots; saved states know nothing of it. Until then every
- *  head has the configuration's `budget`.
+ *  measures it). From the next macattn_decode or macattn_prefill on, for all slots; saved states know
+ *  nothing of it. Until then every head has the configuration's `budget`.
+ *  0 : the head's whole group, which shares a KV head, neither searches nor remembers: it costs what
+ *  exact attention costs, and gives it bit for bit. What it remembered before is kept. If its budget
+ *  is raised later it goes on with that, and with what it remembers from then on: a prompt that
+ *  was computed at 0 has left it nothing.
  * @return : E_STATE (the policy is another), E_RANGE (layer, head, budget). */
 MACATTN_API macattn_status macattn_set_head_budget(macattn *m, int32_t layer, int32_t head,
                                                    float budget);
@@ -393,6 +396,68 @@ MACATTN_API const char *macattn_isa_name(int index);
 /*! macattn_isa_supported() : 1 if this machine can run the named instruction set, else 0 (also for
  *  a name that does not exist, or NULL). Thread-safe. */
 MACATTN_API int macattn_isa_supported(const char *name);
+
+/* ------------------------------------------------------------------------------------- names -- */
+
+/*! macattn_policy_name(), macattn_dtype_name() : "exact", "paper", "budget"; "f32", "f16", "bf16",
+ *  "q8_0", "f8_e4m3". NULL if there is no such policy, or type. Static storage; thread-safe. */
+MACATTN_API const char *macattn_policy_name(macattn_policy policy);
+MACATTN_API const char *macattn_dtype_name(macattn_dtype dtype);
+
+/*! macattn_policy_find(), macattn_dtype_find() : the one of that name.
+ * @return : E_ARG if a pointer is NULL, E_RANGE if none is called so; then nothing is written.
+ *           Thread-safe. */
+MACATTN_API macattn_status macattn_policy_find(const char *name, macattn_policy *policy);
+MACATTN_API macattn_status macattn_dtype_find(const char *name, macattn_dtype *dtype);
+
+/* ---------------------------------------------------------------------------------- settings -- */
+
+/*! What a setting's values are. A policy or a type counts as its number, and is written by name. */
+typedef enum macattn_setting_type {
+    MACATTN_SETTING_INTEGER = 0,
+    MACATTN_SETTING_REAL = 1,
+    MACATTN_SETTING_POLICY = 2,
+    MACATTN_SETTING_DTYPE = 3
+} macattn_setting_type;
+
+/*! One field of macattn_config, for programs that offer it to their users: as an option of a command,
+ *  a variable, a key of a file, an argument. Every number and choice of the configuration has one; what
+ *  is a pointer has none. A value within the range may still not go with the others, or not with
+ *  this machine: macattn_create says so. */
+typedef struct macattn_setting {
+    size_t struct_size; /*!< bytes of it that this version of the library knows; more may be
+                             added at the end */
+    const char *name;   /*!< of the field: "budget" */
+    const char *about;  /*!< what it is, in a few words, for a usage text */
+    macattn_setting_type type;
+    double low, high;  /*!< smallest and largest value, both allowed */
+    double initial;    /*!< what macattn_config_init sets. Below `low`: it has to be set */
+    uint32_t policies; /*!< bit 1 << policy: that policy looks at it */
+} macattn_setting;
+
+/*! macattn_setting_at(), macattn_setting_find() : the `index`-th setting, in the order of the fields,
+ *  or the one of that name; NULL if there is none. Static storage; thread-safe. */
+MACATTN_API const macattn_setting *macattn_setting_at(int index);
+MACATTN_API const macattn_setting *macattn_setting_find(const char *name);
+
+/*! macattn_setting_get() : the value of a configuration's field.
+ * @return : E_ARG if a pointer is NULL or `config` too old to have the field; E_RANGE if there is no
+ *           such setting. Thread-safe. */
+MACATTN_API macattn_status macattn_setting_get(const macattn_config *config, const char *name,
+                                               double *value);
+
+/*! macattn_setting_set(), macattn_setting_parse() : set a configuration's field, to a number, or to what
+ *  a text says: the name of a policy or type, else a number as strtod reads it (the program's
+ *  locale decides what a decimal point is), with nothing before or behind it.
+ *  `error`, `error_size` : room for a sentence that says what is wrong; may be NULL, 0.
+ * @return : as macattn_setting_get; E_RANGE also if the value is out of its range, not whole where
+ *           it must be, or no number or name; E_UNSUPPORTED for a type that this field cannot have.
+ *           Then the configuration is unchanged. Thread-safe. */
+MACATTN_API macattn_status macattn_setting_set(macattn_config *config, const char *name, double value,
+                                               char *error, size_t error_size);
+MACATTN_API macattn_status macattn_setting_parse(macattn_config *config, const char *name,
+                                                 const char *text, char *error,
+                                                 size_t error_size);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "internal.h"
+#include "object.h"
 
 /* The pointer that the allocator gave is kept just before the aligned one. */
 void *mai_alloc(const macattn_config *cfg, size_t bytes)

@@ -19,7 +19,7 @@ typedef struct mai_shape {
     float scale, softcap; /* softcap 0 = off */
 } mai_shape;
 
-/* --------------------------------------------------------------------------------------- rings -- */
+/* ------------------------------------------------------------------------------------- rings -- */
 
 /* Ring queries are kept twice. For the scan: int8 with a scale per row, cut into chunks of
  * MAI_CHUNK dims, so that a scan may stop after a few chunks, and in blocks of MAI_LANES rows laid
@@ -50,8 +50,8 @@ typedef struct mai_ring_view {
     int32_t *pos;   /* [n_heads][capacity] position (0-based) of the token the query was made for */
     int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
     float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
-    /* What the judge needs to know of a summary (judge.h), [n_heads][capacity]: how far it was reused, and
-     * its share of the mass of the result it was made for. insert writes 0. */
+    /* What the judge needs to know of a summary (judge.h), [n_heads][capacity]: how far it was
+     * reused, and its share of the mass of the result it was made for. insert writes 0. */
     float *moved, *share;
     float *scale;    /* [n_heads][n_blocks * LANES] q = scale * int8 + residual */
     float *residual; /* [n_heads][n_blocks * LANES] norm of the residual, rounded up */
@@ -65,7 +65,7 @@ typedef struct mai_ring_view {
 void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity);
 void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *base);
 
-/* ----------------------------------------------------------------------------------- primitives -- */
+/* -------------------------------------------------------------------------------- primitives -- */
 
 /* Partial attention over some tokens: out [dv] normalised, lse natural (-inf: no token seen). */
 
@@ -112,8 +112,8 @@ typedef struct mai_prefill_args {
     void *scratch;
 } mai_prefill_args;
 
-/* For each of some neighbouring heads, the nearest entry of its ring that ends at or before max_end, if
- * nearer than radius. */
+/* For each of some neighbouring heads, the nearest entry of its ring that ends at or before
+ * max_end, if nearer than radius. */
 #define MAI_MATCH_HEADS 4 /* most heads of one call: while one waits for memory, the others go on */
 typedef struct mai_match_args {
     const mai_shape *shape;
@@ -138,7 +138,8 @@ typedef struct mai_backend {
     const char *name;
     int (*supported)(void);
     size_t (*scratch_bytes)(const mai_shape *shape, const mai_ring_dims *dims);
-    /* What load_q's factor is to be for attend: scale, and the units in which logits are computed. */
+    /* What load_q's factor is to be for attend: scale, and the units in which logits are
+     * computed. */
     double (*q_factor)(const mai_shape *shape);
     /* Most queries one prefill item may have. */
     int (*prefill_queries)(const mai_shape *shape);
@@ -151,8 +152,8 @@ typedef struct mai_backend {
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
                    int32_t head, const void *q, int32_t pos, int32_t end, float lse,
                    const float *out);
-    /* Merge n partial results over disjoint tokens, in their order: o[i] is [dv], lse -inf stands for
-     * an empty one (whose o is not read). `out` must not overlap any o. */
+    /* Merge n partial results over disjoint tokens, in their order: o[i] is [dv], lse -inf
+     * stands for an empty one (whose o is not read). `out` must not overlap any o. */
     void (*merge)(int32_t dv, int n, const float *const *o, const float *lse, float *out,
                   float *lse_out);
 } mai_backend;

@@ -2,7 +2,7 @@
 /* The lse merge of two disjoint token ranges, for callers that split attention themselves. */
 #include <math.h>
 
-#include "internal.h"
+#include "base.h"
 
 macattn_status macattn_merge(int64_t n, int32_t v_head_dim, const float *ox, const float *lx,
                              const float *oy, const float *ly, float *out, float *lse)

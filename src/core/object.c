@@ -2,7 +2,9 @@
 /* Making and ending an object. */
 #include <stdio.h>
 
-#include "internal.h"
+#include "config.h"
+#include "object.h"
+#include "plan.h"
 
 mai_shape mai_shape_of(const macattn_config *c)
 {
@@ -25,7 +27,8 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
     macattn_config c;
     const mai_backend *backend;
     if (!bytes) return MACATTN_E_ARG;
-    MAI_TRY(mai_config_resolve(config, &c, &backend, NULL, 0));
+    MAI_TRY(mai_config_resolve(config, &c, NULL, 0));
+    MAI_TRY(mai_config_resolve_cpu(&c, &backend, NULL, 0));
     const mai_shape shape = mai_shape_of(&c);
     mai_ring_dims dims;
     mai_ring_dims_init(&dims, &shape, c.ring);
@@ -62,7 +65,8 @@ macattn_status macattn_create(const macattn_config *config, macattn **out, char 
     *out = NULL;
     macattn_config cfg;
     const mai_backend *backend;
-    MAI_TRY(mai_config_resolve(config, &cfg, &backend, error, error_size));
+    MAI_TRY(mai_config_resolve(config, &cfg, error, error_size));
+    MAI_TRY(mai_config_resolve_cpu(&cfg, &backend, error, error_size));
     macattn *m = mai_alloc_zero(&cfg, sizeof *m);
     if (!m) {
         snprintf(error, error_size, "no memory for the object");
@@ -85,6 +89,7 @@ void macattn_destroy(macattn *m)
     const macattn_config cfg = m->cfg; /* its allocator outlives the object */
     mai_threads_destroy(&cfg, m->threads);
     mai_plan_destroy(m);
+    mai_work_destroy(m);
     mai_slots_destroy(m);
     mai_stats_destroy(m);
     mai_records_destroy(m);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* macattn_plan: check the step, cut its rows into chunks, make room for the work. */
+/* macattn_plan: check the step, cut its rows into chunks. */
 #include <string.h>
 
 #include "plan.h"
 
-/* ------------------------------------------------------------------------------------ checking -- */
+/* ---------------------------------------------------------------------------------- checking -- */
 
 static macattn_status check_pages(macattn *m, const macattn_batch *batch, int r)
 {
@@ -113,18 +113,24 @@ static macattn_status check_slots_differ(macattn *m, const macattn_batch *batch)
     return status;
 }
 
-/* -------------------------------------------------------------------------------------- chunks -- */
+/* ------------------------------------------------------------------------------------ chunks -- */
 
-#define CHUNK_FINE 128
-#define CHUNK_COARSE 4096
-#define FINE_ZONE 2048
+/* Chunks are coarse where whole contexts are read, so that there are few partial results, and
+ * fine near the end, where a hit has only a few hundred tokens to share out among the threads.
+ * In tokens: */
+enum {
+    CHUNK_FINE = 128,
+    CHUNK_COARSE = 4096,
+    FINE_ZONE = 2048, /* this far before the band, chunks are fine */
+};
+/* A row has at least so many chunks, until they are as coarse as can be: enough to share out
+ * among the threads without dividing chunks by KV heads. */
+#define LEAST_CHUNKS 32
 
-/* Chunks are coarse where whole contexts are read, so that there are few partial results, and fine near
- * the end, where a hit has only a few hundred tokens to share out among the threads. */
 static int64_t coarse_chunk(int64_t n)
 {
     int64_t size = CHUNK_FINE;
-    while (size < CHUNK_COARSE && size * 32 < n) size *= 2;
+    while (size < CHUNK_COARSE && size * LEAST_CHUNKS < n) size *= 2;
     return size;
 }
 
@@ -182,26 +188,28 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     return p;
 }
 
-/* ----------------------------------------------------------------------------------------- room -- */
+/* -------------------------------------------------------------------------------------- room -- */
 
+/* What the step asks for. */
 typedef struct sizes {
-    int n_chunks, max_row_chunks, n_queries, n_captures, n_single;
+    mai_work_sizes work;
+    int n_single;
 } sizes;
 
 static sizes measure(const macattn *m, const macattn_batch *batch)
 {
-    sizes s = {0};
+    sizes s = {.work.n_rows = batch->n_rows};
     for (int r = 0; r < batch->n_rows; r++) {
         const mai_row_plan p = plan_row(m, &batch->rows[r]);
-        s.n_queries += p.row.n_queries;
+        s.work.n_queries += p.row.n_queries;
         if (p.row.n_queries == 1) {
             const int n = cut_row(m, &p, NULL);
-            s.n_chunks += n;
+            s.work.n_chunks += n;
             s.n_single++;
-            if (n > s.max_row_chunks) s.max_row_chunks = n;
+            if (n > s.work.max_row_chunks) s.work.max_row_chunks = n;
         }
         if (mai_keeps_rings(&m->cfg) && p.row.slot >= 0)
-            s.n_captures += p.row.n_queries - p.capture0;
+            s.work.n_captures += p.row.n_queries - p.capture0;
     }
     return s;
 }
@@ -211,75 +219,24 @@ static size_t align_up(size_t n)
     return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
 }
 
-/* A worker's scratch: the kernels', then merge's lists of parts and one summary. */
-static size_t worker_scratch(const macattn *m, int max_row_chunks)
-{
-    const size_t parts = (size_t)max_row_chunks + 2;
-    return align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims)) +
-           align_up(parts * sizeof(float *)) + align_up(parts * sizeof(float)) +
-           align_up(sizeof(float) * (size_t)m->shape.dv);
-}
-
-static macattn_status make_room(macattn *m, const sizes *s, int n_rows)
-{
-    mai_plan *plan = m->plan;
-    const size_t hq = (size_t)m->shape.n_heads, d = (size_t)m->shape.d, dv = (size_t)m->shape.dv;
-    const size_t rows = (size_t)n_rows, chunks = (size_t)s->n_chunks;
-    const size_t stride = worker_scratch(m, s->max_row_chunks);
-    MAI_TRY(mai_buffer_reserve(m, &plan->q, rows * hq * d * sizeof(float), "queries"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->start, rows * hq * sizeof(int64_t), "start tokens"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->decisions, rows * hq * sizeof(mai_decision), "decisions"));
-    MAI_TRY(mai_buffer_reserve(
-        m, &plan->items, chunks * (size_t)m->shape.n_kv_heads * sizeof(mai_item), "work items"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->partial_out, chunks * hq * dv * sizeof(float),
-                               "partial outputs"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->partial_lse, chunks * hq * sizeof(float), "partial lse"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->lse, (size_t)s->n_queries * hq * sizeof(float), "lse"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->capture_out,
-                               (size_t)s->n_captures * hq * dv * sizeof(float), "summaries"));
-    MAI_TRY(mai_buffer_reserve(m, &plan->capture_lse, (size_t)s->n_captures * hq * sizeof(float),
-                               "summaries' lse"));
-    if (mai_policy_get(m->cfg.policy)->judges) {
-        MAI_TRY(mai_buffer_reserve(m, &plan->refused_out, rows * hq * dv * sizeof(float),
-                                   "refused outputs"));
-        MAI_TRY(mai_buffer_reserve(m, &plan->below, rows * sizeof(int64_t), "rows to read again"));
-    }
-    MAI_TRY(
-        mai_buffer_reserve(m, &plan->scratch, stride * (size_t)m->cfg.n_threads, "scratch memory"));
-    if (stride > plan->scratch_stride) plan->scratch_stride = stride;
-    return MACATTN_OK;
-}
-
 static macattn_status plan_create(macattn *m)
 {
     if (m->plan) return MACATTN_OK;
-    mai_plan *plan = mai_alloc_zero(&m->cfg, sizeof *plan);
-    if (!plan) return mai_fail(m, MACATTN_E_NOMEM, "no memory for the plan");
-    plan->current = -1;
-    plan->zeros = mai_alloc_zero(&m->cfg, sizeof(float) * (size_t)m->shape.dv);
-    m->plan = plan;
-    return plan->zeros
-               ? MACATTN_OK
-               : (mai_plan_destroy(m), mai_fail(m, MACATTN_E_NOMEM, "no memory for the plan"));
+    m->plan = mai_alloc_zero(&m->cfg, sizeof *m->plan);
+    if (!m->plan) return mai_fail(m, MACATTN_E_NOMEM, "no memory for the plan");
+    m->plan->current = -1;
+    return MACATTN_OK;
 }
 
 void mai_plan_destroy(macattn *m)
 {
-    mai_plan *plan = m->plan;
-    if (!plan) return;
-    mai_buffer *const buffers[] = {&plan->meta[0],     &plan->meta[1],     &plan->q,
-                                   &plan->start,       &plan->decisions,   &plan->items,
-                                   &plan->partial_out, &plan->partial_lse, &plan->lse,
-                                   &plan->capture_out, &plan->capture_lse, &plan->refused_out,
-                                   &plan->below,       &plan->scratch};
-    for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
-        mai_free(&m->cfg, buffers[i]->ptr);
-    mai_free(&m->cfg, plan->zeros);
-    mai_free(&m->cfg, plan);
+    if (!m->plan) return;
+    for (int i = 0; i < 2; i++) mai_free(&m->cfg, m->plan->meta[i].ptr);
+    mai_free(&m->cfg, m->plan);
     m->plan = NULL;
 }
 
-/* ----------------------------------------------------------------------------------------- plan -- */
+/* -------------------------------------------------------------------------------------- plan -- */
 
 static macattn_status prepare_slots(macattn *m, const macattn_batch *batch)
 {
@@ -298,13 +255,12 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     plan->rows = (mai_row_plan *)at;
     at += align_up((size_t)batch->n_rows * sizeof(mai_row_plan));
     plan->chunks = (mai_chunk *)at;
-    at += align_up((size_t)s->n_chunks * sizeof(mai_chunk));
+    at += align_up((size_t)s->work.n_chunks * sizeof(mai_chunk));
     plan->layer_done = (uint8_t *)at;
     memset(plan->layer_done, 0, (size_t)m->cfg.n_layers);
     plan->n_rows = batch->n_rows;
     plan->n_queries = plan->n_chunks = plan->n_captures = 0;
-    plan->max_row_chunks = s->max_row_chunks;
-    plan->single = s->n_single == batch->n_rows;
+    plan->n_single = s->n_single;
     plan->paged = batch->page_size > 0;
     plan->page_shift = 0;
     while (plan->paged && (1 << plan->page_shift) < batch->page_size) plan->page_shift++;
@@ -334,9 +290,10 @@ macattn_status macattn_plan(macattn *m, const macattn_batch *batch)
     const sizes s = measure(m, batch);
     const int which = m->plan->current == 0 ? 1 : 0;
     const size_t meta = align_up((size_t)batch->n_rows * sizeof(mai_row_plan)) +
-                        align_up((size_t)s.n_chunks * sizeof(mai_chunk)) + (size_t)m->cfg.n_layers;
+                        align_up((size_t)s.work.n_chunks * sizeof(mai_chunk)) +
+                        (size_t)m->cfg.n_layers;
     MAI_TRY(mai_buffer_reserve(m, &m->plan->meta[which], meta, "the plan"));
-    MAI_TRY(make_room(m, &s, batch->n_rows));
+    MAI_TRY(mai_work_reserve(m, &s.work));
     MAI_TRY(prepare_slots(m, batch));
     fill_plan(m, batch, &s, which);
     return MACATTN_OK;

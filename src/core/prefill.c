@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Prefill: causal attention of chunks of queries, and the ring entries of the last of them. */
+#include "prefill.h"
+
 #include <string.h>
 
-#include "run.h"
-
-typedef struct prefill_run {
+typedef struct prefill_job {
     mai_run *run;
     bool single_rows_too;
-} prefill_run;
+} prefill_job;
 
-static int block_queries(const prefill_run *x)
+static int block_queries(const prefill_job *x)
 {
     return x->run->m->backend->prefill_queries(&x->run->m->shape);
 }
 
-static int row_blocks(const prefill_run *x, const mai_row_plan *p)
+static int row_blocks(const prefill_job *x, const mai_row_plan *p)
 {
     if (p->row.n_queries == 1 && !x->single_rows_too) return 0;
     const int most = block_queries(x);
@@ -27,7 +27,7 @@ static void apply_sink(const mai_run *run, int32_t query, int32_t head, float *l
     const macattn *m = run->m;
     float *out = mai_run_out(run, query, head);
     float merged[MAI_MAX_DIM];
-    const float *const o[2] = {out, run->plan->zeros};
+    const float *const o[2] = {out, run->work->zeros};
     const float l[2] = {*lse, run->io.sinks[head]};
     m->backend->merge(m->shape.dv, 2, o, l, merged, lse);
     memcpy(out, merged, sizeof(float) * (size_t)m->shape.dv);
@@ -46,11 +46,11 @@ static void finish_block(const mai_run *run, const mai_row_plan *p, const mai_pr
     }
 }
 
-/* Item i: rows in order, in each the blocks of queries from the last (the longest) to the first, in each
- * the kv heads. */
+/* Item i: rows in order, in each the blocks of queries from the last (the longest) to the first,
+ * in each the kv heads. */
 static void prefill_task(void *arg, int i, int worker)
 {
-    const prefill_run *x = arg;
+    const prefill_job *x = arg;
     const mai_run *run = x->run;
     const macattn *m = run->m;
     const mai_plan *plan = run->plan;
@@ -58,7 +58,7 @@ static void prefill_task(void *arg, int i, int worker)
     while (i >= row_blocks(x, p) * m->shape.n_kv_heads)
         i -= row_blocks(x, p++) * m->shape.n_kv_heads;
     const int block = row_blocks(x, p) - 1 - i / m->shape.n_kv_heads, most = block_queries(x);
-    const int n = p->row.n_queries;
+    const int n = p->row.n_queries, kv_head = i % m->shape.n_kv_heads;
     const size_t hq = (size_t)m->shape.n_heads, capture = (size_t)p->first_capture * hq;
     const mai_prefill_args args = {
         .shape = &m->shape,
@@ -67,20 +67,20 @@ static void prefill_task(void *arg, int i, int worker)
         .window = m->cfg.window,
         .q0 = block * most,
         .q1 = (block + 1) * most < n ? (block + 1) * most : n,
-        .kv_head = i % m->shape.n_kv_heads,
+        .kv_head = kv_head,
         .q = mai_run_q(run, p->first_query, 0),
         .q_row_stride = run->io.q_row_stride,
         .q_head_stride = run->io.q_head_stride,
         .out = mai_run_out(run, p->first_query, 0),
         .out_row_stride = run->io.out_row_stride,
         .out_head_stride = run->io.out_head_stride,
-        .lse = (float *)plan->lse.ptr + (size_t)p->first_query * hq,
-        .capture0 = run->reuse ? p->capture0 : n,
+        .lse = (float *)run->work->lse.ptr + (size_t)p->first_query * hq,
+        .capture0 = mai_remembers(run, kv_head) ? p->capture0 : n,
         .band = m->cfg.band,
         .fresh = m->cfg.fresh_tokens,
-        .far_out = (float *)plan->capture_out.ptr + capture * (size_t)m->shape.dv,
-        .far_lse = (float *)plan->capture_lse.ptr + capture,
-        .scratch = mai_run_scratch(run, worker),
+        .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->shape.dv,
+        .far_lse = (float *)run->work->capture_lse.ptr + capture,
+        .scratch = mai_work_scratch(run->work, worker).kernel,
     };
     m->backend->prefill(&args);
     finish_block(run, p, &args);
@@ -97,9 +97,10 @@ static bool query_finite(const mai_run *run, const char *q)
 static void remember_task(void *arg, int i, int worker)
 {
     (void)worker;
-    const mai_run *run = ((prefill_run *)arg)->run;
+    const mai_run *run = ((prefill_job *)arg)->run;
     const macattn *m = run->m;
     const int head = i % m->shape.n_heads;
+    if (!mai_remembers(run, head / m->shape.group)) return;
     const mai_row_plan *p = &run->plan->rows[i / m->shape.n_heads];
     const mai_ring *ring = m->slots[p->row.slot].rings[run->layer];
     const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
@@ -107,8 +108,8 @@ static void remember_task(void *arg, int i, int worker)
         const size_t at = (size_t)(p->first_capture + query - p->capture0) * hq + (size_t)head;
         const int64_t pos = p->row.n_tokens - p->row.n_queries + query;
         const char *q = mai_run_q_match(run, p->first_query + query, head);
-        const float *out = (const float *)run->plan->capture_out.ptr + at * dv;
-        const float lse = ((const float *)run->plan->capture_lse.ptr)[at];
+        const float *out = (const float *)run->work->capture_out.ptr + at * dv;
+        const float lse = ((const float *)run->work->capture_lse.ptr)[at];
         if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv))
             continue;
         const size_t full = (size_t)(p->first_query + query) * hq + (size_t)head;
@@ -116,20 +117,20 @@ static void remember_task(void *arg, int i, int worker)
             (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->view.head[head];
         m->backend->insert(&m->ring_dims, &ring->view, m->shape.q_dtype, head, q, (int32_t)pos,
                            (int32_t)(pos + 1 - m->cfg.band), lse, out);
-        ring->view.share[entry] = mai_share(lse, ((const float *)run->plan->lse.ptr)[full]);
+        ring->view.share[entry] = mai_share(lse, ((const float *)run->work->lse.ptr)[full]);
     }
 }
 
-void mai_run_prefill(mai_run *run, bool single_rows_too)
+void mai_prefill_rows(mai_run *run, bool single_rows_too)
 {
     macattn *m = run->m;
-    prefill_run x = {run, single_rows_too};
+    prefill_job x = {run, single_rows_too};
     int n = 0;
     for (int r = 0; r < run->plan->n_rows; r++) {
         n += row_blocks(&x, &run->plan->rows[r]) * m->shape.n_kv_heads;
     }
     for (int r = 0; run->reuse && r < run->plan->n_rows; r++) {
-        mai_slot_ring_for_write(m, run->plan->rows[r].row.slot, run->layer);
+        mai_slot_ring(m, run->plan->rows[r].row.slot, run->layer);
     }
     mai_threads_run(m->threads, n, prefill_task, &x);
     if (run->reuse)

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The three attention calls: check everything, then hand over to decode.c and prefill.c. */
-#include <string.h>
-
+/* Checking the arguments of a call. */
 #include "run.h"
 
 static macattn_status check_stride(macattn *m, const char *name, int64_t *stride, int64_t packed,
@@ -83,7 +81,7 @@ macattn_status mai_run_init(macattn *m, const macattn_io *io, mai_run *run)
     if (!m->plan || m->plan->current < 0) {
         return mai_fail(m, MACATTN_E_STATE, "there is no plan: call macattn_plan first");
     }
-    *run = (mai_run){.m = m, .plan = m->plan, .io = *io, .layer = -1};
+    *run = (mai_run){.m = m, .plan = m->plan, .work = &m->work, .io = *io, .layer = -1};
     MAI_TRY(check_pointer(m, "q", io->q, 1));
     MAI_TRY(check_pointer(m, "out", io->out, sizeof(float)));
     if (io->lse) MAI_TRY(check_pointer(m, "lse", io->lse, sizeof(float)));
@@ -92,94 +90,10 @@ macattn_status mai_run_init(macattn *m, const macattn_io *io, mai_run *run)
     return check_strides(m, &run->io);
 }
 
-macattn_status mai_run_check_slots(macattn *m, int32_t layer)
-{
-    const mai_plan *plan = m->plan;
-    if (layer < 0 || layer >= m->cfg.n_layers) {
-        return mai_fail(m, MACATTN_E_RANGE, "layer %d is not in [0, n_layers = %d)", (int)layer,
-                        (int)m->cfg.n_layers);
-    }
-    if (plan->layer_done[layer]) {
-        return mai_fail(m, MACATTN_E_STATE, "layer %d was already computed under this plan",
-                        (int)layer);
-    }
-    for (int r = 0; r < plan->n_rows; r++) {
-        const mai_row_plan *p = &plan->rows[r];
-        if (p->row.slot < 0) {
-            return mai_fail(m, MACATTN_E_STATE, "row %d has no slot: only macattn_attend takes it",
-                            r);
-        }
-        if (p->row.n_tokens == 0) {
-            return mai_fail(m, MACATTN_E_STATE,
-                            "row %d has no tokens: only macattn_attend takes it", r);
-        }
-        if (p->generation != m->slots[p->row.slot].generation) {
-            return mai_fail(
-                m, MACATTN_E_STATE,
-                "slot %d was reset, truncated, forked to or loaded after the plan was made",
-                (int)p->row.slot);
-        }
-    }
-    return MACATTN_OK;
-}
-
-void mai_run_commit_slots(mai_run *run)
-{
-    run->plan->layer_done[run->layer] = 1;
-    for (int r = 0; r < run->plan->n_rows; r++) {
-        const macattn_row *row = &run->plan->rows[r].row;
-        run->m->slots[row->slot].length = row->n_tokens;
-    }
-}
-
 mai_tokens mai_run_tokens(const mai_run *run, const mai_row_plan *p)
 {
     return (mai_tokens){.kv = &run->io.kv,
                         .pages = run->plan->paged ? p->row.pages : NULL,
                         .base_page = p->row.page,
                         .page_shift = run->plan->page_shift};
-}
-
-macattn_status macattn_attend(macattn *m, const macattn_io *io)
-{
-    if (!m) return MACATTN_E_ARG;
-    mai_run run;
-    MAI_TRY(mai_run_init(m, io, &run));
-    mai_run_decode(&run);
-    mai_run_prefill(&run, false);
-    return MACATTN_OK;
-}
-
-/* What decode and prefill begin with. Nothing has changed if it fails. */
-static macattn_status begin_layer(macattn *m, int32_t layer, const macattn_io *io, mai_run *run)
-{
-    MAI_TRY(mai_run_init(m, io, run));
-    MAI_TRY(mai_run_check_slots(m, layer));
-    run->layer = layer;
-    run->reuse = io->q_match && mai_keeps_rings(&m->cfg);
-    return MACATTN_OK;
-}
-
-macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io)
-{
-    if (!m) return MACATTN_E_ARG;
-    mai_run run;
-    MAI_TRY(begin_layer(m, layer, io, &run));
-    if (!m->plan->single) {
-        return mai_fail(m, MACATTN_E_STATE,
-                        "a row of the plan has several queries: call macattn_prefill");
-    }
-    mai_run_commit_slots(&run);
-    mai_run_decode(&run);
-    return MACATTN_OK;
-}
-
-macattn_status macattn_prefill(macattn *m, int32_t layer, const macattn_io *io)
-{
-    if (!m) return MACATTN_E_ARG;
-    mai_run run;
-    MAI_TRY(begin_layer(m, layer, io, &run));
-    mai_run_commit_slots(&run);
-    mai_run_prefill(&run, true);
-    return MACATTN_OK;
 }

@@ -9,19 +9,15 @@
 typedef struct mai_run {
     macattn *m;
     mai_plan *plan;
+    mai_work *work;
     macattn_io io;
     int32_t layer;
     bool reuse;       /* match and remember */
     int64_t judge_ns; /* spent so far on judging and learning */
 } mai_run;
 
-/* run.c. Check io against the configuration and the plan; fill `run`. */
+/* Check io against the configuration and the plan; fill `run`. */
 macattn_status mai_run_init(macattn *m, const macattn_io *io, mai_run *run);
-/* Check that the plan's slots may be used by layer `layer`. */
-macattn_status mai_run_check_slots(macattn *m, int32_t layer);
-/* From here on nothing fails: note that the layer is done, and the slots' new lengths. */
-void mai_run_commit_slots(mai_run *run);
-
 mai_tokens mai_run_tokens(const mai_run *run, const mai_row_plan *p);
 static inline const char *mai_run_q(const mai_run *run, int32_t query, int32_t head)
 {
@@ -37,9 +33,23 @@ static inline float *mai_run_out(const mai_run *run, int32_t query, int32_t head
     return (float *)(void *)((char *)run->io.out + query * run->io.out_row_stride +
                              head * run->io.out_head_stride);
 }
-static inline char *mai_run_scratch(const mai_run *run, int worker)
+
+static inline bool mai_judges(const mai_run *run)
 {
-    return (char *)run->plan->scratch.ptr + (size_t)worker * run->plan->scratch_stride;
+    return run->reuse && mai_policy_get(run->m->cfg.policy)->judges;
+}
+
+static inline mai_record *mai_record_of(const mai_run *run, int head)
+{
+    return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
+}
+
+/* Whether the queries of a KV head's group are remembered. */
+static inline bool mai_remembers(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return run->reuse && (!mai_judges(run) ||
+                          mai_group_remembers(mai_record_of(run, kv_head * group), group));
 }
 
 /* Whether n values are neither NaN nor infinite. */
@@ -49,9 +59,5 @@ static inline bool mai_all_finite(const float *x, int n)
     for (int i = 0; i < n; i++) poison += x[i] * 0.0f;
     return poison == 0.0f;
 }
-
-/* decode.c: rows with one query. prefill.c: rows with several, or all of them. */
-void mai_run_decode(mai_run *run);
-void mai_run_prefill(mai_run *run, bool single_rows_too);
 
 #endif /* MAI_RUN_H */

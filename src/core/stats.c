@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "internal.h"
+#include "object.h"
 
 static size_t n_counters(const macattn *m)
 {

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Status codes and their texts, the version, sizes of types. */
+/* Status codes and their texts, the version, sizes and names of types. */
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
-#include "internal.h"
+#include "object.h"
 
 const char *macattn_version(void)
 {
@@ -48,4 +49,27 @@ size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n)
     case MACATTN_DTYPE_Q8_0: return n % 32 == 0 ? (size_t)(n / 32) * 34 : 0;
     default: return 0;
     }
+}
+
+static const char *const dtype_names[] = {[MACATTN_DTYPE_F32] = "f32",
+                                          [MACATTN_DTYPE_F16] = "f16",
+                                          [MACATTN_DTYPE_BF16] = "bf16",
+                                          [MACATTN_DTYPE_Q8_0] = "q8_0",
+                                          [MACATTN_DTYPE_F8_E4M3] = "f8_e4m3"};
+enum { N_DTYPES = sizeof dtype_names / sizeof dtype_names[0] };
+
+const char *macattn_dtype_name(macattn_dtype dtype)
+{
+    return (unsigned)dtype < N_DTYPES ? dtype_names[dtype] : NULL;
+}
+
+macattn_status macattn_dtype_find(const char *name, macattn_dtype *dtype)
+{
+    if (!name || !dtype) return MACATTN_E_ARG;
+    for (int i = 0; i < N_DTYPES; i++) {
+        if (strcmp(name, dtype_names[i]) != 0) continue;
+        *dtype = (macattn_dtype)i;
+        return MACATTN_OK;
+    }
+    return MACATTN_E_RANGE;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Running tasks: on the own pool, on the caller's parallel-for, or just here.
  *
- * A run is announced by bumping `run_number`; workers that still spin see it at once, sleeping ones are
- * woken. Tasks are drawn from one counter. The caller draws too, then waits until all workers that took
- * part have left, because the run's description may not change while any of them reads it. */
+ * A job, the tasks of one call of mai_threads_run, is announced by bumping `job_number`; workers
+ * that still spin see it at once, sleeping ones are woken. Tasks are drawn from one counter. The
+ * caller draws too, then waits until all workers that took part have left, because the job's
+ * description may not change while any of them reads it. */
 #ifndef _GNU_SOURCE
 #    define _GNU_SOURCE /* sched_getaffinity */
 #endif
@@ -14,7 +15,7 @@
 #include <stdio.h>
 #include <time.h>
 
-#include "internal.h"
+#include "base.h"
 
 typedef struct worker {
     mai_threads *threads;
@@ -28,14 +29,14 @@ struct mai_threads {
     macattn_parallel_for parallel_for;
     void *parallel_user;
 
-    /* The current run. Written by the caller while no worker reads. */
+    /* The current job. Written by the caller while no worker reads. */
     mai_task task;
     void *arg;
     int n_tasks;
     atomic_int next_task;
 
-    atomic_uint run_number;
-    atomic_int running;  /* workers that have not left the current run */
+    atomic_uint job_number;
+    atomic_int running;  /* workers that have not left the current job */
     atomic_int sleepers; /* workers, and perhaps the caller, that wait on a condition */
     atomic_bool stop;
     pthread_mutex_t lock;
@@ -70,22 +71,22 @@ static void draw_tasks(mai_threads *p, int worker_id)
 }
 
 /* Whether the condition came true within the spin budget. The clock is read now and then only. */
-static bool spin_for_run(mai_threads *p, unsigned seen)
+static bool spin_for_job(mai_threads *p, unsigned seen)
 {
     const int64_t until = p->spin_ns > 0 ? mai_now_ns() + p->spin_ns : 0;
     for (int i = 1; p->spin_ns > 0; i++) {
-        if (atomic_load_explicit(&p->run_number, memory_order_acquire) != seen) return true;
+        if (atomic_load_explicit(&p->job_number, memory_order_acquire) != seen) return true;
         relax();
         if (i % 64 == 0 && mai_now_ns() > until) break;
     }
     return false;
 }
 
-static void sleep_for_run(mai_threads *p, unsigned seen)
+static void sleep_for_job(mai_threads *p, unsigned seen)
 {
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load(&p->run_number) == seen) pthread_cond_wait(&p->wake, &p->lock);
+    while (atomic_load(&p->job_number) == seen) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
 }
@@ -94,8 +95,8 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     mai_threads *p = w->threads;
-    for (unsigned seen = 0;; seen++) { /* the caller waits for each run: none is ever missed */
-        if (!spin_for_run(p, seen)) sleep_for_run(p, seen);
+    for (unsigned seen = 0;; seen++) { /* the caller waits for each job: none is ever missed */
+        if (!spin_for_job(p, seen)) sleep_for_job(p, seen);
         if (atomic_load(&p->stop)) return NULL;
         draw_tasks(p, w->id);
         if (atomic_fetch_sub(&p->running, 1) == 1 && atomic_load(&p->sleepers) > 0) {
@@ -109,7 +110,7 @@ static void *worker_main(void *arg)
 static void announce(mai_threads *p)
 {
     atomic_store(&p->running, p->n_started);
-    atomic_fetch_add(&p->run_number, 1);
+    atomic_fetch_add(&p->job_number, 1);
     if (atomic_load(&p->sleepers) > 0) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->wake);

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "core/internal.h"
+#include "core/config.h"
+#include "core/policy/policy.h"
 #include "launch.h"
 #include "schedule.h"
 
@@ -112,27 +113,7 @@ static macattn_status check_shape(macattn_cuda *m)
 
 static macattn_status resolve(macattn_cuda *m, const macattn_config *config)
 {
-    const mai_backend *backend;
-    macattn_config c;
-    if (!config) return fail(m, MACATTN_E_ARG, "config is NULL");
-    if (config->struct_size < offsetof(macattn_config, scale) ||
-        config->struct_size > sizeof *config) {
-        return fail(m, MACATTN_E_ARG, "struct_size is %zu; call macattn_config_init first",
-                    config->struct_size);
-    }
-    macattn_config_init(&c);
-    memcpy(&c, config, config->struct_size);
-    c.struct_size = sizeof c;
-    /* What is the CPU's affair is not looked at. */
-    c.isa = "scalar";
-    c.n_threads = 1;
-    c.spin_us = 0;
-    c.alloc = NULL, c.free = NULL;
-    if (is_fp8(c.k_dtype)) c.k_dtype = MACATTN_DTYPE_F16;
-    if (is_fp8(c.v_dtype)) c.v_dtype = MACATTN_DTYPE_F16;
-    MAI_TRY(mai_config_resolve(&c, &m->cfg, &backend, m->error, sizeof m->error));
-    if (is_fp8(config->k_dtype)) m->cfg.k_dtype = MACATTN_DTYPE_F8_E4M3;
-    if (is_fp8(config->v_dtype)) m->cfg.v_dtype = MACATTN_DTYPE_F8_E4M3;
+    MAI_TRY(mai_config_resolve(config, &m->cfg, m->error, sizeof m->error));
     return check_shape(m);
 }
 
@@ -661,17 +642,11 @@ macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t layer, int3
     int before;
     if (!m) return MACATTN_E_ARG;
     if (!judges(&m->cfg)) return fail(m, MACATTN_E_STATE, "the policy is not BUDGET");
-    if (layer < -1 || layer >= m->cfg.n_layers || head < -1 || head >= m->cfg.n_heads) {
-        return fail(m, MACATTN_E_RANGE, "layer %d, head %d: there are %d and %d", (int)layer,
-                    (int)head, (int)m->cfg.n_layers, (int)m->cfg.n_heads);
-    }
-    if (!(budget >= 0 && budget <= 1)) { /* NaN, too */
-        return fail(m, MACATTN_E_RANGE, "budget is %g; it must be in [0, 1]", (double)budget);
-    }
+    mai_heads x;
+    MAI_TRY(mai_budget_heads(&m->cfg, layer, head, budget, &x, m->error, sizeof m->error));
     MAI_TRY(use_device(m, &before));
-    const int status = mai_cu_set_budget(
-        &m->params, layer < 0 ? 0 : layer, layer < 0 ? m->cfg.n_layers : layer + 1,
-        head < 0 ? 0 : head, head < 0 ? m->cfg.n_heads : head + 1, budget, stream);
+    const int status =
+        mai_cu_set_budget(&m->params, x.layer0, x.layer1, x.head0, x.head1, budget, stream);
     restore_device(m, before);
     return device_status(m, "budgets", status);
 }

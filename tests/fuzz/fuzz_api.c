@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program of API calls drawn from the input: any order, any numbers. Nothing may crash, a failure must
- * leave a sentence, and what succeeds must keep to the length the slots say. */
+/* A program of API calls drawn from the input: any order, any numbers. Nothing may crash, a
+ * failure must leave a sentence, and what succeeds must keep to the length the slots say. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* macattn_slot_load on damaged and made-up data: a real save with bytes changed as the input says, with
- * and without a checksum that agrees again, and the input itself. */
+/* macattn_slot_load on damaged and made-up data: a real save with bytes changed as the input
+ * says, with and without a checksum that agrees again, and the input itself. */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>

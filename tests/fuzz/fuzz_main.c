@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Runs a fuzz target without a fuzzing engine: on the files named, or on -n N pseudo-random inputs. */
+/* Runs a fuzz target without a fuzzing engine: on the files named, or on -n N pseudo-random
+ * inputs. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* How the GPU divides a step over thread blocks (src/cuda/schedule.h): the same integer arithmetic as in
- * the kernels, without a GPU. Every unit has one block; the blocks that each group is said to have are
- * those that compute some of it; every token is in one part; merging covers every part once. */
+/* How the GPU divides a step over thread blocks (src/cuda/schedule.h): the same integer
+ * arithmetic as in the kernels, without a GPU. Every unit has one block; the blocks that each
+ * group is said to have are those that compute some of it; every token is in one part; merging
+ * covers every part once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -159,8 +160,8 @@ static void test_random_divisions(void **state)
     }
 }
 
-/* One long row among short ones: its units are spread over nearly all blocks, and no block has more than
- * its share and what boundaries were moved by. */
+/* One long row among short ones: its units are spread over nearly all blocks, and no block has
+ * more than its share and what boundaries were moved by. */
 static void test_balance(void **state)
 {
     (void)state;
@@ -237,8 +238,8 @@ static void test_far_end(void **state)
     assert_int_equal(empty.of[MAI_NEAR].t0, empty.of[MAI_NEAR].t1);
 }
 
-/* What refused candidates cover lies before their starts, up to the latest of them; the units of the classes are
- * those of their segments, in order. */
+/* What refused candidates cover lies before their starts, up to the latest of them; the units of
+ * the classes are those of their segments, in order. */
 static void test_classes(void **state)
 {
     (void)state;

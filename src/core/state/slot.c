@@ -2,14 +2,9 @@
 /* Slots and their rings: who holds which, copy-on-write, truncation. */
 #include <string.h>
 
-#include "internal.h"
+#include "core/object.h"
 
-bool mai_keeps_rings(const macattn_config *cfg)
-{
-    return cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
-}
-
-/* --------------------------------------------------------------------------------------- rings -- */
+/* ------------------------------------------------------------------------------------- rings -- */
 
 static void ring_clear(const macattn *m, mai_ring *ring)
 {
@@ -77,21 +72,21 @@ static void ring_copy(const macattn *m, mai_ring_view *to, const mai_ring_view *
     }
 }
 
-/* Take back the entries made at `keep_below` or later: the newest ones. */
-static void ring_truncate(const macattn *m, mai_ring_view *ring, int64_t keep_below)
+/* Take back the entries made at `void_from` or later: the newest ones. */
+static void ring_truncate(const macattn *m, mai_ring_view *ring, int64_t void_from)
 {
     const int K = m->ring_dims.capacity;
     for (int h = 0; h < m->shape.n_heads; h++) {
         while (ring->count[h] > 0) {
             const int newest = ring->head[h] == 0 ? K - 1 : ring->head[h] - 1;
-            if (ring->pos[(size_t)h * (size_t)K + (size_t)newest] < keep_below) break;
+            if (ring->pos[(size_t)h * (size_t)K + (size_t)newest] < void_from) break;
             ring->head[h] = newest;
             ring->count[h]--;
         }
     }
 }
 
-mai_ring *mai_slot_ring_for_write(macattn *m, int32_t slot, int32_t layer)
+mai_ring *mai_slot_ring(macattn *m, int32_t slot, int32_t layer)
 {
     mai_slot *s = &m->slots[slot];
     mai_ring *ring = s->rings[layer];
@@ -102,21 +97,21 @@ mai_ring *mai_slot_ring_for_write(macattn *m, int32_t slot, int32_t layer)
         mai_ring_release(m, ring);
         s->rings[layer] = ring = own;
     }
-    if (s->keep_below[layer] != INT64_MAX) {
-        ring_truncate(m, &ring->view, s->keep_below[layer]);
-        s->keep_below[layer] = INT64_MAX;
+    if (s->void_from[layer] != INT64_MAX) {
+        ring_truncate(m, &ring->view, s->void_from[layer]);
+        s->void_from[layer] = INT64_MAX;
     }
     return ring;
 }
 
-/* --------------------------------------------------------------------------------------- slots -- */
+/* ------------------------------------------------------------------------------------- slots -- */
 
 macattn_status mai_slot_prepare(macattn *m, int32_t slot)
 {
     mai_slot *s = &m->slots[slot];
     for (int l = 0; l < m->cfg.n_layers; l++) {
         if (!s->rings[l]) {
-            s->keep_below[l] = INT64_MAX;
+            s->void_from[l] = INT64_MAX;
             s->rings[l] = mai_ring_take(m);
         }
         if (s->rings[l] && s->rings[l]->refs > 1 && !s->spares[l]) s->spares[l] = mai_ring_take(m);
@@ -135,7 +130,7 @@ void mai_slot_replace(macattn *m, int32_t slot, mai_ring **rings, int64_t length
     for (int l = 0; l < m->cfg.n_layers; l++) {
         mai_ring_release(m, s->rings[l]);
         s->rings[l] = rings ? rings[l] : NULL;
-        s->keep_below[l] = INT64_MAX;
+        s->void_from[l] = INT64_MAX;
     }
     s->length = length;
     s->generation++;
@@ -160,9 +155,9 @@ macattn_status mai_slots_create(macattn *m)
         mai_slot *s = &m->slots[i];
         s->rings = mai_alloc_zero(&m->cfg, layers * sizeof *s->rings);
         s->spares = mai_alloc_zero(&m->cfg, layers * sizeof *s->spares);
-        s->keep_below = mai_alloc(&m->cfg, layers * sizeof *s->keep_below);
-        if (!s->rings || !s->spares || !s->keep_below) return MACATTN_E_NOMEM;
-        for (size_t l = 0; l < layers; l++) s->keep_below[l] = INT64_MAX;
+        s->void_from = mai_alloc(&m->cfg, layers * sizeof *s->void_from);
+        if (!s->rings || !s->spares || !s->void_from) return MACATTN_E_NOMEM;
+        for (size_t l = 0; l < layers; l++) s->void_from[l] = INT64_MAX;
     }
     return MACATTN_OK;
 }
@@ -177,7 +172,7 @@ void mai_slots_destroy(macattn *m)
         }
         mai_free(&m->cfg, s->rings);
         mai_free(&m->cfg, s->spares);
-        mai_free(&m->cfg, s->keep_below);
+        mai_free(&m->cfg, s->void_from);
     }
     mai_free(&m->cfg, m->slots);
     m->slots = NULL;
@@ -204,7 +199,7 @@ macattn_status macattn_slot_truncate(macattn *m, int32_t slot, int64_t n_tokens)
                         (long long)n_tokens, (long long)s->length);
     }
     for (int l = 0; l < m->cfg.n_layers; l++) {
-        if (n_tokens < s->keep_below[l]) s->keep_below[l] = n_tokens;
+        if (n_tokens < s->void_from[l]) s->void_from[l] = n_tokens;
     }
     s->length = n_tokens;
     s->generation++;
@@ -222,8 +217,8 @@ macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to)
         if (source->rings[l]) source->rings[l]->refs++;
     }
     mai_slot_replace(m, to, source->rings, source->length);
-    memcpy(m->slots[to].keep_below, source->keep_below,
-           sizeof *source->keep_below * (size_t)m->cfg.n_layers);
+    memcpy(m->slots[to].void_from, source->void_from,
+           sizeof *source->void_from * (size_t)m->cfg.n_layers);
     source->generation++; /* a plan made before has reserved no copy for rings now shared */
     return MACATTN_OK;
 }

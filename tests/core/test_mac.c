@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match, amend, complete: every decision is the reference's, a miss is bit for bit exact attention, a
- * hit is the reference's hit, and nothing depends on how the work is spread. */
+/* Match, amend, complete: every decision is the reference's, a miss is bit for bit exact
+ * attention, a hit is the reference's hit, and nothing depends on how the work is spread. */
 #include "support.h"
 
 #include <math.h>
@@ -21,7 +21,7 @@ static macattn_config reuse_config(int32_t n_heads, int32_t n_kv_heads, int32_t 
     return cfg;
 }
 
-/* ------------------------------------------------------------------------- the library's twins -- */
+/* ----------------------------------------------------------------------- the library's twins -- */
 
 /* The same steps in the library, in one under the policy exact, and in the reference. */
 typedef struct trio {
@@ -124,6 +124,8 @@ static void trio_decode(trio *x, int32_t layer)
     macattn_io io = b->io;
     io.out = x->exact_out;
     io.lse = x->exact_lse;
+    test_poison(io.out, bytes);
+    test_poison(io.lse, heads * sizeof *io.lse);
     assert_ok(x->exact, macattn_decode(x->exact, layer, &io));
     ref_mac_decode(x->ref, &b->batch, layer, &b->io, b->want, b->want_lse, x->decisions);
     for (int32_t r = 0; r < b->batch.n_rows; r++) {
@@ -190,7 +192,7 @@ static void whole_stream(const macattn_config *cfg, int32_t n_rows, int64_t n_to
     trio_destroy(&x);
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static void test_stream(void **state)
 {
@@ -581,7 +583,7 @@ static void test_nan_in_v(void **state)
     trio_destroy(&x);
 }
 
-/* ------------------------------------------------------------------------------------- threads -- */
+/* ----------------------------------------------------------------------------------- threads -- */
 
 typedef struct call {
     void (*task)(void *, int);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A long random program of operations on several sequences, in the library and in the reference. After
- * every decode and prefill the outputs are compared, and every decision. MACATTN_TEST_OPS sets the
- * number of operations, MACATTN_TEST_SEED where it starts. */
+/* A long random program of operations on several sequences, in the library and in the reference.
+ * After every decode and prefill the outputs are compared, and every decision. MACATTN_TEST_OPS
+ * sets the number of operations, MACATTN_TEST_SEED where it starts. */
 #include "support.h"
 
 #include <math.h>
@@ -34,7 +34,7 @@ static int64_t below(model *x, int64_t n)
     return test_below(&x->rng, n);
 }
 
-/* ------------------------------------------------------------------------------------- the world -- */
+/* --------------------------------------------------------------------------------- the world -- */
 
 static macattn_config random_config(model *x)
 {
@@ -109,7 +109,7 @@ static char *v_of(const model *x, int64_t slot)
     return x->b.kv.v.data + slot * x->b.kv.view.v_page_stride;
 }
 
-/* ------------------------------------------------------------------------------------- checking -- */
+/* ---------------------------------------------------------------------------------- checking -- */
 
 static void check_lengths(model *x)
 {
@@ -176,10 +176,10 @@ static void check_decisions(model *x)
     }
 }
 
-/* ----------------------------------------------------------------------------------- operations -- */
+/* -------------------------------------------------------------------------------- operations -- */
 
-/* A batch over some slots, in any order. Tokens may be added behind the library's back. Returns whether
- * there is room for it. */
+/* A batch over some slots, in any order. Tokens may be added behind the library's back. Returns
+ * whether there is room for it. */
 static bool random_batch(model *x, bool single, test_sequence *queries)
 {
     int32_t slots[SLOTS], n_rows = 0;

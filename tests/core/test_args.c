@@ -11,7 +11,7 @@
 
 enum { HEADS = 4, KV_HEADS = 2, DIM = 32, CAPACITY = 64 };
 
-/* --------------------------------------------------------------------------------------- config -- */
+/* ------------------------------------------------------------------------------------ config -- */
 
 static macattn_config good_config(void)
 {
@@ -88,7 +88,10 @@ static void test_config_model(void **state)
     REFUSE(E_UNSUPPORTED, "multiples of 32", cfg.head_dim = 40, cfg.k_dtype = MACATTN_DTYPE_Q8_0);
     REFUSE(E_UNSUPPORTED, "multiples of 32", cfg.v_head_dim = 48, cfg.v_dtype = MACATTN_DTYPE_Q8_0);
     REFUSE(E_UNSUPPORTED, "f16", cfg.q_dtype = MACATTN_DTYPE_Q8_0);
-    REFUSE(E_RANGE, "q_dtype", cfg.q_dtype = (macattn_dtype)4);
+    REFUSE(E_UNSUPPORTED, "q_dtype f8_e4m3", cfg.q_dtype = MACATTN_DTYPE_F8_E4M3);
+    REFUSE(E_UNSUPPORTED, "k_dtype f8_e4m3", cfg.k_dtype = MACATTN_DTYPE_F8_E4M3);
+    REFUSE(E_UNSUPPORTED, "v_dtype f8_e4m3", cfg.v_dtype = MACATTN_DTYPE_F8_E4M3);
+    REFUSE(E_RANGE, "q_dtype", cfg.q_dtype = (macattn_dtype)5);
     REFUSE(E_RANGE, "k_dtype", cfg.k_dtype = (macattn_dtype)17);
     REFUSE(E_RANGE, "v_dtype", cfg.v_dtype = (macattn_dtype)-1);
     REFUSE(E_RANGE, "scale", cfg.scale = NAN);
@@ -239,7 +242,7 @@ static void test_state_bytes(void **state)
     assert_int_equal(bytes, 0);
 }
 
-/* --------------------------------------------------------------------------------- plan and run -- */
+/* ------------------------------------------------------------------------------ plan and run -- */
 
 static const test_sequence seq = {31, 4, 0.5};
 
@@ -544,7 +547,7 @@ static void test_statistics(void **state)
     world_destroy(&w);
 }
 
-/* ---------------------------------------------------------------------------------- small calls -- */
+/* ------------------------------------------------------------------------------- small calls -- */
 
 static void test_texts(void **state)
 {

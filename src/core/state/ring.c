@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How a ring's arrays lie in its one allocation. */
-#include "internal.h"
+#include "core/backend.h"
+#include "core/base.h"
 
 void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity)
 {

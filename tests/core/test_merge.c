@@ -173,6 +173,8 @@ static void test_split_anywhere(void **state)
                                    .kv = {k + first * D, v + first * D, 0, D * 4, 0, 0, D * 4, 0},
                                    .out = part_of < 0 ? whole : out[part_of],
                                    .lse = part_of < 0 ? whole_lse : lse[part_of]};
+            test_poison(io.out, sizeof whole);
+            test_poison(io.lse, sizeof whole_lse);
             assert_ok(m, macattn_plan(m, &batch));
             assert_ok(m, macattn_attend(m, &io));
         }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory: every allocation of every call that may allocate is made to fail in turn. Then the call says
- * E_NOMEM with a sentence, nothing changed, nothing leaked, and the same call works later. The calls
- * that may not allocate do not. */
+/* Memory: every allocation of every call that may allocate is made to fail in turn. Then the
+ * call says E_NOMEM with a sentence, nothing changed, nothing leaked, and the same call works
+ * later. The calls that may not allocate do not. */
 #include "support.h"
 
 #include <stdlib.h>
@@ -56,7 +56,7 @@ static void fail_next(allocator *a, int64_t n)
     a->fail_at = n;
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static void test_create_fails(void **state)
 {
@@ -215,7 +215,8 @@ static void test_load_fails(void **state)
     assert_int_equal(a.live, 0);
 }
 
-/* Attention, slot operations and statistics take no memory; nor does a plan no larger than before. */
+/* Attention, slot operations and statistics take no memory; nor does a plan no larger than
+ * before. */
 static void test_no_allocation(void **state)
 {
     (void)state;
@@ -237,6 +238,7 @@ static void test_no_allocation(void **state)
                 if (l == 0) assert_ok(m, macattn_plan(m, &b.batch));
                 fail_next(&a, 0);
                 assert_ok(m, macattn_attend(m, &b.io));
+                test_bench_poison(&b);
                 assert_ok(m, n == 50 ? macattn_prefill(m, l, &b.io) : macattn_decode(m, l, &b.io));
                 assert_int_equal(a.calls, 0);
                 fail_next(&a, -1);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exact attention against the float64 reference: macattn_attend, macattn_prefill, and macattn_decode
- * under the policy exact, on every instruction set of this machine, over types, head sizes, groups,
- * lengths, page sizes, strides and alignments. All memory that a query may not see holds NaN, and K
- * and V end at a page that may not be touched. */
+/* Exact attention against the float64 reference: macattn_attend, macattn_prefill, and
+ * macattn_decode under the policy exact, on every instruction set of this machine, over types,
+ * head sizes, groups, lengths, page sizes, strides and alignments. All memory that a query may
+ * not see holds NaN, and K and V end at a page that may not be touched. */
 #include "support.h"
 
 #include <math.h>
@@ -41,6 +41,7 @@ typedef struct scene {
     size_t heads; /* (query, head) pairs */
     double *want, *want_lse;
     float *packed; /* the output without its strides */
+    bool poisoned;
 } scene;
 
 static int32_t spec_queries(const spec *s, int32_t r)
@@ -55,10 +56,10 @@ static int64_t max_tokens(const spec *s)
     return most;
 }
 
-/* ------------------------------------------------------------------------------------ building -- */
+/* ---------------------------------------------------------------------------------- building -- */
 
-/* Rows with pages dealt out from a shuffled pack, or, contiguous, each row in one sequence; the longest
- * row is in the last one, so that its end is the end of the memory. */
+/* Rows with pages dealt out from a shuffled pack, or, contiguous, each row in one sequence; the
+ * longest row is in the last one, so that its end is the end of the memory. */
 static void make_rows(scene *c, test_rng *rng)
 {
     const spec *s = c->s;
@@ -188,7 +189,7 @@ static void scene_destroy(scene *c)
     free(c->packed);
 }
 
-/* ------------------------------------------------------------------------------------- checking -- */
+/* ---------------------------------------------------------------------------------- checking -- */
 
 /* scale * sum |q_i k_i| for normal numbers is about 0.64 of this. */
 static double logit_magnitude(const scene *c)
@@ -199,15 +200,28 @@ static double logit_magnitude(const scene *c)
     return fabs(scale) * (double)c->cfg.head_dim * amplitude;
 }
 
+/* To be called before each call: what it does not write shows. */
+static void poison(scene *c)
+{
+    test_poison(c->out.data, c->out.bytes);
+    test_poison(c->lse, sizeof *c->lse * c->heads);
+    c->poisoned = true;
+}
+
+/* Take the outputs out of their strides; between them nothing may have been written. */
 static void pack_out(scene *c)
 {
+    assert_true(c->poisoned);
+    c->poisoned = false;
     const size_t dv = (size_t)c->cfg.v_head_dim, heads = (size_t)c->cfg.n_heads;
     const size_t head = c->io.out_head_stride ? (size_t)c->io.out_head_stride : dv * 4;
     const size_t row = c->io.out_row_stride ? (size_t)c->io.out_row_stride : dv * 4 * heads;
     for (size_t i = 0; i < c->heads; i++) {
-        memcpy(c->packed + i * dv, c->out.data + i / heads * row + i % heads * head, dv * 4);
+        char *out = c->out.data + i / heads * row + i % heads * head;
+        memcpy(c->packed + i * dv, out, dv * 4);
+        test_poison(out, dv * 4);
     }
-    memset(c->out.data, 0xff, c->out.bytes);
+    for (size_t i = 0; i < c->out.bytes; i++) assert_int_equal(c->out.data[i], TEST_POISON);
 }
 
 static void describe(const scene *c, const char *isa, const char *call, char *text, size_t size)
@@ -215,10 +229,10 @@ static void describe(const scene *c, const char *isa, const char *call, char *te
     const macattn_config *f = &c->cfg;
     snprintf(text, size,
              "%s %s: q %s k %s v %s, %d/%d heads, d %d/%d, rows %d, n %lld, page %d%s%s", isa, call,
-             test_dtype_name(f->q_dtype), test_dtype_name(f->k_dtype), test_dtype_name(f->v_dtype),
-             f->n_heads, f->n_kv_heads, f->head_dim, f->v_head_dim, c->s->n_rows,
-             (long long)c->s->n_tokens[0], c->s->page_size, f->window ? ", window" : "",
-             f->softcap > 0 ? ", cap" : "");
+             macattn_dtype_name(f->q_dtype), macattn_dtype_name(f->k_dtype),
+             macattn_dtype_name(f->v_dtype), f->n_heads, f->n_kv_heads, f->head_dim, f->v_head_dim,
+             c->s->n_rows, (long long)c->s->n_tokens[0], c->s->page_size,
+             f->window ? ", window" : "", f->softcap > 0 ? ", cap" : "");
 }
 
 static void check(scene *c, const char *isa, const char *call)
@@ -246,6 +260,7 @@ static void run_on(scene *c, const char *isa, int32_t n_threads)
     cfg.n_threads = n_threads;
     macattn *m = test_create(&cfg);
     assert_ok(m, macattn_plan(m, &c->batch));
+    poison(c);
     assert_ok(m, macattn_attend(m, &c->io));
     check(c, isa, "attend");
     const size_t bytes = c->heads * (size_t)c->cfg.v_head_dim * sizeof(float);
@@ -259,13 +274,15 @@ static void run_on(scene *c, const char *isa, int32_t n_threads)
     }
     if (slots) {
         if (single) {
+            poison(c);
             assert_ok(m, macattn_decode(m, 0, &c->io));
-            pack_out(c);
+            check(c, isa, "decode");
             test_same_bits("decode under exact and attend", c->packed, attended, bytes);
             assert_ok(m, macattn_slot_reset(m, 0));
             for (int32_t r = 0; r < c->s->n_rows; r++) assert_ok(m, macattn_slot_reset(m, r));
             assert_ok(m, macattn_plan(m, &c->batch));
         }
+        poison(c);
         assert_ok(m, macattn_prefill(m, 0, &c->io));
         check(c, isa, "prefill");
     }
@@ -288,7 +305,7 @@ static void run(const spec *s)
     scene_destroy(&c);
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
                                          MACATTN_DTYPE_Q8_0};
@@ -510,7 +527,7 @@ static void test_chunks(void **state)
     }
 }
 
-/* ------------------------------------------------------------------------------ special numbers -- */
+/* --------------------------------------------------------------------------- special numbers -- */
 
 /* Logits around +-1e4: the softmax picks one token. Rounding moves logits by 1e-3, and weights with
  * them, so the tolerance is that of the logit's size. */
@@ -695,7 +712,7 @@ static void test_no_tokens(void **state)
     }
 }
 
-/* --------------------------------------------------------------------------------------- random -- */
+/* ------------------------------------------------------------------------------------ random -- */
 
 static void random_spec(spec *s, test_rng *rng)
 {
@@ -748,6 +765,62 @@ static void test_random_shapes(void **state)
 }
 
 /* Results do not depend on the number of threads. */
+/* Rows without tokens, with one query and with several, in any order: an output that no path takes
+ * on is one that several of them left to each other. */
+static void test_mixed_rows(void **state)
+{
+    (void)state;
+    static const struct {
+        int32_t n_queries;
+        int64_t n_tokens;
+    } kinds[] = {{1, 0}, {1, 0}, {1, 1}, {1, 150}, {1, 40}, {2, 2}, {3, 41}, {37, 37}};
+    enum { KINDS = sizeof kinds / sizeof kinds[0] };
+    for (uint64_t i = 0; i < (TEST_LIGHT ? 60 : 400); i++) {
+        test_rng rng = {i};
+        spec s = {.cfg = test_config(4, 2, 32), .seed = i};
+        s.n_rows = 1 + (int32_t)test_below(&rng, 5);
+        for (int32_t r = 0; r < s.n_rows; r++) {
+            /* A few kinds at a time, so that each is also missing often. */
+            const size_t kind = (size_t)(test_below(&rng, 3) * (int64_t)(i % 7 + 1)) % KINDS;
+            s.n_queries[r] = kinds[kind].n_queries;
+            s.n_tokens[r] = kinds[kind].n_tokens;
+        }
+        s.page_size = test_below(&rng, 2) ? 16 : 0;
+        s.cfg.window = test_below(&rng, 3) ? 0 : 20;
+        s.cfg.fresh_tokens = test_below(&rng, 3) ? 0 : 4;
+        s.sinks = test_below(&rng, 2);
+        s.strided = test_below(&rng, 2);
+        s.no_lse = test_below(&rng, 4) == 0;
+        scene c;
+        scene_create(&c, &s);
+        run_on(&c, NULL, 1 + (int32_t)(i % 4));
+        scene_destroy(&c);
+    }
+}
+
+/* The first report: a row without tokens beside one with several queries. */
+static void test_no_tokens_beside_many(void **state)
+{
+    (void)state;
+    for (int32_t first = 0; first < 2; first++) {
+        spec s = {.cfg = test_config(4, 2, 32), .n_rows = 2};
+        s.n_tokens[first] = 0;
+        s.n_tokens[!first] = s.n_queries[!first] = 9;
+        scene c;
+        scene_create(&c, &s);
+        run_on_all(&c);
+        for (int32_t r = 0, query = 0; r < 2; query += spec_queries(&s, r++)) {
+            if (s.n_tokens[r] > 0) continue;
+            for (size_t h = 0; h < 4; h++) {
+                const size_t at = (size_t)query * 4 + h;
+                assert_true(isinf(c.lse[at]) && c.lse[at] < 0);
+                for (size_t j = 0; j < 32; j++) assert_true(c.packed[at * 32 + j] == 0);
+            }
+        }
+        scene_destroy(&c);
+    }
+}
+
 static void test_thread_counts(void **state)
 {
     (void)state;
@@ -766,6 +839,7 @@ static void test_thread_counts(void **state)
             cfg.n_threads = n_threads;
             macattn *m = test_create(&cfg);
             assert_ok(m, macattn_plan(m, &c.batch));
+            poison(&c);
             assert_ok(m, macattn_attend(m, &c.io));
             pack_out(&c);
             const size_t bytes = c.heads * (size_t)c.cfg.v_head_dim * sizeof(float);
@@ -796,6 +870,7 @@ int main(void)
         cmocka_unit_test(test_infinity),      cmocka_unit_test(test_nan_q8_0),
         cmocka_unit_test(test_nan_query),     cmocka_unit_test(test_special_sinks),
         cmocka_unit_test(test_no_tokens),     cmocka_unit_test(test_random_shapes),
+        cmocka_unit_test(test_mixed_rows),    cmocka_unit_test(test_no_tokens_beside_many),
         cmocka_unit_test(test_thread_counts), cmocka_unit_test(test_window_and_fresh_tokens),
     };
     return cmocka_run_group_tests_name("attend", tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What happens to a sequence: reset, truncate, fork, save and load. A slot after any of them is, to the
- * bit, a slot that has seen just the tokens it is said to hold. */
+/* What happens to a sequence: reset, truncate, fork, save and load. A slot after any of them is,
+ * to the bit, a slot that has seen just the tokens it is said to hold. */
 #include "support.h"
 
 #include <math.h>
@@ -11,7 +11,8 @@ enum { CAPACITY = 130, LAYERS = 2 };
 
 static const test_sequence seq = {21, 5, 0.6}, other_seq = {22, 4, 0.6};
 
-/* Nothing falls out of the ring within CAPACITY tokens, so truncation gives back exactly what was. */
+/* Nothing falls out of the ring within CAPACITY tokens, so truncation gives back exactly what
+ * was. */
 static macattn_config slots_config(void)
 {
     macattn_config cfg = test_config(4, 2, 32);
@@ -107,7 +108,7 @@ static void plan_next(world *w, int64_t n)
     assert_ok(w->m, macattn_plan(w->m, &w->b.batch));
 }
 
-/* --------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
 static void test_reset(void **state)
 {
@@ -267,7 +268,7 @@ static void test_fork_of_nothing(void **state)
     world_destroy(&w);
 }
 
-/* ------------------------------------------------------------------------------------ save, load -- */
+/* -------------------------------------------------------------------------------- save, load -- */
 
 /* Into another slot, and into another object, and on from there. */
 static void test_save_load(void **state)
@@ -394,8 +395,8 @@ static void fix_checksum(uint8_t *data, size_t size)
     memcpy(data + size - 4, &crc, 4);
 }
 
-/* With a checksum that agrees, nothing that makes no sense may get in: what is loaded saves as it came,
- * what is refused changes nothing. */
+/* With a checksum that agrees, nothing that makes no sense may get in: what is loaded saves as
+ * it came, what is refused changes nothing. */
 static void test_load_forged(void **state)
 {
     (void)state;
@@ -521,7 +522,7 @@ static void test_load_into_other_settings(void **state)
     world_destroy(&w);
 }
 
-/* ------------------------------------------------------------------------------------ stale use -- */
+/* --------------------------------------------------------------------------------- stale use -- */
 
 static void expect_state(world *w, macattn_status status)
 {

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The budget policy: what is refused is exact to the bit, what is used stays within the budget, a group is
- * judged as one, heads may have budgets of their own, what never pays rests, and none of it depends on threads. */
+/* The budget policy: what is refused is exact to the bit, what is used stays within the budget,
+ * a group is judged as one, heads may have budgets of their own, what never pays rests, and none
+ * of it depends on threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "core/judge.h"
+#include "core/policy/judge.h"
 #include "support.h"
 
 enum { HEADS = 8, DIM = 32, CAPACITY = 700 };
@@ -38,7 +39,8 @@ static void plan_step(macattn *m, test_bench *b, int64_t n)
     }
 }
 
-/* A budget of nothing, or next to nothing: exact attention, bit for bit, although candidates are tried. */
+/* A budget of nothing, or next to nothing: exact attention, bit for bit, although candidates are
+ * tried. */
 static void nothing_allowed(float budget)
 {
     const macattn_config cfg = budget_config(budget);
@@ -107,6 +109,7 @@ static tally run(float budget)
                 assert_int_equal(test_decision(m, 0, i)->hit, hit[h]);
             }
         }
+        test_bench_poison(&b);
         assert_ok(m, macattn_attend(m, &b.io));
         for (int32_t h = 0; h < HEADS; h++) {
             const double e = error_of(out + h * DIM, b.out + h * DIM, DIM);
@@ -128,9 +131,10 @@ static tally run(float budget)
     return t;
 }
 
-/* The root mean square of the errors of what is used is within the budget, and at most 4 of 100 are twice as
- * large: a group is judged by its heads' mean square, so one head of it may be expected to be off by more than the
- * budget, and what happens scatters around what was expected. A larger budget uses more. */
+/* The root mean square of the errors of what is used is within the budget, and at most 4 of 100
+ * are twice as large: a group is judged by its heads' mean square, so one head of it may be
+ * expected to be off by more than the budget, and what happens scatters around what was
+ * expected. A larger budget uses more. */
 static void test_within_budget(void **state)
 {
     (void)state;
@@ -173,8 +177,8 @@ static void test_threads(void **state)
     macattn_destroy(three);
 }
 
-/* The share of the mass that the summary of head h made at position `pos` has in the whole result, in the
- * reference; `query` is the query's number in the plan. */
+/* The share of the mass that the summary of head h made at position `pos` has in the whole
+ * result, in the reference; `query` is the query's number in the plan. */
 static double reference_share(const test_bench *b, int64_t query, int32_t h, int64_t pos)
 {
     double q[DIM], out[DIM];
@@ -186,8 +190,9 @@ static double reference_share(const test_bench *b, int64_t query, int32_t h, int
     return exp(far - b->want_lse[query * HEADS + h]);
 }
 
-/* Fails unless what is kept of the newest `n_queries` positions up to n tokens is as the reference has it, for
- * heads without a hit; those with one built on an older summary, which is why they are off. */
+/* Fails unless what is kept of the newest `n_queries` positions up to n tokens is as the
+ * reference has it, for heads without a hit; those with one built on an older summary, which is
+ * why they are off. */
 static int64_t check_shares(macattn *m, test_bench *b, int64_t n, int64_t n_queries, bool decoded)
 {
     const mai_ring_view *ring = &m->slots[0].rings[0]->view;
@@ -213,8 +218,8 @@ static int64_t check_shares(macattn *m, test_bench *b, int64_t n, int64_t n_quer
     return n_hits;
 }
 
-/* With every summary its share of the result it was made for is kept: by prefill and by decode, with a sink
- * and without, and it stays with it when the slot is forked, saved and loaded. */
+/* With every summary its share of the result it was made for is kept: by prefill and by decode,
+ * with a sink and without, and it stays with it when the slot is forked, saved and loaded. */
 static void test_share_kept(void **state)
 {
     (void)state;
@@ -240,7 +245,7 @@ static void test_share_kept(void **state)
     test_saved saved = test_save(m, 0);
     assert_ok(m, macattn_slot_load(m, 2, saved.data, saved.size));
     assert_ok(m, mai_slot_prepare(m, 1));
-    mai_slot_ring_for_write(m, 1, 0); /* a fork shares the ring until then */
+    mai_slot_ring(m, 1, 0); /* a fork shares the ring until then */
     const mai_ring_view *fork = &m->slots[1].rings[0]->view, *loaded = &m->slots[2].rings[0]->view;
     assert_ptr_not_equal(fork->share, ring->share);
     for (int32_t h = 0; h < HEADS; h++) {
@@ -256,8 +261,8 @@ static void test_share_kept(void **state)
     macattn_destroy(m);
 }
 
-/* c^2 is the mean square of the errors by that of what they should be proportional to; the distances of
- * earlier reuse add up as squares. */
+/* c^2 is the mean square of the errors by that of what they should be proportional to; the
+ * distances of earlier reuse add up as squares. */
 static void test_learning(void **state)
 {
     (void)state;
@@ -318,7 +323,8 @@ static void test_group(void **state)
     assert_false(mai_group_searches(records, 4, &habit));
 }
 
-/* Refused time after time, a group rests, twice as long each time up to 64 steps; one use ends it. */
+/* Refused time after time, a group rests, twice as long each time up to 64 steps; one use ends
+ * it. */
 static void test_rests(void **state)
 {
     (void)state;
@@ -341,7 +347,8 @@ static void test_rests(void **state)
     mai_habit_note(&habit, 1, 0);
     for (int i = 0; i < 31; i++) mai_habit_note(&habit, 0, 1);
     assert_int_equal(habit.rest, 0);
-    /* A batch's rows are one step: a large batch waits no less, and is of use while any of its rows is. */
+    /* A batch's rows are one step: a large batch waits no less, and is of use while any of its
+     * rows is. */
     habit = (mai_habit){0};
     for (int i = 0; i < 31; i++) mai_habit_note(&habit, 0, 64);
     assert_int_equal(habit.rest, 0);
@@ -371,8 +378,8 @@ static void count_hits(macattn *m, test_bench *b, int64_t from, int64_t to, int6
     }
 }
 
-/* Where nothing is ever accepted, few steps search, but all remember; a larger budget finds what they left.
- * One head without a budget keeps its group from reuse, and no other. */
+/* Where nothing is ever accepted, few steps search, but all remember; a larger budget finds what
+ * they left. One head without a budget keeps its group from reuse, and no other. */
 static void test_head_budgets(void **state)
 {
     (void)state;
@@ -395,8 +402,62 @@ static void test_head_budgets(void **state)
     macattn_destroy(m);
 }
 
-/* More rows than a group is patient: what they teach in one step is enough to use candidates in the next, and
- * checks are of one row at a time. */
+static int64_t remembered(const macattn *m, int32_t kv_head)
+{
+    int64_t n = 0;
+    for (int32_t h = kv_head * 4; h < kv_head * 4 + 4; h++)
+        n += m->slots[0].rings[0]->view.count[h];
+    return n;
+}
+
+/* A group that may use nothing spends nothing on remembering either, in prompts as in decoding, and
+ * is exact to the bit; what it has remembered stays, and it goes on when it may. */
+static void test_no_budget_remembers_nothing(void **state)
+{
+    (void)state;
+    enum { PROMPT = 100 };
+    macattn_config cfg = budget_config(0.3f);
+    macattn *m = test_create(&cfg);
+    cfg.policy = MACATTN_POLICY_EXACT;
+    macattn *exact = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, CAPACITY, PROMPT),
+               twin = test_bench_of(exact, 1, CAPACITY, PROMPT);
+    assert_ok(m, macattn_set_head_budget(m, 0, 2, 0));
+    test_bench_step(&b, m, 0, &seq, PROMPT, PROMPT);
+    test_bench_step(&twin, exact, 0, &seq, PROMPT, PROMPT);
+    assert_int_equal(remembered(m, 0), 0);
+    assert_int_equal(remembered(m, 1), 4 * cfg.ring);
+    for (int32_t i = 0; i < PROMPT; i++) {
+        const size_t at = (size_t)i * HEADS;
+        test_same_bits("prompt, group without a budget", b.out + at * DIM, twin.out + at * DIM,
+                       4 * DIM * sizeof(float));
+        test_same_bits("prompt's lse", b.lse + at, twin.lse + at, 4 * sizeof(float));
+    }
+    for (int64_t n = PROMPT + 1; n < PROMPT + 40; n++) {
+        plan_step(m, &b, n);
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+    }
+    assert_int_equal(remembered(m, 0), 0);
+    assert_ok(m, macattn_set_head_budget(m, 0, 2, 0.3f));
+    int64_t hits[2], refused;
+    count_hits(m, &b, PROMPT + 40, PROMPT + 50, hits, &refused);
+    assert_int_equal(remembered(m, 0), 4 * 10);
+    count_hits(m, &b, PROMPT + 50, 400, hits, &refused);
+    assert_true(hits[0] > 100);
+    const int64_t kept = remembered(m, 0);
+    assert_ok(m, macattn_set_head_budget(m, 0, 1, 0));
+    test_bench_step(&b, m, 0, &seq, 450, 50);
+    count_hits(m, &b, 451, 460, hits, &refused);
+    assert_int_equal(remembered(m, 0), kept);
+    assert_int_equal(hits[0], 0);
+    test_bench_destroy(&b);
+    test_bench_destroy(&twin);
+    macattn_destroy(m);
+    macattn_destroy(exact);
+}
+
+/* More rows than a group is patient: what they teach in one step is enough to use candidates in
+ * the next, and checks are of one row at a time. */
 static void test_batch(void **state)
 {
     (void)state;
@@ -457,11 +518,17 @@ static void test_bad_budgets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_nothing_allowed), cmocka_unit_test(test_within_budget),
-        cmocka_unit_test(test_threads),         cmocka_unit_test(test_share_kept),
-        cmocka_unit_test(test_learning),        cmocka_unit_test(test_group),
-        cmocka_unit_test(test_rests),           cmocka_unit_test(test_head_budgets),
-        cmocka_unit_test(test_batch),           cmocka_unit_test(test_bad_budgets),
+        cmocka_unit_test(test_nothing_allowed),
+        cmocka_unit_test(test_within_budget),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_share_kept),
+        cmocka_unit_test(test_learning),
+        cmocka_unit_test(test_group),
+        cmocka_unit_test(test_rests),
+        cmocka_unit_test(test_head_budgets),
+        cmocka_unit_test(test_no_budget_remembers_nothing),
+        cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_bad_budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -60,7 +60,7 @@ static double score(const char *name, const task_sample *s, const char *predicti
     return task_score(task_find(name), s, prediction);
 }
 
-/* ------------------------------------------------------------------------------------- scoring -- */
+/* ----------------------------------------------------------------------------------- scoring -- */
 
 static void test_match(void **state)
 {
@@ -151,9 +151,10 @@ static void test_longgen_rates(void **state)
     task_sample_free(&s);
 }
 
-/* ---------------------------------------------------------------------------------- generation -- */
+/* -------------------------------------------------------------------------------- generation -- */
 
-/* As large as it may be, and not larger; the same again from the same seed, another from another. */
+/* As large as it may be, and not larger; the same again from the same seed, another from
+ * another. */
 static void test_sizes(void **state)
 {
     (void)state;
@@ -301,7 +302,7 @@ static void test_native(void **state)
     }
 }
 
-/* ---------------------------------------------------------------------------------- user's data -- */
+/* ------------------------------------------------------------------------------- user's data -- */
 
 static const char *write_file(const char *content)
 {

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Saving and loading a slot.
  *
- * Layout, little-endian: the header below; then for each layer and head a count and so many entries,
- * from the oldest to the newest: position, end, lse, distance moved, share of the mass, query
- * (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on loading. */
+ * Layout, little-endian: the header below; then for each layer and head a count and so many
+ * entries, from the oldest to the newest: position, end, lse, distance moved, share of the mass,
+ * query (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on
+ * loading. */
 #include <string.h>
 
-#include "internal.h"
+#include "core/object.h"
 
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #    error "the save format is written as it lies in memory, for little-endian machines"
@@ -82,7 +83,7 @@ static int valid_entries(const macattn *m, const mai_slot *s, int layer, int hea
     *oldest = (ring->view.head[head] - count + K) % K;
     while (count > 0) {
         const int newest = (*oldest + count - 1) % K;
-        if (ring->view.pos[(size_t)head * (size_t)K + (size_t)newest] < s->keep_below[layer]) break;
+        if (ring->view.pos[(size_t)head * (size_t)K + (size_t)newest] < s->void_from[layer]) break;
         count--;
     }
     return count;
@@ -148,7 +149,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
     return MACATTN_OK;
 }
 
-/* ---------------------------------------------------------------------------------------- load -- */
+/* -------------------------------------------------------------------------------------- load -- */
 
 typedef struct saved_entry {
     int32_t pos, end;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Each function of each backend's table (core/backend.h), on its own, against plain float64 code. What
- * a kernel may write ends at a page that may not be touched; what it must leave alone is checked. */
+/* Each function of each backend's table (core/backend.h), on its own, against plain float64
+ * code. What a kernel may write ends at a page that may not be touched; what it must leave alone
+ * is checked. */
 #include "support.h"
 
 #include <math.h>
@@ -39,7 +40,7 @@ static test_memory scratch_for(const mai_backend *backend, const mai_shape *shap
     return test_guarded((backend->scratch_bytes(shape, &dims) + 63) / 64 * 64, 0);
 }
 
-/* -------------------------------------------------------------------------------------- load_q -- */
+/* ------------------------------------------------------------------------------------ load_q -- */
 
 static void load_q(const mai_backend *backend)
 {
@@ -76,7 +77,7 @@ static void test_load_q(void **state)
     each_backend(load_q);
 }
 
-/* -------------------------------------------------------------------------------------- attend -- */
+/* ------------------------------------------------------------------------------------ attend -- */
 
 /* K and V of one row of n tokens, contiguous or in pages. */
 typedef struct tokens_case {
@@ -257,7 +258,7 @@ static void test_heads_alone(void **state)
     each_backend(alone);
 }
 
-/* ------------------------------------------------------------------------------------- prefill -- */
+/* ----------------------------------------------------------------------------------- prefill -- */
 
 typedef struct prefill_case {
     int64_t n_tokens, window, band, fresh;
@@ -372,7 +373,7 @@ static void test_prefill(void **state)
     each_backend(prefill);
 }
 
-/* --------------------------------------------------------------------------------------- rings -- */
+/* ------------------------------------------------------------------------------------- rings -- */
 
 /* A ring, and the same entries in the order in which they came. */
 typedef struct ring_case {
@@ -619,7 +620,7 @@ static void test_insert(void **state)
     each_backend(insert);
 }
 
-/* --------------------------------------------------------------------------------------- merge -- */
+/* ------------------------------------------------------------------------------------- merge -- */
 
 static void merge(const mai_backend *backend)
 {
@@ -684,7 +685,7 @@ static void test_merge_nan(void **state)
     each_backend(merge_nan);
 }
 
-/* --------------------------------------------------------------------------------------- table -- */
+/* ------------------------------------------------------------------------------------- table -- */
 
 static void test_table(void **state)
 {

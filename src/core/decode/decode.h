@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the phases of a decode step share: match -> decide (and judge) -> attend -> merge and
+ * remember. */
+#ifndef MAI_DECODE_H
+#define MAI_DECODE_H
+
+#include "core/run.h"
+
+/* Rows with one query. */
+void mai_decode_rows(mai_run *run);
+
+static inline mai_decision *mai_decision_of(const mai_run *run, int r, int head)
+{
+    return (mai_decision *)run->work->decisions.ptr + (size_t)r * (size_t)run->m->shape.n_heads +
+           (size_t)head;
+}
+
+/* Index of an entry in a ring's arrays by head. */
+static inline size_t mai_entry_at(const mai_run *run, int head, int entry)
+{
+    return (size_t)head * (size_t)run->m->ring_dims.capacity + (size_t)entry;
+}
+
+static inline mai_ring *mai_run_ring(const mai_run *run, const mai_row_plan *p)
+{
+    return run->m->slots[p->row.slot].rings[run->layer];
+}
+
+static inline mai_habit *mai_habit_of(const mai_run *run, int kv_head)
+{
+    return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+}
+
+static inline int mai_head_blocks(const mai_run *run)
+{
+    return (run->m->shape.n_heads + MAI_MATCH_HEADS - 1) / MAI_MATCH_HEADS;
+}
+
+/* ------------------------------------------------------------------------------------- match -- */
+
+/* match.c. Task i: what some heads of a row begin with, whether or not anything is matched:
+ * their queries as the kernels want them, and what is decided for each. */
+void mai_begin_heads_task(void *arg, int i, int worker);
+
+/* ------------------------------------------------------------------------------------- items -- */
+
+/* The chunks that a pass over the row reads: all, or those before `below` but for the first
+ * tokens. */
+typedef struct mai_pass {
+    bool again;           /* after candidates were refused */
+    const int64_t *below; /* again: [row] */
+} mai_pass;
+
+/* items.c. Fills `items`; returns how many. Task i computes the i-th. */
+int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items);
+void mai_attend_task(void *arg, int i, int worker);
+
+/* ------------------------------------------------------------------------------------- parts -- */
+
+/* The first `n` parts of a worker's scratch: those of one head's result, in order. */
+typedef struct mai_parts {
+    mai_scratch in;
+    int n;
+} mai_parts;
+
+/* parts.c. */
+void mai_add_part(mai_parts *parts, const float *o, float lse);
+/* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head
+ * took part in. Returns the chunk after them. */
+int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
+                   mai_parts *parts);
+void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
+                     mai_parts *parts);
+/* Task i: some heads of a row, their outputs and what is remembered. */
+void mai_merge_task(void *arg, int i, int worker);
+
+/* ----------------------------------------------------------------------- policies that judge -- */
+
+/* refuse.c. Judge all candidates, before anything is read. Returns whether any group's are
+ * refused. */
+bool mai_judge_rows(mai_run *run);
+/* Where candidates are refused: what they would have given was computed first, as if they were
+ * used, since a summary ends within a chunk; the chunks before that end are computed now, in
+ * full. */
+void mai_compute_refused(mai_run *run);
+/* Learn from what was refused. */
+void mai_learn(mai_run *run);
+
+#endif /* MAI_DECODE_H */

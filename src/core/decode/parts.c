@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Merging the parts of each head's result, and remembering the new summary. */
+#include <math.h>
+
+#include "decode.h"
+
+void mai_add_part(mai_parts *parts, const float *o, float lse)
+{
+    parts->in.o[parts->n] = o;
+    parts->in.lse[parts->n++] = lse;
+}
+
+/* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is
+ * built on it whether it is kept or not, so that reuse costs no second merge and changes no bit. */
+static void merge_summary(const mai_run *run, mai_parts *parts, int first)
+{
+    float lse;
+    if (parts->n == first) return;
+    run->m->backend->merge(run->m->shape.dv, parts->n - first, parts->in.o + first,
+                           parts->in.lse + first, parts->in.summary, &lse);
+    parts->n = first;
+    mai_add_part(parts, parts->in.summary, lse);
+}
+
+static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
+                     float lse, float moved, float share)
+{
+    const macattn *m = run->m;
+    const mai_ring_view *ring = &mai_run_ring(run, p)->view;
+    const size_t at = mai_entry_at(run, head, ring->head[head]);
+    if (!mai_all_finite(&lse, 1) || !mai_all_finite(summary, m->shape.dv)) return;
+    m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head,
+                       mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
+                       (int32_t)p->far_end, lse, summary);
+    ring->moved[at] = moved;
+    ring->share[at] = share;
+}
+
+int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
+                   mai_parts *parts)
+{
+    const mai_plan *plan = run->plan;
+    const mai_row_plan *p = &plan->rows[r];
+    const size_t hq = (size_t)run->m->shape.n_heads, dv = (size_t)run->m->shape.dv;
+    for (; c < p->n_chunks && plan->chunks[p->first_chunk + c].t1 <= end; c++) {
+        const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
+        if (start >= plan->chunks[p->first_chunk + c].t1) continue;
+        mai_add_part(parts, (const float *)run->work->partial_out.ptr + at * dv,
+                     ((const float *)run->work->partial_lse.ptr)[at]);
+    }
+    return c;
+}
+
+void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
+                     mai_parts *parts)
+{
+    const mai_ring_view *ring = &mai_run_ring(run, p)->view;
+    const size_t at = mai_entry_at(run, head, entry);
+    mai_add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
+}
+
+static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
+{
+    const macattn *m = run->m;
+    const mai_plan *plan = run->plan;
+    const mai_row_plan *p = &plan->rows[r];
+    const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
+    const mai_decision *decision = mai_decision_of(run, r, head);
+    parts->n = 0;
+    int c = mai_add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
+    const int far = parts->n;
+    if (decision->hit) mai_add_summary(run, p, head, decision->entry, parts);
+    const float used_lse = decision->hit ? parts->in.lse[far] : -INFINITY;
+    c = mai_add_chunks(run, r, head, c, p->far_end, decision->start, parts);
+    merge_summary(run, parts, far);
+    const float summary_lse = parts->n > far ? parts->in.lse[far] : -INFINITY;
+    mai_add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
+    if (run->io.sinks) mai_add_part(parts, run->work->zeros, run->io.sinks[head]);
+    float lse;
+    m->backend->merge((int32_t)dv, parts->n, parts->in.o, parts->in.lse,
+                      mai_run_out(run, p->first_query, head), &lse);
+    if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
+    if (decision->remember) {
+        const float moved =
+            decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f;
+        remember(run, p, head, parts->in.summary, summary_lse, moved, mai_share(summary_lse, lse));
+    }
+}
+
+void mai_merge_task(void *arg, int i, int worker)
+{
+    const mai_run *run = arg;
+    const int r = i / mai_head_blocks(run), h0 = i % mai_head_blocks(run) * MAI_MATCH_HEADS;
+    if (run->plan->rows[r].row.n_queries != 1) return;
+    mai_parts parts = {.in = mai_work_scratch(run->work, worker)};
+    for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
+        merge_head(run, r, head, &parts);
+    }
+}

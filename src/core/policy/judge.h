@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Whether summaries may be used, by the error they are expected to make: the rule, the same on
+ * the CPU and on the GPU. Plain arithmetic, no state of its own.
+ *
+ * Let w be the share of the probability mass that a head's summary would carry in the result,
+ * and D how far the query is from the one the summary was computed for. The head's output is
+ * expected to be off by
+ *
+ *     c w' D',   w' = w + w0,  D'^2 = D^2 + D0^2 + before^2
+ *
+ * relative to the output. w is what the summary carried in the result it was made for, which is
+ * stored with it: so a candidate is judged before anything is read. `before` is the distance at
+ * which the summary was itself reused: each reuse is one more step in some direction, so squares
+ * add up. w0, a quarter of the head's usual weight, stands for mass that the old query did not
+ * see where the new one does; D0, a twentieth of its usual distance, for what the distance does
+ * not see, that positions have moved. c is the head's own: how far its results move with the
+ * query depends on its keys and values. It is learnt. Whatever is refused is computed exactly,
+ * which shows what the candidate would have given; c^2 is the mean square of those errors
+ * divided by the mean square of w' D', over about the last 64. After 64 uses one is refused, of
+ * one row of a batch, to keep learning.
+ *
+ * The heads of a group share keys and values, which are read as soon as one head needs them: so
+ * the group is judged as one, and may be used if the mean square of its heads' errors, each in
+ * units of the head's budget, is at most 1. Squares, because what a small error costs the
+ * predictions grows with its square.
+ *
+ * A group whose candidates are refused step after step, in all rows, stops searching, tries once
+ * after a while, and waits twice as long after each failure. Meanwhile it costs what exact
+ * attention costs. */
+#ifndef MAI_JUDGE_H
+#define MAI_JUDGE_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/host_device.h"
+
+/* What one head has learnt. All zero but the budget: nothing yet. */
+typedef struct mai_record {
+    float budget; /* relative error allowed in its output */
+    float error2, predicted2; /* mean squares of samples: the errors, and w' D' of the same */
+    float weight, distance;   /* means: share of the mass a summary would carry, distance */
+    int32_t n_samples;
+} mai_record;
+
+/* What one KV head's group of heads has made of its candidates. */
+typedef struct mai_habit {
+    int32_t unchecked; /* candidates used since the newest sample */
+    int32_t refusals;  /* steps with nothing but refusals since the newest use */
+    int32_t pause;     /* length of the newest rest; 0: candidates are used */
+    int32_t rest;      /* steps still to pass without a search */
+    int32_t turn;      /* of a batch's rows, whose the next check is */
+} mai_habit;
+
+/* What is expected of one candidate. */
+typedef struct mai_judgement {
+    float error;     /* of the output, as a multiple of the head's budget */
+    float weight;    /* w */
+    float moved;     /* D': distance over which the summary has been reused, this time included */
+    float predicted; /* w' D' */
+} mai_judgement;
+
+enum {
+    MAI_MIN_SAMPLES = 16,  /* before anything is used */
+    MAI_CHECK_EVERY = 64,  /* uses of a group to one sample */
+    MAI_MEMORY = 64,       /* samples that count */
+    MAI_PATIENCE = 32,     /* such steps before the first rest */
+    MAI_FIRST_REST = 8,
+    MAI_LONGEST_REST = 64,
+};
+#define MAI_USUAL_WEIGHT 0.25f
+#define MAI_USUAL_DISTANCE 0.05f
+#define MAI_WORST_ERROR 2.0f /* an output this far off is as wrong as can be */
+
+/* ------------------------------------------------------------------------------------ a head -- */
+
+/* Share of the probability mass that a part with `lse` has in a result with `all`; natural
+ * logarithms. */
+MAI_HOST_DEVICE float mai_share(float lse, float all)
+{
+    return fminf(expf(lse - all), 1.0f);
+}
+
+/* A candidate at the square of a distance, whose summary carried `weight` of the mass and was
+ * itself reused over a distance of `before`. */
+MAI_HOST_DEVICE mai_judgement mai_expect(const mai_record *record, double distance2, float weight,
+                                         float before)
+{
+    const float usual = MAI_USUAL_DISTANCE * record->distance;
+    const float c = record->predicted2 > 0 ? sqrtf(record->error2 / record->predicted2) : 0.0f;
+    mai_judgement j;
+    j.weight = weight;
+    j.moved = sqrtf((float)distance2 + usual * usual + before * before);
+    j.predicted = (weight + MAI_USUAL_WEIGHT * record->weight) * j.moved;
+    j.error = c * j.predicted / record->budget;
+    return j;
+}
+
+/* The candidate was refused, and the exact result computed: the output it would have given was
+ * off by `error`, relatively. */
+MAI_HOST_DEVICE void mai_record_sample(mai_record *record, const mai_judgement *j, double distance2,
+                                       float error)
+{
+    const float distance = (float)sqrt(distance2), off = fminf(error, MAI_WORST_ERROR);
+    /* What is not finite teaches nothing. */
+    if (!isfinite(error) || !isfinite(j->predicted)) return;
+    if (record->n_samples < MAI_MEMORY) record->n_samples++;
+    const float rate = 1.0f / (float)record->n_samples;
+    record->error2 += rate * (off * off - record->error2);
+    record->predicted2 += rate * (j->predicted * j->predicted - record->predicted2);
+    record->weight += rate * (j->weight - record->weight);
+    record->distance += rate * (distance - record->distance);
+}
+
+/* The distance that a summary made from a reused one goes on with: what was moved, by its share. */
+MAI_HOST_DEVICE float mai_moved_on(const mai_judgement *j, float used_lse, float summary_lse)
+{
+    return j->moved * mai_share(used_lse, summary_lse);
+}
+
+/* ----------------------------------------------------------------------------------- a group -- */
+
+/* Whether a group remembers its queries, and whether it searches in this step. `records`: of its
+ * heads. */
+MAI_HOST_DEVICE bool mai_group_remembers(const mai_record *records, int n_heads)
+{
+    for (int h = 0; h < n_heads; h++) {
+        if (!(records[h].budget > 0)) return false;
+    }
+    return true;
+}
+
+MAI_HOST_DEVICE bool mai_group_searches(const mai_record *records, int n_heads,
+                                        const mai_habit *habit)
+{
+    return habit->rest == 0 && mai_group_remembers(records, n_heads);
+}
+
+/* Whether a group's candidate is to be refused to keep learning: row `row` of `n_rows`. The rows
+ * of a batch share what is learnt, and one of them is enough. */
+MAI_HOST_DEVICE bool mai_is_check(const mai_habit *habit, int row, int n_rows)
+{
+    return habit->unchecked >= MAI_CHECK_EVERY && row == habit->turn % n_rows;
+}
+
+/* Whether a group's candidates may be used that are not to be checked. error2: the sum of the
+ * squares of mai_expect's errors. */
+MAI_HOST_DEVICE bool mai_group_accepts(const mai_record *records, int n_heads, float error2)
+{
+    for (int h = 0; h < n_heads; h++) {
+        if (records[h].n_samples < MAI_MIN_SAMPLES) return false;
+    }
+    return error2 <= (float)n_heads;
+}
+
+/* After a step in which the group's candidates were used in n_used rows and refused in
+ * n_refused. */
+MAI_HOST_DEVICE void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
+{
+    /* Nothing was wrong with what was refused. */
+    const bool check = habit->unchecked >= MAI_CHECK_EVERY;
+    if (habit->rest > 0) habit->rest--;
+    if (check) habit->turn = (habit->turn + 1) & 0xffff;
+    habit->unchecked = n_refused > 0 ? 0 : habit->unchecked + n_used;
+    if (n_used > 0) {
+        habit->refusals = habit->pause = 0;
+    } else if (n_refused > 0 && !check && (++habit->refusals >= MAI_PATIENCE || habit->pause > 0)) {
+        habit->pause = habit->pause == 0 ? MAI_FIRST_REST : 2 * habit->pause;
+        if (habit->pause > MAI_LONGEST_REST) habit->pause = MAI_LONGEST_REST;
+        habit->rest = habit->pause;
+    }
+}
+
+#endif /* MAI_JUDGE_H */
