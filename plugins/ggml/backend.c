@@ -265,16 +265,16 @@ static void announce(void)
         }
     }
     char policy[96] = "exact";
-    if (settings.policy != MACATTN_POLICY_EXACT) {
-        const bool budget = settings.policy == MACATTN_POLICY_BUDGET;
+    if (settings.config.policy != MACATTN_POLICY_EXACT) {
+        const bool budget = settings.config.policy == MACATTN_POLICY_BUDGET;
         snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
-                 settings_policy_name(settings.policy), budget ? "budget" : "tau",
-                 (double)(budget ? settings.budget : settings.tau), (int)settings.ring,
-                 (int)settings_band(&settings));
+                 macattn_policy_name(settings.config.policy), budget ? "budget" : "tau",
+                 (double)(budget ? settings.config.budget : settings.config.tau),
+                 (int)settings.config.ring, (int)settings_band(&settings));
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
-             MACATTN_GGML_VERSION, isa, pool_kind(), policy, settings.config ? ", from " : "",
-             settings.config ? settings.config : "");
+             MACATTN_GGML_VERSION, isa, pool_kind(), policy, settings.config_path ? ", from " : "",
+             settings.config_path ? settings.config_path : "");
 }
 
 static void fill_interfaces(void)

@@ -10,7 +10,7 @@ attention *attention_create(const plugin_settings *settings)
     attention *a = calloc(1, sizeof *a);
     if (!a) return NULL;
     a->settings = *settings;
-    a->tracks = settings->policy != MACATTN_POLICY_EXACT;
+    a->tracks = settings->config.policy != MACATTN_POLICY_EXACT;
     a->n_threads = 1;
     a->pool = pool_create();
     if (!a->pool) {
@@ -131,7 +131,7 @@ static bool restart_group(attention *a, group *g)
 
 macattn_status attention_restart(attention *a, const plugin_settings *settings)
 {
-    if (!a->tracks && settings->policy != MACATTN_POLICY_EXACT) return MACATTN_E_STATE;
+    if (!a->tracks && settings->config.policy != MACATTN_POLICY_EXACT) return MACATTN_E_STATE;
     a->settings = *settings;
     report_add(&a->totals);
     a->totals = (report_totals){0};

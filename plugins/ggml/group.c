@@ -165,7 +165,7 @@ static bool fits(attention *a, const group *g)
         host_say(
             "MACATTN_CONFIG=%s is for a model of %d layers with %d/%d heads of %d%s%s; this one "
             "has %d with %d/%d of %d: nothing is reused",
-            a->settings.config, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
+            a->settings.config_path, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
             (int)m->head_dim, *m->name ? ", " : "", m->name, (int)attention_n_layers(a),
             (int)g->key.n_heads, (int)g->key.n_kv_heads, (int)g->key.head_dim);
     }
@@ -183,12 +183,13 @@ static bool tracks(attention *a, const group *g)
 static void set_head_budgets(const attention *a, const group *g)
 {
     const plugin_settings *o = &a->settings;
-    if (!o->scale || o->policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads) return;
+    if (!o->scale || o->config.policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads)
+        return;
     for (int l = 0; l < g->n_layers; l++) {
         const int32_t number = group_model_layer(&g->layers[l]);
         if (number < 0 || number >= o->scale_layers) continue;
         for (int32_t h = 0; h < g->key.n_heads; h++) {
-            const float budget = o->budget * o->scale[number * o->scale_heads + h];
+            const float budget = o->config.budget * o->scale[number * o->scale_heads + h];
             macattn_set_head_budget(g->m, l, h, budget < 1.0f ? budget : 1.0f);
         }
     }
@@ -197,8 +198,7 @@ static void set_head_budgets(const attention *a, const group *g)
 /* The object, under the settings as they are. */
 bool group_object_make(attention *a, group *g, int n_layers)
 {
-    macattn_config cfg;
-    macattn_config_init(&cfg);
+    macattn_config cfg = a->settings.config;
     cfg.n_layers = n_layers;
     cfg.n_heads = g->key.n_heads;
     cfg.n_kv_heads = g->key.n_kv_heads;
@@ -209,13 +209,8 @@ bool group_object_make(attention *a, group *g, int n_layers)
     cfg.scale = g->key.scale;
     cfg.softcap = g->key.softcap;
     cfg.max_tokens = INT32_MAX;
-    cfg.policy = g->trackers ? a->settings.policy : MACATTN_POLICY_EXACT;
-    cfg.ring = a->settings.ring;
+    cfg.policy = g->trackers ? a->settings.config.policy : MACATTN_POLICY_EXACT;
     cfg.band = settings_band(&a->settings);
-    cfg.tau = a->settings.tau;
-    cfg.budget = a->settings.budget;
-    cfg.min_tokens = a->settings.min_tokens;
-    cfg.isa = a->settings.isa;
     cfg.n_threads = pool_limit(a->pool); /* it cannot grow; the pool uses as many as ggml does */
     cfg.parallel_for = pool_parallel_for;
     cfg.parallel_user = a->pool;

@@ -110,7 +110,7 @@ void step_begin(attention *a, group *g, const struct ggml_tensor *node, const tr
     rows_finish(s);
     if (g->trackers && !move_slots(g)) return;
     if (!expressible || s->n_rows == 0) return;
-    const bool reuses = g->trackers && a->settings.policy != MACATTN_POLICY_EXACT;
+    const bool reuses = g->trackers && a->settings.config.policy != MACATTN_POLICY_EXACT;
     s->mode = reuses && may_reuse(s) ? STEP_REUSE : STEP_EXACT;
     if (!plan(g, k)) s->mode = STEP_GGML;
 }
