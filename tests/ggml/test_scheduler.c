@@ -22,6 +22,7 @@
 enum { DIM = 64, N_HEADS = 2, ROW = N_HEADS * DIM, N_CELLS = 256, LAYER = 1 };
 
 static int failures;
+static float softcap; /* of the graphs that are built */
 
 static void expect(bool ok, const char *what)
 {
@@ -169,7 +170,7 @@ static void build(context *c, const context *cache, keys kind, int n, bool maske
     v = as_f16(g, v);
     c->mask = masked ? input(c, ggml_new_tensor_2d(g, GGML_TYPE_F16, k->ne[1], n)) : NULL;
     c->out = ggml_flash_attn_ext(g, ggml_permute(g, roped, 0, 2, 1, 3), k, v, c->mask,
-                                 1.0f / sqrtf(DIM), 0.0f, 0.0f);
+                                 1.0f / sqrtf(DIM), 0.0f, softcap);
     ggml_set_output(c->out);
     ggml_build_forward_expand(c->graph, c->out);
 }
@@ -355,6 +356,33 @@ static void test_encoder(void)
     destroy(&c);
 }
 
+/* What macattn refuses to make an object for is left to ggml, and said once. */
+static void test_refused(void)
+{
+    context c;
+    char text[4096];
+    size_t said = 0;
+    FILE *f = tmpfile();
+    const int before = dup(STDERR_FILENO);
+    create(&c, NULL, false);
+    divide_new(&c, KEYS_CACHED, 1, true);
+    softcap = 1e7f;
+    dup2(fileno(f), STDERR_FILENO);
+    for (int i = 0; i < 5; i++) {
+        build(&c, &c, KEYS_CACHED, 1, true, false);
+        compute(&c, i, false);
+        expect(isfinite(((float *)c.out->data)[0]), "what is left to ggml");
+    }
+    softcap = 0;
+    dup2(before, STDERR_FILENO);
+    close(before);
+    rewind(f);
+    while (fgets(text, sizeof text, f)) said += strstr(text, "attention is left to ggml") != NULL;
+    fclose(f);
+    expect(said == 1, "a refusal is said once");
+    destroy(&c);
+}
+
 static void test_pipelined(void)
 {
     struct ggml_backend_dev_props props;
@@ -485,6 +513,7 @@ int main(int argc, char **argv)
     test_two_threads();
     test_shared_cache();
     test_encoder();
+    test_refused();
     test_pipelined();
     test_beside_gpu();
     test_layers_on_device();
