@@ -72,7 +72,9 @@ typedef struct macattn_ggml_bytes {
     uint64_t skipped; /*!< of those, not read */
 } macattn_ggml_bytes;
 
-/*! What a context computed, and why sequences started over. */
+/*! What a context computed, and why sequences started over. If decode_calls and prefill_calls stay 0 while the
+ *  context computes, no attention came to the plug-in (all of it on a GPU, flash attention off), and
+ *  whatever is measured is not macattn's. */
 typedef struct macattn_ggml_counts {
     size_t struct_size;                                    /*!< sizeof, set by the caller */
     uint64_t decode_calls, prefill_calls, left_to_ggml;    /*!< attention nodes */

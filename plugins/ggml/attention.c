@@ -18,7 +18,7 @@ static uint64_t now_ns(void)
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static enum ggml_status compute_by_ggml(attention *a, struct ggml_tensor *node)
+static enum ggml_status compute_by_ggml(attention *a, struct ggml_tensor *node, int n_threads)
 {
     if (!a->cpu_context) {
         struct ggml_init_params params = {host.ggml_graph_overhead_custom(16, false) + 1024, NULL,
@@ -36,7 +36,7 @@ static enum ggml_status compute_by_ggml(attention *a, struct ggml_tensor *node)
     void *function = host.ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads");
     ggml_backend_set_n_threads_t set;
     memcpy(&set, &function, sizeof set);
-    if (set) set(a->cpu, a->n_threads);
+    if (set) set(a->cpu, n_threads);
     host.ggml_graph_clear(a->cpu_graph);
     host.ggml_graph_add_node(a->cpu_graph, node);
     return host.ggml_backend_graph_compute(a->cpu, a->cpu_graph);
@@ -101,15 +101,16 @@ static enum ggml_status compute(attention *a, group *g, trace *t, struct ggml_te
     bool ok = s->mode != STEP_GGML && compute_by_macattn(a, g, t, node);
     if (!ok) {
         *calls = &a->totals.ggml;
-        ok = compute_by_ggml(a, node) == GGML_STATUS_SUCCESS;
+        ok = compute_by_ggml(a, node, a->n_threads) == GGML_STATUS_SUCCESS;
     }
     if (t) s->done[t->layer] = 1;
-    if (t && g->trackers && t->layer == g->hash_layer) rows_fingerprint(g);
+    if (t && g->trackers && t->layer == g->n_layers - 1) rows_fingerprint(g);
     return ok ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;
 }
 
 enum ggml_status attention_compute(attention *a, struct ggml_tensor *node)
 {
+    if (node->op != GGML_OP_FLASH_ATTN_EXT) return compute_by_ggml(a, node, 1);
     const uint64_t start = now_ns();
     report_calls *calls = &a->totals.ggml;
     enum ggml_status status;
@@ -119,7 +120,7 @@ enum ggml_status attention_compute(attention *a, struct ggml_tensor *node)
     if (g && group_object_create(a, g)) {
         status = compute(a, g, t, node, &calls);
     } else {
-        status = compute_by_ggml(a, node);
+        status = compute_by_ggml(a, node, a->n_threads);
     }
     calls->calls++;
     calls->ns += now_ns() - start;

@@ -33,6 +33,20 @@ int64_t cells_one_more(const uint64_t *a, const uint64_t *b, int64_t n_words)
     return cell;
 }
 
+int64_t cells_first(const uint64_t *set, int64_t n_words)
+{
+    int64_t w = 0;
+    while (w < n_words - 1 && set[w] == 0) w++;
+    return w * 64 + __builtin_ctzll(set[w]);
+}
+
+int64_t cells_last(const uint64_t *set, int64_t n_words)
+{
+    int64_t w = n_words - 1;
+    while (w > 0 && set[w] == 0) w--;
+    return w * 64 + 63 - __builtin_clzll(set[w]);
+}
+
 int64_t cells_list(const uint64_t *set, int64_t n_words, int32_t *list)
 {
     int64_t n = 0;

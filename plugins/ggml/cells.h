@@ -36,6 +36,10 @@ bool cells_within(const uint64_t *a, const uint64_t *b, int64_t n_words);
 /*! cells_one_more() : the cell by which `b` exceeds `a`, if `b` is `a` and one more; else -1. */
 int64_t cells_one_more(const uint64_t *a, const uint64_t *b, int64_t n_words);
 
+/*! cells_first(), cells_last() : the lowest and the highest cell of a set that holds one. */
+int64_t cells_first(const uint64_t *set, int64_t n_words);
+int64_t cells_last(const uint64_t *set, int64_t n_words);
+
 /*! cells_list() : write the cells in rising order to `list`, which has room for all. Returns how many. */
 int64_t cells_list(const uint64_t *set, int64_t n_words, int32_t *list);
 

@@ -4,16 +4,19 @@
 #include <stdlib.h>
 
 #include "group.h"
-#include "pool.h"
 
 attention *attention_create(const plugin_settings *settings)
 {
     attention *a = calloc(1, sizeof *a);
     if (!a) return NULL;
     a->settings = *settings;
-    a->tracks = settings->policy != MACATTN_POLICY_EXACT;
+    a->tracks = settings->config.policy != MACATTN_POLICY_EXACT;
     a->n_threads = 1;
-    a->parallel_for = pool_parallel_for();
+    a->pool = pool_create();
+    if (!a->pool) {
+        free(a);
+        return NULL;
+    }
     return a;
 }
 
@@ -24,6 +27,7 @@ void attention_free(attention *a)
     report_add(&a->totals);
     if (a->cpu) host.ggml_backend_free(a->cpu);
     if (a->cpu_context) host.ggml_free(a->cpu_context);
+    pool_free(a->pool);
     free(a->groups);
     free(a->traces);
     free(a->sets[0]);
@@ -35,6 +39,7 @@ void attention_free(attention *a)
 void attention_set_threads(attention *a, int n_threads)
 {
     a->n_threads = n_threads > 0 ? n_threads : 1;
+    pool_set_threads(a->pool, a->n_threads);
 }
 
 macattn_status attention_layer(const attention *a, int32_t index, macattn_ggml_layer *info)
@@ -126,7 +131,7 @@ static bool restart_group(attention *a, group *g)
 
 macattn_status attention_restart(attention *a, const plugin_settings *settings)
 {
-    if (!a->tracks && settings->policy != MACATTN_POLICY_EXACT) return MACATTN_E_STATE;
+    if (!a->tracks && settings->config.policy != MACATTN_POLICY_EXACT) return MACATTN_E_STATE;
     a->settings = *settings;
     report_add(&a->totals);
     a->totals = (report_totals){0};

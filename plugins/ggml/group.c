@@ -38,7 +38,7 @@ group *group_get(attention *a, const group_key *key)
     if (!g) return NULL;
     g->key = *key;
     g->number = a->n_groups;
-    g->hash_layer = -1;
+    g->rope_layer = -1;
     a->groups[a->n_groups++] = g;
     return g;
 }
@@ -165,27 +165,31 @@ static bool fits(attention *a, const group *g)
         host_say(
             "MACATTN_CONFIG=%s is for a model of %d layers with %d/%d heads of %d%s%s; this one "
             "has %d with %d/%d of %d: nothing is reused",
-            a->settings.config, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
+            a->settings.config_path, (int)m->n_layers, (int)m->n_heads, (int)m->n_kv_heads,
             (int)m->head_dim, *m->name ? ", " : "", m->name, (int)attention_n_layers(a),
             (int)g->key.n_heads, (int)g->key.n_kv_heads, (int)g->key.head_dim);
     }
     return same;
 }
 
+/* Fingerprints need keys that depend on position, and keys that depend on all tokens before: layer 0's depend on
+ * their own alone. */
 static bool tracks(attention *a, const group *g)
 {
-    return a->tracks && g->key.n_streams > 0 && g->hash_layer >= 0 && fits(a, g);
+    return a->tracks && g->key.n_streams > 0 && g->rope_layer >= 0 &&
+           group_model_layer(&g->layers[g->n_layers - 1]) > 0 && fits(a, g);
 }
 
 static void set_head_budgets(const attention *a, const group *g)
 {
     const plugin_settings *o = &a->settings;
-    if (!o->scale || o->policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads) return;
+    if (!o->scale || o->config.policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads)
+        return;
     for (int l = 0; l < g->n_layers; l++) {
         const int32_t number = group_model_layer(&g->layers[l]);
         if (number < 0 || number >= o->scale_layers) continue;
         for (int32_t h = 0; h < g->key.n_heads; h++) {
-            const float budget = o->budget * o->scale[number * o->scale_heads + h];
+            const float budget = o->config.budget * o->scale[number * o->scale_heads + h];
             macattn_set_head_budget(g->m, l, h, budget < 1.0f ? budget : 1.0f);
         }
     }
@@ -194,8 +198,7 @@ static void set_head_budgets(const attention *a, const group *g)
 /* The object, under the settings as they are. */
 bool group_object_make(attention *a, group *g, int n_layers)
 {
-    macattn_config cfg;
-    macattn_config_init(&cfg);
+    macattn_config cfg = a->settings.config;
     cfg.n_layers = n_layers;
     cfg.n_heads = g->key.n_heads;
     cfg.n_kv_heads = g->key.n_kv_heads;
@@ -206,16 +209,11 @@ bool group_object_make(attention *a, group *g, int n_layers)
     cfg.scale = g->key.scale;
     cfg.softcap = g->key.softcap;
     cfg.max_tokens = INT32_MAX;
-    cfg.policy = g->trackers ? a->settings.policy : MACATTN_POLICY_EXACT;
-    cfg.ring = a->settings.ring;
+    cfg.policy = g->trackers ? a->settings.config.policy : MACATTN_POLICY_EXACT;
     cfg.band = settings_band(&a->settings);
-    cfg.tau = a->settings.tau;
-    cfg.budget = a->settings.budget;
-    cfg.min_tokens = a->settings.min_tokens;
-    cfg.isa = a->settings.isa;
-    cfg.n_threads = a->n_threads;
-    cfg.parallel_for = a->parallel_for;
-    cfg.parallel_user = &a->n_threads;
+    cfg.n_threads = pool_limit(a->pool); /* it cannot grow; the pool uses as many as ggml does */
+    cfg.parallel_for = pool_parallel_for;
+    cfg.parallel_user = a->pool;
     if (g->trackers) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
     g->step.done = calloc((size_t)n_layers, 1);
     char error[256] = "";
@@ -235,11 +233,10 @@ bool group_object_create(attention *a, group *g)
 {
     const int n_layers = g->n_layers > 0 ? g->n_layers : 1;
     if (g->m && g->m_layers >= n_layers) return true;
+    if (g->failed) return false;
     group_object_free(g);
     trackers_free(g);
-    if (tracks(a, g) && !trackers_create(a, g)) {
-        trackers_free(g);
-        return false;
-    }
-    return group_object_make(a, g, n_layers);
+    g->failed = (tracks(a, g) && !trackers_create(a, g)) || !group_object_make(a, g, n_layers);
+    if (g->failed) trackers_free(g);
+    return !g->failed;
 }

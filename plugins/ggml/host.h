@@ -29,10 +29,15 @@
     XX(ggml_backend_buffer_type_t, ggml_backend_cpu_buffer_type, (void))                      \
     XX(ggml_backend_buffer_t, ggml_backend_cpu_buffer_from_ptr, (void *, size_t))             \
     XX(bool, ggml_backend_buft_is_host, (ggml_backend_buffer_type_t))                         \
+    XX(ggml_backend_buffer_type_t, ggml_backend_buffer_get_type, (ggml_backend_buffer_t))     \
     XX(ggml_backend_t, ggml_backend_init_by_type, (enum ggml_backend_dev_type, const char *)) \
     XX(void, ggml_backend_free, (ggml_backend_t))                                             \
     XX(enum ggml_status, ggml_backend_graph_compute, (ggml_backend_t, struct ggml_cgraph *))  \
     XX(ggml_backend_dev_t, ggml_backend_get_device, (ggml_backend_t))                         \
+    XX(size_t, ggml_backend_dev_count, (void))                                                \
+    XX(ggml_backend_dev_t, ggml_backend_dev_get, (size_t))                                    \
+    XX(enum ggml_backend_dev_type, ggml_backend_dev_type, (ggml_backend_dev_t))               \
+    XX(ggml_backend_dev_t, ggml_backend_dev_by_type, (enum ggml_backend_dev_type))            \
     XX(ggml_backend_reg_t, ggml_backend_dev_backend_reg, (ggml_backend_dev_t))                \
     XX(void *, ggml_backend_reg_get_proc_address, (ggml_backend_reg_t, const char *))
 

@@ -45,5 +45,7 @@ bool node_supported(const struct ggml_tensor *node)
                  (mask->ne[3] != q->ne[3] && mask->ne[3] != 1))) {
         return false;
     }
+    /* Without a mask all see everything, which for macattn is a row for each. */
+    if (!mask && q->ne[1] * q->ne[3] > NODE_MANY_QUERIES) return false;
     return !sinks || (sinks->type == GGML_TYPE_F32 && sinks->nb[0] == sizeof(float));
 }

@@ -8,6 +8,9 @@
 #include "host.h"
 #include "macattn/macattn.h"
 
+/* So many queries are a batch: below, each may be computed by itself. */
+enum { NODE_MANY_QUERIES = 64 };
+
 /*! node_supported() : whether a FLASH_ATTN_EXT node is of a kind that macattn computes. */
 bool node_supported(const struct ggml_tensor *node);
 

@@ -10,6 +10,7 @@
 #include "array.h"
 #include "host.h"
 #include "macattn/ggml.h"
+#include "pool.h"
 #include "settings/settings.h"
 #include "report.h"
 #include "tracker.h"
@@ -74,7 +75,9 @@ typedef struct group {
     int m_layers; /* what m was made for */
     layer *layers;
     int n_layers;
-    int hash_layer; /* the deepest whose keys depend on position; -1 = none */
+    int rope_layer; /* the deepest whose keys depend on position; -1 = none */
+    uint64_t changes; /* writes_changes() when its sequences were last looked at */
+    bool failed;      /* there was no memory for the object */
     tracker *trackers;
     int n_sequences; /* of each tracker */
     step step;
@@ -102,14 +105,14 @@ typedef struct attention {
     bool said_misfit;
     bool tracks; /* made for a policy that reuses; may compute exactly for now */
     int n_threads;
-    macattn_parallel_for parallel_for;
+    pool *pool;
     group **groups;
     int n_groups;
     trace *traces;
     int n_traces, traces_capacity, next_trace;
     const struct ggml_tensor *masks[64]; /* of the graph being traced, in order */
     int n_masks;
-    unsigned division; /* that the traces belong to */
+    uint64_t division; /* that the traces belong to */
     uint64_t *sets[2]; /* what a query sees, and the query before it */
     int64_t set_words;
     float *scratch;

@@ -96,7 +96,7 @@ static void write_all(FILE *f, const plugin_settings *settings)
         skipped += layers[i].stats.tokens_skipped;
     }
     fprintf(f, "{\n  \"version\": \"%s\",\n  \"ggml\": \"%s\",\n  \"policy\": \"%s\",\n",
-            macattn_version(), MACATTN_GGML_VERSION, settings_policy_name(settings->policy));
+            macattn_version(), MACATTN_GGML_VERSION, macattn_policy_name(settings->config.policy));
     write_calls(f, "decode", &all.decode);
     write_calls(f, "prefill", &all.prefill);
     write_calls(f, "left_to_ggml", &all.ggml);
@@ -116,17 +116,17 @@ static void write_all(FILE *f, const plugin_settings *settings)
 
 void report_write(const plugin_settings *settings)
 {
-    if (!settings->stats) return;
+    if (!settings->stats_path) return;
     pthread_mutex_lock(&lock);
-    if (strcmp(settings->stats, "-") == 0) {
+    if (strcmp(settings->stats_path, "-") == 0) {
         write_all(stderr, settings);
     } else {
-        FILE *f = fopen(settings->stats, "w");
+        FILE *f = fopen(settings->stats_path, "w");
         if (f) {
             write_all(f, settings);
             fclose(f);
         } else {
-            host_say("cannot write MACATTN_STATS=%s: %s", settings->stats, strerror(errno));
+            host_say("cannot write MACATTN_STATS=%s: %s", settings->stats_path, strerror(errno));
         }
     }
     pthread_mutex_unlock(&lock);

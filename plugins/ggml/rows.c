@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "cells.h"
+#include "node.h"
+#include "writes.h"
 
-/* Beyond so many queries, rows of fewer than so many queries each are no task for macattn. */
-#define MANY_QUERIES 64
+/* Beyond NODE_MANY_QUERIES, rows of fewer than so many queries each are no task for macattn. */
 #define FEW_QUERIES_A_ROW 8
 
 static const uint16_t *mask_row(const struct ggml_tensor *mask, int64_t stream, int64_t query)
@@ -27,47 +28,52 @@ static step_row *add_row(step *s, int64_t stream, int64_t query)
     return row;
 }
 
-/* A row for queries of which nothing is known but what they see. */
+static bool room_for_cells(step *s, int64_t n)
+{
+    return array_room(&s->cells, &s->cells_capacity, s->n_cells + (size_t)n, sizeof *s->cells);
+}
+
+/* A row for queries of which nothing is known but what they see. Cells that follow one another are not listed:
+ * where every query sees all, that would be a list for each. */
 static bool begin_untracked(step *s, step_row *row, const uint64_t *seen, int64_t n_words)
 {
     row->n_tokens = cells_count(seen, n_words);
-    if (!array_room(&s->cells, &s->cells_capacity, s->n_cells + (size_t)row->n_tokens,
-                    sizeof *s->cells)) {
-        return false;
-    }
-    int32_t *cells = s->cells + s->n_cells;
-    cells_list(seen, n_words, cells);
-    row->cells_at = s->n_cells;
-    row->first_cell = row->n_tokens > 0 ? cells[0] : 0;
+    row->first_cell = row->n_tokens > 0 ? cells_first(seen, n_words) : 0;
     row->contiguous =
-        row->n_tokens == 0 || cells[row->n_tokens - 1] == cells[0] + row->n_tokens - 1;
-    s->n_cells += (size_t)row->n_tokens;
+        row->n_tokens == 0 || cells_last(seen, n_words) == row->first_cell + row->n_tokens - 1;
+    row->cells_at = s->n_cells;
+    if (row->contiguous) return true;
+    if (!room_for_cells(s, row->n_tokens)) return false;
+    s->n_cells += (size_t)cells_list(seen, n_words, s->cells + s->n_cells);
     return true;
 }
 
 static bool extend_untracked(step *s, step_row *row, int64_t cell)
 {
-    if (!array_room(&s->cells, &s->cells_capacity, s->n_cells + 1, sizeof *s->cells)) return false;
-    s->cells[s->n_cells++] = (int32_t)cell;
-    row->contiguous = row->contiguous && cell == row->first_cell + row->n_tokens;
+    if (!row->contiguous || cell != row->first_cell + row->n_tokens) {
+        if (!room_for_cells(s, row->contiguous ? row->n_tokens + 1 : 1)) return false;
+        for (int64_t i = 0; i < row->n_tokens && row->contiguous; i++) {
+            s->cells[s->n_cells++] = (int32_t)(row->first_cell + i);
+        }
+        row->contiguous = false;
+        s->cells[s->n_cells++] = (int32_t)cell;
+    }
     row->n_tokens++;
     row->n_queries++;
     return true;
 }
 
-/* A stream's fingerprints come from the deepest layer's keys. */
+/* A stream's fingerprints come from the deepest layer's keys, which depend on all tokens before, and if those are
+ * not turned by RoPE, also from the deepest that are: they depend on the position. */
 typedef struct probe_source {
     const group *g;
     int64_t stream;
 } probe_source;
 
-static uint64_t hash_key(void *user, int64_t cell)
+static uint64_t hash_layer(const probe_source *p, const layer *l, int64_t cell, uint64_t h)
 {
-    const probe_source *p = user;
-    const layer *l = &p->g->layers[p->g->hash_layer];
     const size_t bytes = macattn_dtype_row_bytes(p->g->key.k_dtype, p->g->key.head_dim);
     const char *row = l->k + (size_t)p->stream * l->stream_stride + (size_t)cell * l->cell_stride;
-    uint64_t h = 0x9e3779b97f4a7c15u;
     for (int32_t head = 0; head < p->g->key.n_kv_heads; head++, row += l->head_stride) {
         for (size_t i = 0; i < bytes; i += 8) {
             uint64_t word = 0;
@@ -77,6 +83,15 @@ static uint64_t hash_key(void *user, int64_t cell)
         }
     }
     return h;
+}
+
+static uint64_t hash_key(void *user, int64_t cell)
+{
+    const probe_source *p = user;
+    const layer *deepest = &p->g->layers[p->g->n_layers - 1];
+    const layer *roped = &p->g->layers[p->g->rope_layer];
+    uint64_t h = hash_layer(p, deepest, cell, 0x9e3779b97f4a7c15u);
+    return roped == deepest ? h : hash_layer(p, roped, cell, h);
 }
 
 /* Everything a step's analysis needs of its first node. */
@@ -126,6 +141,12 @@ static bool extend_row(const analysis *an, step_row *row, int64_t stream, int64_
     return true;
 }
 
+static bool too_many_rows(const step *s)
+{
+    const int64_t n = s->n_queries * s->n_streams;
+    return n > NODE_MANY_QUERIES && s->n_rows * FEW_QUERIES_A_ROW > n;
+}
+
 static bool analyse_stream(const analysis *an, int64_t stream)
 {
     attention *a = an->a;
@@ -148,6 +169,7 @@ static bool analyse_stream(const analysis *an, int64_t stream)
         memset(seen, 0, (size_t)a->set_words * sizeof *seen);
         if (!cells_from_mask(mask_row(an->mask, stream, i), s->n_kv, seen)) return false;
         if (!row || !extend_row(an, row, stream, i, before, seen)) {
+            if (!an->written && too_many_rows(s)) return false;
             row = add_row(s, stream, i);
             if (!row || !begin_row(an, row, stream, i, seen)) return false;
         }
@@ -186,11 +208,21 @@ void rows_finish(step *s)
     }
 }
 
-/* What the step's rows are. False: they are not for macattn. */
+/* Keys were changed in place, nobody knows which: everything starts anew. */
+static void look_for_changes(group *g)
+{
+    const uint64_t changes = writes_changes();
+    for (int i = 0; g->trackers && g->changes != changes && i < g->key.n_streams; i++) {
+        tracker_forget(&g->trackers[i]);
+    }
+    g->changes = changes;
+}
+
 bool rows_analyse(attention *a, group *g, const struct ggml_tensor *node, const trace *t)
 {
     step *s = &g->step;
     analysis an = {.a = a, .g = g, .mask = node->src[3], .n_words = cells_words(s->n_kv)};
+    look_for_changes(g);
     if (!an.mask) return analyse_unmasked(s);
     const int64_t words = cells_words(g->key.n_cells > s->n_kv ? g->key.n_cells : s->n_kv);
     for (int i = 0; i < 2 && words > a->set_words; i++) {
@@ -205,8 +237,7 @@ bool rows_analyse(attention *a, group *g, const struct ggml_tensor *node, const 
     for (int64_t stream = 0; stream < s->n_streams; stream++) {
         if (!analyse_stream(&an, stream)) return false;
     }
-    const int64_t n = s->n_queries * s->n_streams;
-    return n <= MANY_QUERIES || s->n_rows * FEW_QUERIES_A_ROW <= n;
+    return !too_many_rows(s);
 }
 
 void rows_fingerprint(group *g)

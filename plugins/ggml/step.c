@@ -59,8 +59,8 @@ static bool fill_pages(group *g, int64_t stream_cells)
     for (int r = 0; r < s->n_rows; r++) {
         const step_row *row = &s->rows[r];
         const int32_t base = (int32_t)(row->stream * stream_cells);
-        const int32_t *cells =
-            row->tracked.sequence ? row->tracked.cells : s->cells + row->cells_at;
+        const int32_t *cells = row->tracked.cells;
+        if (!row->tracked.sequence && !row->contiguous) cells = s->cells + row->cells_at;
         s->plan_rows[r].pages = s->pages + at;
         for (int64_t i = 0; i < row->n_tokens; i++) {
             const int64_t cell = row->contiguous ? row->first_cell + i : cells[i];
@@ -110,7 +110,7 @@ void step_begin(attention *a, group *g, const struct ggml_tensor *node, const tr
     rows_finish(s);
     if (g->trackers && !move_slots(g)) return;
     if (!expressible || s->n_rows == 0) return;
-    const bool reuses = g->trackers && a->settings.policy != MACATTN_POLICY_EXACT;
+    const bool reuses = g->trackers && a->settings.config.policy != MACATTN_POLICY_EXACT;
     s->mode = reuses && may_reuse(s) ? STEP_REUSE : STEP_EXACT;
     if (!plan(g, k)) s->mode = STEP_GGML;
 }

@@ -1,25 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "trace.h"
 
-#include <stdatomic.h>
-
+#include "division.h"
 #include "group.h"
 #include "rope.h"
 #include "writes.h"
 
-/* The scheduler divides a graph among backends, asking what each supports, before it has the parts
- * optimised: graphs are told apart by that, since most of those built at the start are never computed. */
-static atomic_uint divisions;
-
-void trace_note_division(void)
-{
-    atomic_fetch_add(&divisions, 1);
-}
-
 static void begin_graph(attention *a)
 {
     a->n_traces = a->next_trace = a->n_masks = 0;
-    a->division = atomic_load(&divisions);
+    a->division = division_number();
 }
 
 static int nth_mask(attention *a, const struct ggml_tensor *mask)
@@ -60,7 +50,7 @@ void trace_node(attention *a, struct ggml_tensor *node,
                 struct ggml_backend_graph_optimize_params *params)
 {
     const struct ggml_tensor *k = node->src[1], *cache = k->view_src;
-    if (a->division != atomic_load(&divisions)) begin_graph(a);
+    if (a->division != division_number()) begin_graph(a);
     if (!writes_is_key_cache(cache) || !node->src[3]) return;
     const int use = nth_use(a, cache);
     group_key key = group_key_of(node);
@@ -77,7 +67,7 @@ void trace_node(attention *a, struct ggml_tensor *node,
     *t = (trace){.node = node, .group = g, .layer = l};
     trace_query(a, t, node, params);
     g->layers[l].matches = t->rope != NULL;
-    if (t->rope && l > g->hash_layer) g->hash_layer = l;
+    if (t->rope && l > g->rope_layer) g->rope_layer = l;
 }
 
 /* Nodes come in the order in which they were traced. */

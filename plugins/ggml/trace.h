@@ -5,10 +5,6 @@
 
 #include "records.h"
 
-/*! trace_note_division() : the scheduler asks about the nodes of a graph. What is traced next belongs
- *  to a new graph. Thread-safe. */
-void trace_note_division(void);
-
 /*! trace_node() : an attention node of a graph that is going to be computed; finds out where its query
  *  comes from, and asks through `params` that what is needed of that stays in memory. */
 void trace_node(attention *a, struct ggml_tensor *node,

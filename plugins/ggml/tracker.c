@@ -108,6 +108,11 @@ static bool sees_prefix(const sequence *s, int64_t n, const uint64_t *seen, int6
 
 /* ----------------------------------------------------------------------------------------- steps -- */
 
+void tracker_forget(tracker *t)
+{
+    for (int i = 0; i < t->n_sequences; i++) clear(&t->sequences[i]);
+}
+
 void tracker_begin_step(tracker *t, const int64_t *written, int64_t n_written)
 {
     t->clock++;

@@ -60,6 +60,9 @@ typedef struct tracker_probe {
 bool tracker_init(tracker *t, int n_sequences, int64_t n_cells, tracker_counts *counts);
 void tracker_free(tracker *t);
 
+/*! tracker_forget() : every sequence starts anew. */
+void tracker_forget(tracker *t);
+
 /*! tracker_begin_step() : cells that are about to be (or were just) written take their old tokens from
  *  every sequence. */
 void tracker_begin_step(tracker *t, const int64_t *written, int64_t n_written);

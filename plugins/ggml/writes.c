@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "writes.h"
 
-#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 
-#define MAX_WRITES 4096
+#include "division.h"
 
-static struct {
-    pthread_mutex_t lock;
+enum { MAX_WRITES = 1024 };
+
+/* Of one graph: its tensors are gone when another is built in their memory. */
+static _Thread_local struct {
+    uint64_t division;
+    int n;
     struct {
         const struct ggml_tensor *cache, *written;
     } entries[MAX_WRITES];
-    int n, next;
-} writes = {.lock = PTHREAD_MUTEX_INITIALIZER};
+} writes;
+
+static _Atomic uint64_t changes;
 
 bool writes_is_key_cache(const struct ggml_tensor *t)
 {
@@ -22,26 +27,30 @@ bool writes_is_key_cache(const struct ggml_tensor *t)
 void writes_note(const struct ggml_tensor *node)
 {
     if (!writes_is_key_cache(node->view_src)) return;
-    pthread_mutex_lock(&writes.lock);
-    int i = 0;
-    while (i < writes.n && writes.entries[i].cache != node->view_src) i++;
-    if (i == writes.n) {
-        i = writes.next;
-        writes.next = (writes.next + 1) % MAX_WRITES;
-        if (writes.n < MAX_WRITES) writes.n++;
+    if (node->op != GGML_OP_SET_ROWS) {
+        atomic_fetch_add(&changes, 1);
+        return;
     }
-    writes.entries[i].cache = node->view_src;
-    writes.entries[i].written = node->src[1];
-    pthread_mutex_unlock(&writes.lock);
+    if (writes.division != division_number()) writes.n = 0;
+    writes.division = division_number();
+    if (writes.n == MAX_WRITES) return;
+    writes.entries[writes.n].cache = node->view_src;
+    writes.entries[writes.n++].written = node->src[1];
 }
 
 const struct ggml_tensor *writes_cells(const struct ggml_tensor *cache)
 {
-    const struct ggml_tensor *written = NULL;
-    pthread_mutex_lock(&writes.lock);
-    for (int i = 0; i < writes.n; i++) {
-        if (writes.entries[i].cache == cache) written = writes.entries[i].written;
+    if (writes.division != division_number()) return NULL;
+    for (int i = writes.n - 1; i >= 0; i--) {
+        const struct ggml_tensor *written = writes.entries[i].written;
+        if (writes.entries[i].cache == cache) {
+            return written->type == GGML_TYPE_I64 ? written : NULL;
+        }
     }
-    pthread_mutex_unlock(&writes.lock);
-    return written && written->type == GGML_TYPE_I64 ? written : NULL;
+    return NULL;
+}
+
+uint64_t writes_changes(void)
+{
+    return atomic_load(&changes);
 }

@@ -3,7 +3,7 @@
 """make_model.py GGUF_PY ARCHITECTURE OUT.gguf [WIDTH]: a tiny random model of 4 heads. GGUF_PY is llama.cpp's folder
 `gguf-py`.
 
-gpt2 has no RoPE; stablelm rotates the first quarter of each head only.
+gpt2 has no RoPE; stablelm rotates the first quarter of each head only; bert is an encoder, without a cache.
 """
 import sys
 
@@ -38,6 +38,24 @@ def vocabulary(w):
     return len(tokens)
 
 
+def bert(w, matrix, norm):
+    """What it has in another way than the others."""
+    w.add_causal_attention(False)
+    w.add_token_type_count(1)
+    w.add_pooling_type(gguf.PoolingType.MEAN)
+    matrix('position_embd', CONTEXT, WIDTH)
+    matrix('token_types', 1, WIDTH)
+    norm('token_embd_norm')
+    for layer in range(LAYERS):
+        block = f'blk.{layer}.'
+        norm(block + 'attn_output_norm')
+        norm(block + 'layer_output_norm')
+        for name in ('attn_q', 'attn_k', 'attn_v', 'attn_output'):
+            matrix(block + name, WIDTH, WIDTH)
+        matrix(block + 'ffn_up', FEED_FORWARD, WIDTH)
+        matrix(block + 'ffn_down', WIDTH, FEED_FORWARD)
+
+
 def main():
     architecture, path = sys.argv[2:4]
     rng = np.random.default_rng(1)
@@ -49,8 +67,9 @@ def main():
     w.add_head_count(HEADS)
     w.add_layer_norm_eps(1e-5)
     gpt2 = architecture == 'gpt2'
+    encoder = architecture == 'bert'
     kv_heads = HEADS if gpt2 else KV_HEADS
-    if not gpt2:
+    if not gpt2 and not encoder:
         w.add_head_count_kv(kv_heads)
         w.add_rope_dimension_count(HEAD_DIM // 4)
         w.add_rope_freq_base(10000.0)
@@ -69,6 +88,9 @@ def main():
     matrix('token_embd', n_tokens, WIDTH, WIDTH ** 0.5)
     if gpt2:
         matrix('position_embd', CONTEXT, WIDTH, WIDTH ** 0.5 / 4)
+    if encoder:
+        bert(w, matrix, norm)
+        return finish(w)
     norm('output_norm')
     matrix('output', n_tokens, WIDTH, 4)
     for layer in range(LAYERS):
@@ -85,6 +107,10 @@ def main():
         matrix(block + 'attn_output', WIDTH, WIDTH)
         matrix(block + 'ffn_up', FEED_FORWARD, WIDTH)
         matrix(block + 'ffn_down', WIDTH, FEED_FORWARD)
+    finish(w)
+
+
+def finish(w):
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

@@ -37,19 +37,29 @@ static bool read_text(const char *text, size_t bytes, plugin_settings *options)
     return config_read(path, options);
 }
 
-static const plugin_settings start = {.tau = 0.5f, .ring = 7, .policy = MACATTN_POLICY_BUDGET};
+static plugin_settings start;
+
+static void make_start(void)
+{
+    start = settings_defaults();
+    start.config.tau = 0.5f;
+    start.config.ring = 7;
+    start.config.policy = MACATTN_POLICY_BUDGET;
+}
 
 static void takes_all(void)
 {
     plugin_settings o = start;
     expect(read_text(good, strlen(good), &o), "the good file is read");
-    expect(o.policy == MACATTN_POLICY_PAPER && o.tau == 0.75f && o.budget == 1e-3f, "policy");
-    expect(o.ring == 128 && o.band == 64 && o.min_tokens == 1024, "sizes");
+    expect(o.config.policy == MACATTN_POLICY_PAPER && o.config.tau == 0.75f &&
+               o.config.budget == 1e-3f,
+           "policy");
+    expect(o.config.ring == 128 && o.config.band == 64 && o.config.min_tokens == 1024, "sizes");
     expect(o.model.n_layers == 1 && o.model.n_heads == 8 && o.model.n_kv_heads == 2 &&
                o.model.head_dim == 64 && strcmp(o.model.name, "a \"b\"") == 0,
            "model");
-    expect(o.scale_layers == 1 && o.scale_heads == 8 && o.budget_scale[2] == 0.5f, "budget_scale");
-    free(o.budget_scale);
+    expect(o.scale_layers == 1 && o.scale_heads == 8 && o.file_scale[2] == 0.5f, "budget_scale");
+    free(o.file_scale);
 }
 
 static void keeps_what_is_not_there(void)
@@ -126,8 +136,9 @@ static void cut_and_damaged(void)
         memcpy(text, good, sizeof good);
         text[i] = with[i % (sizeof with)];
         (void)read_text(text, sizeof good - 1, &o);
-        expect(o.ring >= 1 && o.tau >= 0 && o.tau <= 1, "damaged, but in range");
-        free(o.budget_scale);
+        expect(o.config.ring >= 1 && o.config.tau >= 0 && o.config.tau <= 1,
+               "damaged, but in range");
+        free(o.file_scale);
     }
 }
 
@@ -136,18 +147,51 @@ static void environment_overrides(void)
     plugin_settings o;
     environment_read(&o);
     expect(read_text(good, strlen(good), &o), "the good file");
-    free(o.budget_scale);
+    free(o.file_scale);
     setenv("MACATTN_CONFIG", path, 1);
     setenv("MACATTN_TAU", "0.25", 1);
+    setenv("MACATTN_FRESH_TOKENS", "4", 1); /* any setting of reuse has a variable */
     expect(environment_read(&o), "file and environment");
-    expect(o.policy == MACATTN_POLICY_PAPER && o.ring == 128, "what the file says");
-    expect(o.tau == 0.25f, "what the environment says");
-    free(o.budget_scale);
+    expect(o.config.policy == MACATTN_POLICY_PAPER && o.config.ring == 128, "what the file says");
+    expect(o.config.tau == 0.25f && o.config.fresh_tokens == 4, "what the environment says");
+    free(o.file_scale);
     setenv("MACATTN_POLICY", "exact", 1);
-    expect(environment_read(&o) && o.policy == MACATTN_POLICY_EXACT, "the policy, too");
-    free(o.budget_scale);
+    expect(environment_read(&o) && o.config.policy == MACATTN_POLICY_EXACT, "the policy, too");
+    free(o.file_scale);
     setenv("MACATTN_CONFIG", "/nonexistent/macattn", 1);
     expect(!environment_read(&o), "a file that is not there");
+}
+
+/* What a program sets is checked against the same table; the file's factors stay whose they are. */
+static void program_sets(void)
+{
+    static const float scale[] = {1, 2};
+    char error[128] = "";
+    plugin_settings o;
+    make_start();
+    o = start;
+    expect(read_text(good, strlen(good), &o), "the good file, for a program");
+    float *owned = o.file_scale;
+    expect(o.scale == owned, "the file's factors are in force");
+    macattn_ggml_options seen = {.struct_size = sizeof seen};
+    settings_get(&o, &seen);
+    expect(seen.budget_scale == owned && seen.tau == o.config.tau, "what a program sees");
+    seen.ring = 5000;
+    seen.tau = 0.125f;
+    expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_E_RANGE &&
+               strcmp(error, "ring is 5000; it must be in [1, 4096]") == 0 && o.config.tau == 0.75f,
+           "a ring out of range changes nothing");
+    seen.ring = 64;
+    seen.policy = (macattn_policy)7;
+    expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_E_RANGE, "no such policy");
+    seen.policy = MACATTN_POLICY_PAPER;
+    seen.budget_scale = scale;
+    seen.scale_layers = 1;
+    seen.scale_heads = 2;
+    expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_OK && o.config.ring == 64 &&
+               o.config.tau == 0.125f && o.scale == scale && o.file_scale == owned,
+           "what a program sets");
+    free(owned);
 }
 
 int main(int argc, char **argv)
@@ -155,12 +199,14 @@ int main(int argc, char **argv)
     if (argc != 2) return 2;
     path = argv[1];
     unsetenv("MACATTN_POLICY");
+    make_start();
     takes_all();
     keeps_what_is_not_there();
     refuses();
     nested_too_deeply();
     cut_and_damaged();
     environment_overrides();
+    program_sets();
     remove(path);
     printf("%d failures\n", failures);
     return failures > 0;

@@ -97,6 +97,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=timeout) as reply:
             return json.load(reply)
 
+    def embed(self, text):
+        request = urllib.request.Request(f'http://127.0.0.1:{self.port}/embedding', json.dumps({'content': text}).encode(),
+                                         {'Content-Type': 'application/json'})
+        with urllib.request.urlopen(request, timeout=100) as reply:
+            return json.load(reply)[0]['embedding'][0]
+
     def complete_all(self, texts, **more):
         with concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:
             return list(pool.map(lambda text: self.complete(text, **more), texts))
@@ -122,9 +128,9 @@ class Case(unittest.TestCase):
 
 class options(Case):
     def test_bad_values_are_refused(self):
-        for name, value, complaint in (('policy', 'fastest', 'none of: exact, paper'), ('tau', '1.5', 'not a number in [0, 1]'),
-                                       ('ring', '12.5', 'not a whole number'), ('band', '-1', 'not a number in'),
-                                       ('audit', 'x', 'not a number in')):
+        for name, value, complaint in (('policy', 'fastest', 'none of exact, paper'), ('tau', '1.5', 'it must be in [0, 1]'),
+                                       ('ring', '12.5', 'a whole number'), ('band', '-1', 'it must be in [0,'),
+                                       ('tau', '0.5x', 'which is no number'), ('audit', 'x', 'must be a whole number in')):
             done = run('llama-bench', '--list-devices', env=environment(True, **{name: value}), ok=False)
             self.assertIn(complaint, done.stderr)
             self.assertNotIn('loaded MACATTN backend', done.stderr)
@@ -175,7 +181,7 @@ class config(Case):
             self.assertEqual((stats['hits'], stats['left_to_ggml']['calls']), (0, 0))
 
     def test_bad_files_are_refused(self):
-        for text, complaint in (('{"macattn_config": 1, "tau": 2}', r'line 1: tau is 2; it must be a number in \[0, 1\]'),
+        for text, complaint in (('{"macattn_config": 1, "tau": 2}', r'line 1: tau is 2; it must be in \[0, 1\]'),
                                 ('{\n"macattn_config": 1,\n "tua": 0}', 'line 3: there is no setting "tua"'), ('', "'{' expected")):
             self.path.write_text(text)
             done = run('llama-bench', '--list-devices', env=environment(True, config=self.path), ok=False)
@@ -236,6 +242,67 @@ class texts(Case):
             stats = json.loads(stats_path.read_text())
             self.assertGreater(stats['hits'], 0)
             self.assertLess(stats['layers'][0]['error_max'], 0.05)
+
+
+class flash(Case):
+    """The plug-in never makes llama.cpp give up flash attention, nor need more memory, and takes its part."""
+
+    def complete(self, *args, plugin=True, ok=True):
+        """(what was said, statistics)"""
+        with tempfile.TemporaryDirectory() as folder:
+            stats = pathlib.Path(folder) / 'stats'
+            settings = {'stats': stats} if plugin else {}
+            done = run('llama-completion', '-m', MODEL, '-p', 'Some words to begin with', '-n', 6, '-no-cnv', '-v', '-c', 1024,
+                       '-t', 2, *args, env=environment(plugin, **settings), ok=ok)
+            return done.stdout + done.stderr, json.loads(stats.read_text()) if plugin else None
+
+    def assert_same_memory(self, alone, said):
+        """Flash attention is on in both, and computing takes as much."""
+        sizes = []
+        for text in (alone, said):
+            self.assertEqual(re.findall('.*Flash Attention not supported.*', text), [])
+            # One line for each backend that shares the buffer.
+            sizes.append(set(re.findall(r'CPU compute buffer size = +([0-9.]+) MiB', text)))
+        self.assertEqual(*sizes)
+
+    def test_stays_on(self):
+        for args in ((), ('-ctk', 'f32', '-ctv', 'f32'), ('-ctk', 'q8_0', '-ctv', 'q8_0'), ('-ub', '1'), ('-ub', '1', '-ctk', 'f32')):
+            alone, _ = self.complete(*args, plugin=False)
+            said, stats = self.complete(*args)
+            self.assert_same_memory(alone, said)
+            self.assertGreaterEqual(stats['decode']['calls'], 12 * 5, args)
+            self.assertEqual(stats['left_to_ggml']['calls'], 0, args)
+
+    def test_as_many_sequences_as_tokens_at_a_time(self):
+        logs = []
+        for plugin in (False, True):
+            with Server('-c', 2048, '-np', 4, '-kvu', '-ub', 4, '-b', 4, '-v', plugin=plugin) as server:
+                server.complete('Some words to begin with', 6)
+                logs.append(server.log_path.read_text())
+        self.assert_same_memory(*logs)
+        self.assertGreater(server.stats['decode']['calls'] + server.stats['prefill']['calls'], 12 * 5)
+
+    def test_encoder(self):
+        """No cache; every token sees all."""
+        logs, vectors = [], []
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / 'model.gguf'
+            subprocess.run([PYTHON, pathlib.Path(__file__).with_name('make_model.py'), GGUF_PY, 'bert', path], check=True)
+            for plugin in (False, True):
+                with Server('--embedding', '-c', 2048, '-b', 2048, '-ub', 2048, '-np', 1, '-v', plugin=plugin, model=path) as server:
+                    vectors.append([server.embed(text) for text in ('A few words.', document(1000)[:1500])])
+                    logs.append(server.log_path.read_text())
+        self.assert_same_memory(*logs)
+        for want, got in zip(*vectors):
+            self.assertLess(max(abs(a - b) for a, b in zip(want, got)), 2e-3)
+        self.assertGreater(server.stats['decode']['calls'] + server.stats['left_to_ggml']['calls'], 0)
+
+    def test_no_device_for_layers(self):
+        for program, args in (('llama-completion', ('-p', 'x', '-n', 1, '-no-cnv', '--device', 'MACATTN')),
+                              ('llama-bench', ('-n', 1, '-p', 0, '-dev', 'MACATTN'))):
+            done = run(program, '-m', MODEL, *args, env=environment(True), ok=False)
+            self.assertIn('MACATTN is no device to put layers on: leave --device out', done.stderr)
+            self.assertNotEqual(done.returncode, 0)
 
 
 class server(Case):

@@ -3,8 +3,9 @@
  *
  * Two layers of attention over caches named and laid out like llama.cpp's, driven by a model of what llama.cpp
  * does to a cache: tokens appended one by one or in chunks, taken back, dropped from the middle, cells reused in
- * any order, prefixes shared (one unified cache) or copied (a stream each), and whole sequences replaced in memory
- * behind the graph's back.
+ * any order, prefixes shared (one unified cache) or copied (a stream each), positions of old tokens shifted, and
+ * whole sequences replaced in memory behind the graph's back. As in a model, keys of layer 0 depend on a token and its
+ * position alone, deeper ones on all before it; and with layer 0 alone nothing may be reused.
  *
  * Every query is one of a few vectors, and RoPE turns by no angle (its frequency scale is 0). So a summary made for
  * the same vector over the same tokens is right to the last digits, whatever its age, and any other is far
@@ -20,9 +21,11 @@
 #include "ggml-backend.h"
 #include "ggml-cpu.h"
 #include "ggml.h"
+#include "macattn/ggml.h"
 
 enum {
-    N_LAYERS = 2,
+    MAX_LAYERS = 2,
+    N_KINDS = 3, /* of tokens */
     N_HEADS = 4,
     N_KV_HEADS = 2,
     DIM = 64,
@@ -65,8 +68,8 @@ static float value(uint64_t seed, uint64_t i)
 /* ------------------------------------------------------------------------------- the model of a cache -- */
 
 typedef struct token {
-    int cell;
-    uint64_t id; /* what it is, and what stood before it */
+    int cell, position;
+    uint64_t kind, id; /* what it is; and what stood before it, too */
 } token;
 
 typedef struct sequence {
@@ -76,20 +79,19 @@ typedef struct sequence {
 
 typedef struct world {
     bool unified; /* one stream for all sequences; otherwise one each */
-    int n_sequences, n_streams;
+    int n_sequences, n_streams, n_layers;
     sequence sequences[MAX_SEQUENCES];
     int used[MAX_SEQUENCES][N_CELLS]; /* by stream: how many sequences have a token in the cell */
-    uint64_t next_id;
 
     ggml_backend_t macattn, cpu;
     ggml_backend_sched_t scheduler;
     struct ggml_context *cache_context;
     ggml_backend_buffer_t cache_buffer;
-    struct ggml_tensor *k[N_LAYERS], *v[N_LAYERS];
+    struct ggml_tensor *k[MAX_LAYERS], *v[MAX_LAYERS];
     struct ggml_context *context; /* of the graph at hand */
     struct ggml_cgraph *graph;
     int shape[4]; /* it is for */
-    struct ggml_tensor *q[N_LAYERS], *new_k[N_LAYERS], *new_v[N_LAYERS], *out[N_LAYERS];
+    struct ggml_tensor *q[MAX_LAYERS], *new_k[MAX_LAYERS], *new_v[MAX_LAYERS], *out[MAX_LAYERS];
     struct ggml_tensor *positions, *written, *mask;
     double worst;
     long n_checked, n_by_ggml, n_steps, n_reused_graphs;
@@ -106,21 +108,41 @@ static void set_row(struct ggml_tensor *cache, int stream, int cell, uint64_t se
     for (uint64_t i = 0; i < ROW; i++) row[i] = ggml_fp32_to_fp16(value(seed, i));
 }
 
-static uint64_t key_seed(uint64_t id, int layer)
+static uint64_t key_seed(const token *t, int layer)
 {
-    return hash2(id, (uint64_t)layer * 2 + 1);
+    if (layer == 0) return hash2(t->kind * 4096 + (uint64_t)t->position, 1);
+    return hash2(t->id, (uint64_t)layer * 2 + 1);
 }
 
-static uint64_t value_seed(uint64_t id, int layer)
+static uint64_t value_seed(const token *t, int layer)
 {
-    return hash2(id, (uint64_t)layer * 2 + 2);
+    return hash2(layer == 0 ? t->kind : t->id, (uint64_t)layer * 2 + 2);
+}
+
+static void name_token(token *t, const token *before, int position)
+{
+    t->position = position;
+    t->kind = below(N_KINDS);
+    t->id = hash2(before ? before->id : 0, t->kind * 4096 + (uint64_t)position);
 }
 
 static void put_token(world *w, int stream, const token *t)
 {
-    for (int l = 0; l < N_LAYERS; l++) {
-        set_row(w->k[l], stream, t->cell, key_seed(t->id, l));
-        set_row(w->v[l], stream, t->cell, value_seed(t->id, l));
+    for (int l = 0; l < w->n_layers; l++) {
+        set_row(w->k[l], stream, t->cell, key_seed(t, l));
+        set_row(w->v[l], stream, t->cell, value_seed(t, l));
+    }
+}
+
+static void copy_rows(world *w, int from, int to, int cell)
+{
+    const size_t bytes = ROW * sizeof(ggml_fp16_t);
+    for (int l = 0; l < w->n_layers; l++) {
+        char *k = w->k[l]->data, *v = w->v[l]->data;
+        const size_t source = ((size_t)from * N_CELLS + (size_t)cell) * bytes;
+        const size_t target = ((size_t)to * N_CELLS + (size_t)cell) * bytes;
+        memcpy(k + target, k + source, bytes);
+        memcpy(v + target, v + source, bytes);
     }
 }
 
@@ -148,8 +170,9 @@ static bool append(world *w, int s, bool anywhere)
     sequence *q = &w->sequences[s];
     const int stream = stream_of(w, s), cell = free_cell(w, stream, anywhere);
     if (cell < 0 || q->n == N_CELLS) return false;
-    const uint64_t before = q->n > 0 ? q->tokens[q->n - 1].id : 0;
-    q->tokens[q->n++] = (token){cell, hash2(before, ++w->next_id)};
+    q->tokens[q->n].cell = cell;
+    name_token(&q->tokens[q->n], q->n > 0 ? &q->tokens[q->n - 1] : NULL, q->n);
+    q->n++;
     w->used[stream][cell]++;
     return true;
 }
@@ -177,7 +200,7 @@ static void build(world *w, int n_queries, int n_streams, int first_stream, int 
     ggml_set_input(w->positions);
     ggml_set_input(w->written);
     ggml_set_input(w->mask);
-    for (int l = 0; l < N_LAYERS; l++) {
+    for (int l = 0; l < w->n_layers; l++) {
         w->q[l] = ggml_new_tensor_3d(c, GGML_TYPE_F32, DIM, N_HEADS, n);
         w->new_k[l] = ggml_new_tensor_2d(c, GGML_TYPE_F32, ROW, n);
         w->new_v[l] = ggml_new_tensor_2d(c, GGML_TYPE_F32, ROW, n);
@@ -254,7 +277,7 @@ static void exact(const world *w, int l, const query *q, int head, double *out)
 
 static void check(world *w, const query *queries, int n)
 {
-    for (int l = 0; l < N_LAYERS; l++) {
+    for (int l = 0; l < w->n_layers; l++) {
         const bool by_ggml =
             ggml_backend_sched_get_tensor_backend(w->scheduler, w->out[l]) != w->macattn;
         for (int i = 0; i < n; i++) {
@@ -312,12 +335,12 @@ static void compute(world *w, query *queries, int n_queries, int n_streams, int 
         ((int32_t *)w->positions->data)[i] = queries[i].n_tokens - 1;
         ((int64_t *)w->written->data)[i] =
             (int64_t)stream_of(w, queries[i].sequence) * N_CELLS + own->cell;
-        for (int l = 0; l < N_LAYERS; l++) {
+        for (int l = 0; l < w->n_layers; l++) {
             float *k = (float *)w->new_k[l]->data + (size_t)i * ROW,
                   *v = (float *)w->new_v[l]->data + (size_t)i * ROW;
             for (uint64_t j = 0; j < ROW; j++) {
-                k[j] = value(key_seed(own->id, l), j);
-                v[j] = value(value_seed(own->id, l), j);
+                k[j] = value(key_seed(own, l), j);
+                v[j] = value(value_seed(own, l), j);
             }
             for (int h = 0; h < N_HEADS; h++) {
                 float *q = (float *)w->q[l]->data + ((size_t)i * N_HEADS + (size_t)h) * DIM;
@@ -384,7 +407,7 @@ static void share(world *w, int a, int b)
         const token *t = &w->sequences[a].tokens[i];
         w->sequences[b].tokens[i] = *t;
         w->used[stream_of(w, b)][t->cell]++;
-        if (!w->unified) put_token(w, b, t);
+        if (!w->unified) copy_rows(w, a, b, t->cell);
     }
     w->sequences[b].n = n;
 }
@@ -399,15 +422,43 @@ static void replace(world *w, int s)
             return; /* shared: not this one's to change */
     }
     for (int i = from; i < q->n; i++) {
-        q->tokens[i].id = hash2(i > 0 ? q->tokens[i - 1].id : 0, ++w->next_id);
+        name_token(&q->tokens[i], i > 0 ? &q->tokens[i - 1] : NULL, q->tokens[i].position);
         put_token(w, stream_of(w, s), &q->tokens[i]);
     }
+}
+
+/* Positions of the first tokens change, by a graph that turns their keys in place. */
+static void shift(world *w, int s)
+{
+    const sequence *q = &w->sequences[s];
+    if (q->n < 4) return;
+    const int n = 1 + (int)below((uint32_t)q->n - 2);
+    ggml_backend_sched_reset(w->scheduler);
+    ggml_free(w->context);
+    w->context = ggml_init(
+        (struct ggml_init_params){ggml_tensor_overhead() * 16 + ggml_graph_overhead(), NULL, true});
+    struct ggml_context *c = w->context;
+    struct ggml_cgraph *graph = ggml_new_graph(c);
+    struct ggml_tensor *by = ggml_new_tensor_1d(c, GGML_TYPE_I32, N_CELLS);
+    ggml_set_input(by);
+    const size_t row = ROW * sizeof(ggml_fp16_t), head = DIM * sizeof(ggml_fp16_t);
+    for (int l = 0; l < w->n_layers; l++) {
+        struct ggml_tensor *k = ggml_view_3d(c, w->k[l], DIM, N_KV_HEADS, N_CELLS, head, row,
+                                             (size_t)stream_of(w, s) * N_CELLS * row);
+        ggml_build_forward_expand(graph, ggml_rope_inplace(c, k, by, DIM, GGML_ROPE_TYPE_NEOX));
+    }
+    if (!ggml_backend_sched_alloc_graph(w->scheduler, graph)) die("no memory for the shift");
+    memset(by->data, 0, ggml_nbytes(by));
+    for (int i = 0; i < n; i++) ((int32_t *)by->data)[q->tokens[i].cell] = 7;
+    if (ggml_backend_sched_graph_compute(w->scheduler, graph) != GGML_STATUS_SUCCESS)
+        die("shift failed");
+    w->graph = NULL;
 }
 
 static void change(world *w)
 {
     const int s = (int)below((uint32_t)w->n_sequences), n = w->sequences[s].n;
-    switch (below(12)) {
+    switch (below(14)) {
     case 0: drop(w, s, 0, n); break;
     case 1:
     case 2:
@@ -423,7 +474,9 @@ static void change(world *w)
         break;
     case 7:
     case 8: share(w, s, (int)below((uint32_t)w->n_sequences)); break;
-    case 9: replace(w, s); break;
+    case 9:
+    case 10: replace(w, s); break;
+    case 11: shift(w, s); break;
     default: break;
     }
 }
@@ -438,10 +491,12 @@ static void make_room(world *w)
 
 /* ----------------------------------------------------------------------------------------------- main -- */
 
-static void world_create(world *w, bool unified)
+static void world_create(world *w, bool unified, int n_layers)
 {
-    *w = (world){
-        .unified = unified, .n_sequences = MAX_SEQUENCES, .n_streams = unified ? 1 : MAX_SEQUENCES};
+    *w = (world){.unified = unified,
+                 .n_layers = n_layers,
+                 .n_sequences = MAX_SEQUENCES,
+                 .n_streams = unified ? 1 : MAX_SEQUENCES};
     w->macattn = ggml_backend_init_by_name("MACATTN", NULL);
     w->cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, NULL);
     if (!w->macattn || !w->cpu) die("the plug-in or the CPU backend is not loaded");
@@ -449,7 +504,7 @@ static void world_create(world *w, bool unified)
     w->scheduler = ggml_backend_sched_new(backends, NULL, 2, 256, false, true);
     struct ggml_init_params params = {ggml_tensor_overhead() * 8, NULL, true};
     w->cache_context = ggml_init(params);
-    for (int l = 0; l < N_LAYERS; l++) {
+    for (int l = 0; l < w->n_layers; l++) {
         w->k[l] = ggml_new_tensor_3d(w->cache_context, GGML_TYPE_F16, ROW, N_CELLS, w->n_streams);
         w->v[l] = ggml_new_tensor_3d(w->cache_context, GGML_TYPE_F16, ROW, N_CELLS, w->n_streams);
         ggml_format_name(w->k[l], "cache_k_l%d", l);
@@ -469,11 +524,27 @@ static void world_free(world *w)
     ggml_backend_free(w->cpu);
 }
 
-static void run(bool unified, uint64_t seed, int n_operations)
+/* Of the context that was made last. */
+static uint64_t hits(void)
+{
+    macattn_ggml_interface_t get;
+    void *function = ggml_backend_reg_get_proc_address(ggml_backend_reg_by_name("MACATTN"),
+                                                       MACATTN_GGML_INTERFACE);
+    memcpy(&get, &function, sizeof get);
+    const macattn_ggml_interface *plugin = get(MACATTN_GGML_INTERFACE_VERSION);
+    uint64_t n = 0;
+    for (int l = 0; l < plugin->n_layers(plugin->newest()); l++) {
+        macattn_stats stats = {.struct_size = sizeof stats};
+        if (plugin->stats(plugin->newest(), l, -1, &stats) == MACATTN_OK) n += stats.hits;
+    }
+    return n;
+}
+
+static void run(bool unified, int n_layers, uint64_t seed, int n_operations)
 {
     static world w;
     state = seed;
-    world_create(&w, unified);
+    world_create(&w, unified, n_layers);
     for (int i = 0; i < n_operations; i++) {
         make_room(&w);
         if (below(8) == 0) change(&w);
@@ -483,11 +554,15 @@ static void run(bool unified, uint64_t seed, int n_operations)
             grow_streams(&w);
         }
     }
-    printf("%s cache, seed %llu: %ld steps (%ld with the graph of the step before), %ld outputs "
+    const uint64_t n_hits = hits();
+    if ((n_hits > 0) != (n_layers > 1)) die("summaries are reused iff there is a deeper layer");
+    printf("%s cache, %d layers, seed %llu: %llu hits, %ld steps (%ld with the graph of the step "
+           "before), %ld outputs "
            "(%ld by ggml), worst "
            "error %.2g\n",
-           unified ? "unified" : "split", (unsigned long long)seed, w.n_steps, w.n_reused_graphs,
-           w.n_checked, w.n_by_ggml, w.worst);
+           unified ? "unified" : "split", n_layers, (unsigned long long)seed,
+           (unsigned long long)n_hits, w.n_steps, w.n_reused_graphs, w.n_checked, w.n_by_ggml,
+           w.worst);
     world_free(&w);
 }
 
@@ -499,8 +574,10 @@ int main(int argc, char **argv)
     ggml_backend_load_all_from_path(argv[1]);
     if (!ggml_backend_load(argv[2])) die("the plug-in does not load");
     for (uint64_t i = 0; i < 3; i++) {
-        run(true, seed + i, n);
-        run(false, seed + i, n);
+        run(true, MAX_LAYERS, seed + i, n);
+        run(false, MAX_LAYERS, seed + i, n);
     }
+    run(true, 1, seed, n / 4);
+    run(false, 1, seed, n / 4);
     return 0;
 }

@@ -10,30 +10,19 @@
 #include "host.h"
 #include "settings/json.h"
 
-enum { MAX_BYTES = 1 << 24, CONFIG_VERSION = 1 };
+enum { MAX_BYTES = 1 << 24, MAX_SCALE = 1000000, CONFIG_VERSION = 1 };
 
-/* A number in a range; whole if asked for. */
-static bool number(json *j, const char *key, double low, double high, bool whole, double *value)
+/* What the model has so much of, as a field of macattn_config. */
+static bool count(json *j, const char *key, const char *field, int32_t *value)
 {
-    if (!json_number(j, value)) return false;
-    if (*value >= low && *value <= high && (!whole || *value == floor(*value))) return true;
-    return json_fail(j, "%s is %g; it must be a %snumber in [%g, %g]", key, *value,
-                     whole ? "whole " : "", low, high);
-}
-
-static bool integer(json *j, const char *key, double low, double high, int32_t *value)
-{
+    const macattn_setting *s = macattn_setting_find(field);
     double x;
-    if (!number(j, key, low, high, true, &x)) return false;
+    if (!json_number(j, &x)) return false;
+    if (x < s->low || x > s->high || x != floor(x)) {
+        return json_fail(j, "%s is %g; it must be a whole number in [%g, %g]", key, x, s->low,
+                         s->high);
+    }
     *value = (int32_t)x;
-    return true;
-}
-
-static bool share(json *j, const char *key, float *value)
-{
-    double x;
-    if (!number(j, key, 0, 1, false, &x)) return false;
-    *value = (float)x;
     return true;
 }
 
@@ -44,13 +33,13 @@ static bool read_model(json *j, plugin_model *model)
     while (json_next_key(j, &first, key, sizeof key)) {
         bool ok;
         if (strcmp(key, "layers") == 0) {
-            ok = integer(j, key, 1, 65536, &model->n_layers);
+            ok = count(j, key, "n_layers", &model->n_layers);
         } else if (strcmp(key, "heads") == 0) {
-            ok = integer(j, key, 1, 1024, &model->n_heads);
+            ok = count(j, key, "n_heads", &model->n_heads);
         } else if (strcmp(key, "kv_heads") == 0) {
-            ok = integer(j, key, 1, 1024, &model->n_kv_heads);
+            ok = count(j, key, "n_kv_heads", &model->n_kv_heads);
         } else if (strcmp(key, "head_dim") == 0) {
-            ok = integer(j, key, 1, 1024, &model->head_dim);
+            ok = count(j, key, "head_dim", &model->head_dim);
         } else if (strcmp(key, "name") == 0) {
             ok = json_string(j, model->name, sizeof model->name);
         } else {
@@ -61,12 +50,20 @@ static bool read_model(json *j, plugin_model *model)
     return json_ok(j);
 }
 
-static bool read_policy(json *j, macattn_policy *policy)
+/* A setting of reuse: a policy by name, anything else a number. */
+static bool read_setting(json *j, const macattn_setting *s, macattn_config *config)
 {
-    char name[32] = "";
-    if (!json_string(j, name, sizeof name)) return false;
-    return settings_find_policy(name, policy) ||
-           json_fail(j, "policy \"%s\" is none of: exact, paper, budget", name);
+    char name[32] = "", error[128] = "";
+    double x = 0;
+    macattn_status status;
+    if (s->type == MACATTN_SETTING_POLICY) {
+        if (!json_string(j, name, sizeof name)) return false;
+        status = macattn_setting_parse(config, s->name, name, error, sizeof error);
+    } else {
+        if (!json_number(j, &x)) return false;
+        status = macattn_setting_set(config, s->name, x, error, sizeof error);
+    }
+    return status == MACATTN_OK || json_fail(j, "%s", error);
 }
 
 static bool read_scale_row(json *j, plugin_settings *o, size_t *n)
@@ -75,10 +72,13 @@ static bool read_scale_row(json *j, plugin_settings *o, size_t *n)
     int32_t heads = 0;
     while (json_next_element(j, &first)) {
         double x;
-        float *scale = realloc(o->budget_scale, (*n + 1) * sizeof *scale);
+        float *scale = realloc(o->file_scale, (*n + 1) * sizeof *scale);
         if (!scale) return json_fail(j, "out of memory");
-        o->budget_scale = scale;
-        if (!number(j, "budget_scale", 0, 1e6, false, &x)) return false;
+        o->file_scale = scale;
+        if (!json_number(j, &x)) return false;
+        if (x < 0 || x > MAX_SCALE) {
+            return json_fail(j, "a budget_scale is %g; it must be in [0, %d]", x, (int)MAX_SCALE);
+        }
         scale[(*n)++] = (float)x;
         heads++;
     }
@@ -96,7 +96,7 @@ static bool read_scale(json *j, plugin_settings *o)
 {
     bool first = true;
     size_t n = 0;
-    if (o->budget_scale) return json_fail(j, "budget_scale is there twice");
+    if (o->file_scale) return json_fail(j, "budget_scale is there twice");
     while (json_next_element(j, &first)) {
         if (!read_scale_row(j, o, &n)) return false;
     }
@@ -106,31 +106,28 @@ static bool read_scale(json *j, plugin_settings *o)
 static bool fits_model(json *j, const plugin_settings *o)
 {
     const plugin_model *m = &o->model;
-    if (!o->budget_scale || ((!m->n_layers || m->n_layers == o->scale_layers) &&
-                             (!m->n_heads || m->n_heads == o->scale_heads))) {
+    if (!o->file_scale || ((!m->n_layers || m->n_layers == o->scale_layers) &&
+                           (!m->n_heads || m->n_heads == o->scale_heads))) {
         return true;
     }
     return json_fail(j, "budget_scale has %d layers of %d heads, the model %d of %d",
                      (int)o->scale_layers, (int)o->scale_heads, (int)m->n_layers, (int)m->n_heads);
 }
 
+static bool read_version(json *j)
+{
+    double x;
+    if (!json_number(j, &x)) return false;
+    return x == CONFIG_VERSION ||
+           json_fail(j, "macattn_config is %g; this version reads %d", x, (int)CONFIG_VERSION);
+}
+
 static bool read_key(json *j, const char *key, plugin_settings *o)
 {
-    int32_t n;
-    if (strcmp(key, "macattn_config") == 0) {
-        return integer(j, key, CONFIG_VERSION, CONFIG_VERSION, &n);
-    }
+    const macattn_setting *s = settings_find(key);
+    if (s) return read_setting(j, s, &o->config);
+    if (strcmp(key, "macattn_config") == 0) return read_version(j);
     if (strcmp(key, "model") == 0) return read_model(j, &o->model);
-    if (strcmp(key, "policy") == 0) return read_policy(j, &o->policy);
-    if (strcmp(key, "tau") == 0) return share(j, key, &o->tau);
-    if (strcmp(key, "budget") == 0) return share(j, key, &o->budget);
-    if (strcmp(key, "ring") == 0) return integer(j, key, 1, SETTINGS_MAX_RING, &o->ring);
-    if (strcmp(key, "band") == 0) return integer(j, key, 0, SETTINGS_MAX_TOKENS, &o->band);
-    if (strcmp(key, "min_tokens") == 0) {
-        if (!integer(j, key, 0, SETTINGS_MAX_TOKENS, &n)) return false;
-        o->min_tokens = n;
-        return true;
-    }
     if (strcmp(key, "budget_scale") == 0) return read_scale(j, o);
     if (strcmp(key, "evidence") == 0) return json_skip(j); /* for people */
     return json_fail(j, "there is no setting \"%s\"", key);
@@ -173,18 +170,18 @@ bool config_read(const char *path, plugin_settings *settings)
     json j;
     size_t bytes;
     plugin_settings read = *settings;
-    read.budget_scale = NULL;
+    read.file_scale = NULL;
     read.scale_layers = read.scale_heads = 0;
     char *text = read_file(path, &bytes);
     if (!text) return false;
     json_open(&j, text, bytes);
     const bool ok = parse(&j, &read);
     if (ok) {
-        read.scale = read.budget_scale;
+        read.scale = read.file_scale;
         *settings = read;
     } else {
         host_say("not loaded: MACATTN_CONFIG=%s: %s", path, j.error);
-        free(read.budget_scale);
+        free(read.file_scale);
     }
     free(text);
     return ok;

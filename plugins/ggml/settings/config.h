@@ -5,7 +5,7 @@
 
 #include "settings/settings.h"
 
-/*! config_read() : take over what the file says.
+/*! config_read() : take over what the file says. `file_scale`, if it says so, is the caller's to free.
  * @return : false, with a message on stderr, if it cannot be read or makes no sense. */
 bool config_read(const char *path, plugin_settings *settings);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "settings/environment.h"
 
+#include <ctype.h>
 #include <errno.h>
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "host.h"
@@ -14,60 +15,51 @@ static const char *text(const char *name)
     return value && *value ? value : NULL;
 }
 
-static bool number(const char *name, double low, double high, double *value)
+/* "min_tokens": MACATTN_MIN_TOKENS */
+static void variable_of(const macattn_setting *s, char *name, size_t size)
 {
-    const char *s = text(name);
-    if (!s) return true;
-    char *end;
-    errno = 0;
-    const double x = strtod(s, &end);
-    if (errno != 0 || *end != '\0' || !isfinite(x) || x < low || x > high) {
-        host_say("not loaded: %s=%s is not a number in [%g, %g]", name, s, low, high);
-        return false;
-    }
-    *value = x;
-    return true;
+    const int n = snprintf(name, size, "MACATTN_%s", s->name);
+    for (int i = 0; i < n && (size_t)i < size; i++) name[i] = (char)toupper((unsigned char)name[i]);
 }
 
-static bool integer(const char *name, double low, double high, double *value)
+static bool read_setting(const macattn_setting *s, macattn_config *config)
 {
-    if (!number(name, low, high, value)) return false;
-    if (*value != floor(*value)) {
-        host_say("not loaded: %s=%s is not a whole number", name, text(name));
-        return false;
+    char variable[64], error[160] = "";
+    variable_of(s, variable, sizeof variable);
+    const char *value = text(variable);
+    if (!value ||
+        macattn_setting_parse(config, s->name, value, error, sizeof error) == MACATTN_OK) {
+        return true;
     }
-    return true;
-}
-
-static bool read_policy(macattn_policy *policy)
-{
-    const char *s = text("MACATTN_POLICY");
-    if (!s || settings_find_policy(s, policy)) return true;
-    host_say("not loaded: MACATTN_POLICY=%s is none of: exact, paper, budget", s);
+    host_say("not loaded: %s=%s: %s", variable, value, error);
     return false;
+}
+
+static bool read_audit(int *every)
+{
+    char *end;
+    const char *value = text("MACATTN_AUDIT");
+    if (!value) return true;
+    errno = 0;
+    const long n = strtol(value, &end, 10);
+    if (errno != 0 || end == value || *end != '\0' || n < 0 || n > SETTINGS_MAX_AUDIT) {
+        host_say("not loaded: MACATTN_AUDIT=%s: it must be a whole number in [0, %d]", value,
+                 (int)SETTINGS_MAX_AUDIT);
+        return false;
+    }
+    *every = (int)n;
+    return true;
 }
 
 bool environment_read(plugin_settings *settings)
 {
     *settings = settings_defaults();
-    settings->config = text("MACATTN_CONFIG");
-    settings->stats = text("MACATTN_STATS");
-    if (settings->config && !config_read(settings->config, settings)) return false;
-    double budget = (double)settings->budget, tau = (double)settings->tau, ring = settings->ring;
-    double band = settings->band, min_tokens = (double)settings->min_tokens, audit = 0;
-    if (!read_policy(&settings->policy) || !number("MACATTN_TAU", 0, 1, &tau) ||
-        !number("MACATTN_BUDGET", 0, 1, &budget) ||
-        !integer("MACATTN_RING", 1, SETTINGS_MAX_RING, &ring) ||
-        !integer("MACATTN_BAND", 0, SETTINGS_MAX_TOKENS, &band) ||
-        !integer("MACATTN_MIN_TOKENS", 0, SETTINGS_MAX_TOKENS, &min_tokens) ||
-        !integer("MACATTN_AUDIT", 0, SETTINGS_MAX_TOKENS, &audit)) {
-        return false;
+    settings->config_path = text("MACATTN_CONFIG");
+    settings->stats_path = text("MACATTN_STATS");
+    if (settings->config_path && !config_read(settings->config_path, settings)) return false;
+    const macattn_setting *s;
+    for (int i = 0; (s = settings_at(i)) != NULL; i++) {
+        if (!read_setting(s, &settings->config)) return false;
     }
-    settings->tau = (float)tau;
-    settings->budget = (float)budget;
-    settings->ring = (int32_t)ring;
-    settings->band = (int32_t)band;
-    settings->min_tokens = (int64_t)min_tokens;
-    settings->audit_every = (int)audit;
-    return true;
+    return read_audit(&settings->audit_every);
 }
