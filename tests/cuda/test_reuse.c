@@ -68,7 +68,7 @@ static void check_padded(macattn_policy policy, bool with_sinks)
     for (int h = 0; h < 12; h++) sinks[h] = h % 3 ? 0.5f * (float)h : -INFINITY;
     float *gpu_sinks = upload(sinks, sizeof sinks);
     if (with_sinks) x.b.io.sinks = sinks, x.io.sinks = gpu_sinks;
-    for (int i = 1; i < (small() ? 40 : 200); i++) {
+    for (int i = 1; i < (small() ? 80 : 200); i++) {
         const int32_t rows = 2 + (int32_t)test_below(&rng, 7);
         const int32_t real = (int32_t)test_below(&rng, rows),
                       loose = (int32_t)test_below(&rng, rows);

@@ -126,20 +126,6 @@ __global__ void __launch_bounds__(T::THREADS, 1)
     }
 }
 
-/* What table.cu lists of an instantiation. */
-template <class T, class Judging>
-mai_cu_attend_kernel describe(macattn_dtype kv_dtype)
-{
-    return mai_cu_attend_kernel{(const void *)attend_kernel<T>,
-                                (const void *)attend_kernel<Judging>,
-                                kv_dtype,
-                                T::D,
-                                T::HEADS,
-                                T::UNIT,
-                                T::THREADS,
-                                sizeof(AttendShared<T>)};
-}
-
 } // namespace mai
 
 #endif /* MAI_CUDA_KERNEL_CUH */
