@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/*! array_room() : room for `n` items of `size` bytes in a growing array; `array` is the address of the pointer.
+/*! array_room() : room for `n` items of `size` bytes in a growing array; `array` is the address of
+ *  the pointer.
  *  @return : false without memory, nothing having changed. */
 static inline bool array_room(void *array, size_t *capacity, size_t n, size_t size)
 {

@@ -5,8 +5,8 @@
 
 #include "records.h"
 
-/*! attention_compute() : compute one node, with ggml's own operator where macattn cannot; also a small node of
- *  another kind that the device took. */
+/*! attention_compute() : compute one node, with ggml's own operator where macattn cannot; also a
+ *  small node of another kind that the device took. */
 enum ggml_status attention_compute(attention *a, struct ggml_tensor *node);
 
 #endif

@@ -14,11 +14,11 @@ typedef struct head_before {
 void audit_read_heads(const group *g, int l, head_before *heads);
 
 /*! audit_step() : compute again, exactly, and compare the heads that hit. */
-void audit_step(const attention *a, group *g, int l, const macattn_io *io, const head_before *before,
-                const head_before *after);
+void audit_step(const attention *a, group *g, int l, const macattn_io *io,
+                const head_before *before, const head_before *after);
 
-/*! audit_count_bytes() : what a step of one sequence read; `before` NULL: all of it. A KV head's rows
- *  are left out as far as all its query heads leave them out. */
+/*! audit_count_bytes() : what a step of one sequence read; `before` NULL: all of it. A KV head's
+ *  rows are left out as far as all its query heads leave them out. */
 void audit_count_bytes(const attention *a, group *g, int l, const head_before *before,
                        const head_before *after);
 

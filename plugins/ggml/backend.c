@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A ggml backend with one accelerator device that takes FLASH_ATTN_EXT nodes on host memory. Its buffers
- * are the CPU's, so the scheduler hands it the nodes where they are, without copies. */
+/* A ggml backend with one accelerator device that takes FLASH_ATTN_EXT nodes on host memory. Its
+ * buffers are the CPU's, so the scheduler hands it the nodes where they are, without copies. */
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,20 +23,20 @@ static plugin_settings settings;
 static struct ggml_backend_device device;
 static struct ggml_backend_reg registry;
 
-/* Whether any device is a GPU, when a context is made. llama.cpp then gives the CPU the GPU's kind of host memory,
- * and the scheduler no longer moves attention from the CPU to a device that has the CPU's. It does go on with a
- * device that has the node before, so the device takes that one, too: the new values' way into a cache in
- * host memory. */
+/* Whether any device is a GPU, when a context is made. llama.cpp then gives the CPU the GPU's
+ * kind of host memory, and the scheduler no longer moves attention from the CPU to a device that
+ * has the CPU's. It does go on with a device that has the node before, so the device takes that
+ * one, too: the new values' way into a cache in host memory. */
 static atomic_bool beside_gpu;
 
-/* From so many tokens on llama.cpp has a GPU compute the products of layers in host memory, and their attention
- * where nobody stands between. That is faster than any CPU, and left as it is. */
+/* From so many tokens on llama.cpp has a GPU compute the products of layers in host memory, and
+ * their attention where nobody stands between. That is faster than any CPU, and left as it is. */
 enum { GPU_BATCH = 32 };
 
 /* A model's layers were put on the device itself (`--device MACATTN`). */
 static atomic_bool holds_layers;
 
-/* --------------------------------------------------------------------------------------- backend -- */
+/* ----------------------------------------------------------------------------------- backend -- */
 
 static const char *backend_name(ggml_backend_t backend)
 {
@@ -80,7 +80,7 @@ static void set_n_threads(ggml_backend_t backend, int n_threads)
     attention_set_threads(backend->context, n_threads);
 }
 
-/* ---------------------------------------------------------------------------------------- device -- */
+/* ------------------------------------------------------------------------------------ device -- */
 
 static const char *device_name(ggml_backend_dev_t dev)
 {
@@ -113,8 +113,8 @@ static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *
     props->description = device_description(dev);
     props->type = device_type(dev);
     props->caps.buffer_from_host_ptr = true;
-    /* What is computed is there when the call returns, which is a case of both; without them llama.cpp would give up
-     * pipelining between GPUs. */
+    /* What is computed is there when the call returns, which is a case of both; without them
+     * llama.cpp would give up pipelining between GPUs. */
     props->caps.async = true;
     props->caps.events = true;
 }
@@ -176,7 +176,8 @@ static ggml_backend_buffer_t device_buffer_from_ptr(ggml_backend_dev_t dev, void
     return host.ggml_backend_cpu_buffer_from_ptr(ptr, size);
 }
 
-/* Of a layer that has attention behind it: with flash attention off, values are written one by one. */
+/* Of a layer that has attention behind it: with flash attention off, values are written one by
+ * one. */
 static bool takes_values(const struct ggml_tensor *node)
 {
     const struct ggml_tensor *cache = node->view_src;
@@ -217,7 +218,7 @@ static bool device_supports_buffer_type(ggml_backend_dev_t dev, ggml_backend_buf
     return host.ggml_backend_buft_is_host(type);
 }
 
-/* -------------------------------------------------------------------------------------- registry -- */
+/* ---------------------------------------------------------------------------------- registry -- */
 
 static const char *registry_name(ggml_backend_reg_t reg)
 {

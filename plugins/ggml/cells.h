@@ -40,7 +40,8 @@ int64_t cells_one_more(const uint64_t *a, const uint64_t *b, int64_t n_words);
 int64_t cells_first(const uint64_t *set, int64_t n_words);
 int64_t cells_last(const uint64_t *set, int64_t n_words);
 
-/*! cells_list() : write the cells in rising order to `list`, which has room for all. Returns how many. */
+/*! cells_list() : write the cells in rising order to `list`, which has room for all. Returns how
+ *  many. */
 int64_t cells_list(const uint64_t *set, int64_t n_words, int32_t *list);
 
 /*! cells_from_mask() : the cells that a mask row [n_cells] of f16 lets through.

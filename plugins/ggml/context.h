@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* One context per ggml backend, that is per llama_context: its life, and what programs ask of it. */
+/* One context per ggml backend, that is per llama_context: its life, and what programs ask of
+ * it. */
 #ifndef MACATTN_PLUGIN_CONTEXT_H
 #define MACATTN_PLUGIN_CONTEXT_H
 
@@ -13,7 +14,8 @@ void attention_free(attention *a);
 
 void attention_set_threads(attention *a, int n_threads);
 
-/* What macattn_ggml_interface (macattn/ggml.h) offers of a context; attention_n_layers is in group.h. */
+/* What macattn_ggml_interface (macattn/ggml.h) offers of a context; attention_n_layers is in
+ * group.h. */
 macattn_status attention_layer(const attention *a, int32_t layer, macattn_ggml_layer *info);
 macattn_status attention_stats(attention *a, int32_t layer, int32_t head, macattn_stats *stats);
 macattn_status attention_bytes(const attention *a, int32_t layer, macattn_ggml_bytes *bytes);

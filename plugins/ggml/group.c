@@ -7,7 +7,8 @@
 #include "node.h"
 #include "writes.h"
 
-/* Sequences remembered in a cache that all share (llama.cpp's unified cache); elsewhere one a stream. */
+/* Sequences remembered in a cache that all share (llama.cpp's unified cache); elsewhere one a
+ * stream. */
 #define UNIFIED_SEQUENCES 8
 
 group_key group_key_of(const struct ggml_tensor *node)
@@ -172,8 +173,8 @@ static bool fits(attention *a, const group *g)
     return same;
 }
 
-/* Fingerprints need keys that depend on position, and keys that depend on all tokens before: layer 0's depend on
- * their own alone. */
+/* Fingerprints need keys that depend on position, and keys that depend on all tokens before:
+ * layer 0's depend on their own alone. */
 static bool tracks(attention *a, const group *g)
 {
     return a->tracks && g->key.n_streams > 0 && g->rope_layer >= 0 &&
@@ -228,7 +229,8 @@ bool group_object_make(attention *a, group *g, int n_layers)
     return true;
 }
 
-/* The object and the trackers, for as many layers as are known. More layers than before: start over. */
+/* The object and the trackers, for as many layers as are known. More layers than before: start
+ * over. */
 bool group_object_create(attention *a, group *g)
 {
     const int n_layers = g->n_layers > 0 ? g->n_layers : 1;

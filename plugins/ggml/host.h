@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The ggml of the program that loads the plug-in.
  *
- * The plug-in links no ggml library: programs carry ggml as shared libraries of any name, inside a
- * Python package, or statically. Its functions are looked up in the object that called
- * ggml_backend_init, and what that object reports as its version must be the one whose headers the
- * plug-in was compiled with, because ggml's backend interface has changed its layout without changing
- * its number. */
+ * The plug-in links no ggml library: programs carry ggml as shared libraries of any name, inside
+ * a Python package, or statically. Its functions are looked up in the object that called
+ * ggml_backend_init, and what that object reports as its version must be the one whose headers
+ * the plug-in was compiled with, because ggml's backend interface has changed its layout without
+ * changing its number. */
 #ifndef MACATTN_PLUGIN_HOST_H
 #define MACATTN_PLUGIN_HOST_H
 

@@ -60,7 +60,7 @@ void pool_init(void)
     if (n_cpus < 1) n_cpus = 1;
 }
 
-/* ---------------------------------------------------------------------------------------- OpenMP -- */
+/* ------------------------------------------------------------------------------------ OpenMP -- */
 
 /* The object that holds ggml's CPU backend. */
 static void *cpu_library(void)
@@ -77,7 +77,8 @@ static void *cpu_library(void)
     return library ? library : dlopen(NULL, RTLD_LAZY);
 }
 
-/* Looked up in that object and what it was linked with. The object stays open: its runtime is used. */
+/* Looked up in that object and what it was linked with. The object stays open: its runtime is
+ * used. */
 static gomp_parallel_function *find_gomp(void)
 {
     gomp_parallel_function *gomp = NULL;
@@ -91,7 +92,7 @@ const char *pool_kind(void)
     return find_gomp() ? "OpenMP's" : "own";
 }
 
-/* --------------------------------------------------------------------------------------- workers -- */
+/* ----------------------------------------------------------------------------------- workers -- */
 
 static void draw(void *data)
 {
@@ -180,7 +181,8 @@ static void wait_for_workers(pool *p)
     pthread_mutex_unlock(&p->lock);
 }
 
-/* On all CPUs the plug-in was loaded with: the calling thread may have been bound to one of them. */
+/* On all CPUs the plug-in was loaded with: the calling thread may have been bound to one of
+ * them. */
 static int start_thread(worker *w)
 {
     pthread_attr_t attr;
@@ -219,7 +221,7 @@ static bool start_worker(pool *p)
     return true;
 }
 
-/* ------------------------------------------------------------------------------------------ pool -- */
+/* -------------------------------------------------------------------------------------- pool -- */
 
 pool *pool_create(void)
 {

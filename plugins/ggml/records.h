@@ -123,7 +123,8 @@ typedef struct attention {
     report_totals totals;
 } attention;
 
-/*! attention_scratch() : memory for one use, until the next call.  @return : NULL without memory. */
+/*! attention_scratch() : memory for one use, until the next call.  @return : NULL without
+ *  memory. */
 static inline float *attention_scratch(attention *a, size_t bytes)
 {
     return array_room(&a->scratch, &a->scratch_bytes, bytes, 1) ? a->scratch : NULL;

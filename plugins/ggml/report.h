@@ -26,7 +26,8 @@ typedef struct report_totals {
     tracker_counts tracked;
 } report_totals;
 
-/*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a context. */
+/*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a
+ *  context. */
 void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit);
 
 void report_add(const report_totals *totals);

@@ -33,8 +33,8 @@ static bool room_for_cells(step *s, int64_t n)
     return array_room(&s->cells, &s->cells_capacity, s->n_cells + (size_t)n, sizeof *s->cells);
 }
 
-/* A row for queries of which nothing is known but what they see. Cells that follow one another are not listed:
- * where every query sees all, that would be a list for each. */
+/* A row for queries of which nothing is known but what they see. Cells that follow one another
+ * are not listed: where every query sees all, that would be a list for each. */
 static bool begin_untracked(step *s, step_row *row, const uint64_t *seen, int64_t n_words)
 {
     row->n_tokens = cells_count(seen, n_words);
@@ -63,8 +63,9 @@ static bool extend_untracked(step *s, step_row *row, int64_t cell)
     return true;
 }
 
-/* A stream's fingerprints come from the deepest layer's keys, which depend on all tokens before, and if those are
- * not turned by RoPE, also from the deepest that are: they depend on the position. */
+/* A stream's fingerprints come from the deepest layer's keys, which depend on all tokens before,
+ * and if those are not turned by RoPE, also from the deepest that are: they depend on the
+ * position. */
 typedef struct probe_source {
     const group *g;
     int64_t stream;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The first node of a group in a graph begins a step: its mask is read, sequences are recognised, the object is
- * planned; the nodes of the other layers use the same plan. */
+/* The first node of a group in a graph begins a step: its mask is read, sequences are
+ * recognised, the object is planned; the nodes of the other layers use the same plan. */
 #ifndef MACATTN_PLUGIN_STEP_H
 #define MACATTN_PLUGIN_STEP_H
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What graphs write into caches of keys: seen while they are divided, asked for when they are traced. */
+/* What graphs write into caches of keys: seen while they are divided, asked for when they are
+ * traced. */
 #ifndef MACATTN_PLUGIN_WRITES_H
 #define MACATTN_PLUGIN_WRITES_H
 
@@ -18,8 +19,8 @@ void writes_note(const struct ggml_tensor *node);
  *  @return : NULL if it puts none there: contexts may share a cache that one of them only reads. */
 const struct ggml_tensor *writes_cells(const struct ggml_tensor *cache);
 
-/*! writes_changes() : how many nodes have been seen, of any graph, that change keys in place (as for a shift of
- *  positions). Which tokens' is not visible. */
+/*! writes_changes() : how many nodes have been seen, of any graph, that change keys in place (as
+ *  for a shift of positions). Which tokens' is not visible. */
 uint64_t writes_changes(void);
 
 #endif

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A program whose ggml is of a version nobody has: the plug-in must refuse to load. Argument: the plug-in. */
+/* A program whose ggml is of a version nobody has: the plug-in must refuse to load. Argument:
+ * the plug-in. */
 #include <dlfcn.h>
 #include <stdio.h>
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plug-in's configuration file: what is taken from it, that the environment overrides it, and that a
- * file which makes no sense, or is cut or damaged anywhere, changes nothing.  usage: test_config FILE */
+/* The plug-in's configuration file: what is taken from it, that the environment overrides it,
+ * and that a file which makes no sense, or is cut or damaged anywhere, changes nothing.  usage:
+ * test_config FILE */
 #include "settings/config.h"
 #include "settings/environment.h"
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The plug-in's threads: every task once, as many threads as asked for at the moment, on every CPU though the
- * calling thread be bound to one, two pools at once; OpenMP's where ggml's CPU backend is linked with it.
- *  usage: test_pool [GGML_FOLDER] */
+/* The plug-in's threads: every task once, as many threads as asked for at the moment, on every
+ * CPU though the calling thread be bound to one, two pools at once; OpenMP's where ggml's CPU
+ * backend is linked with it. usage: test_pool [GGML_FOLDER] */
 #include "pool.h"
 
 #include <pthread.h>

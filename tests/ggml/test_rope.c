@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* rope_rotate gives what ggml's ROPE gives, and undoing it gives back what it was given: both layouts, partial
- * rotation, frequency factors, YaRN. */
+/* rope_rotate gives what ggml's ROPE gives, and undoing it gives back what it was given: both
+ * layouts, partial rotation, frequency factors, YaRN. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -85,7 +85,8 @@ static int check(const kind *k)
     return ok;
 }
 
-/* Whether the search for the ROPE node goes through what keeps queries comparable, and stops elsewhere. */
+/* Whether the search for the ROPE node goes through what keeps queries comparable, and stops
+ * elsewhere. */
 static int check_find(void)
 {
     static char memory[1 << 20];

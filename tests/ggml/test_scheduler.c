@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The device as ggml's scheduler sees it when llama.cpp drives it: the graph that only probes, contexts made in
- * turns by two threads, caches that one context writes and another reads, a GPU in the machine, pipelining,
- * encoders, numbers of threads that change, and layers put on the device itself.
- *  usage: test_scheduler GGML_FOLDER PLUGIN.so */
+/* The device as ggml's scheduler sees it when llama.cpp drives it: the graph that only probes,
+ * contexts made in turns by two threads, caches that one context writes and another reads, a GPU
+ * in the machine, pipelining, encoders, numbers of threads that change, and layers put on the
+ * device itself. usage: test_scheduler GGML_FOLDER PLUGIN.so */
 #include <dirent.h>
 #include <malloc.h>
 #include <math.h>
@@ -37,7 +37,7 @@ static void die(const char *what)
     exit(1);
 }
 
-/* ------------------------------------------------------------------------------------------ contexts -- */
+/* ---------------------------------------------------------------------------------- contexts -- */
 
 typedef enum keys {
     KEYS_CACHED,     /* views of a cache that the graph writes */
@@ -129,7 +129,8 @@ static struct ggml_tensor *as_f16(struct ggml_context *g, struct ggml_tensor *t)
     return t->type == GGML_TYPE_F32 ? ggml_cast(g, t, GGML_TYPE_F16) : t;
 }
 
-/* One layer for n tokens; `cache`: whose. Values one by one, as without flash attention, if `apart`. */
+/* One layer for n tokens; `cache`: whose. Values one by one, as without flash attention, if
+ * `apart`. */
 static void build(context *c, const context *cache, keys kind, int n, bool masked, bool apart)
 {
     ggml_free(c->graph_context);
@@ -224,9 +225,10 @@ static void compute(context *c, int first, bool all)
     }
 }
 
-/* ---------------------------------------------------------------------------------------------- tests -- */
+/* ------------------------------------------------------------------------------------- tests -- */
 
-/* The first graph is llama.cpp's, to see whether flash attention stays on; of any kind, and however long. */
+/* The first graph is llama.cpp's, to see whether flash attention stays on; of any kind, and
+ * however long. */
 static void test_probe(void)
 {
     for (int kind = 0; kind < KEYS_OF_ANOTHER; kind++) {
@@ -405,7 +407,7 @@ static void test_pipelined(void)
     destroy(&pipelined);
 }
 
-/* -------------------------------------------------------------------------------------- a GPU's machine -- */
+/* --------------------------------------------------------------------------- a GPU's machine -- */
 
 static const char *gpu_name(ggml_backend_dev_t dev)
 {

@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* No stale summary is ever used: random programs over a KV cache, through ggml's scheduler and the plug-in.
+/* No stale summary is ever used: random programs over a KV cache, through ggml's scheduler and the
+ * plug-in.
  *
- * Two layers of attention over caches named and laid out like llama.cpp's, driven by a model of what llama.cpp
- * does to a cache: tokens appended one by one or in chunks, taken back, dropped from the middle, cells reused in
- * any order, prefixes shared (one unified cache) or copied (a stream each), positions of old tokens shifted, and
- * whole sequences replaced in memory behind the graph's back. As in a model, keys of layer 0 depend on a token and its
- * position alone, deeper ones on all before it; and with layer 0 alone nothing may be reused.
+ * Two layers of attention over caches named and laid out like llama.cpp's, driven by a model of
+ * what llama.cpp does to a cache: tokens appended one by one or in chunks, taken back, dropped from
+ * the middle, cells reused in any order, prefixes shared (one unified cache) or copied (a stream
+ * each), positions of old tokens shifted, and whole sequences replaced in memory behind the graph's
+ * back. As in a model, keys of layer 0 depend on a token and its position alone, deeper ones on all
+ * before it; and with layer 0 alone nothing may be reused.
  *
- * Every query is one of a few vectors, and RoPE turns by no angle (its frequency scale is 0). So a summary made for
- * the same vector over the same tokens is right to the last digits, whatever its age, and any other is far
- * off: each output is compared with exact attention in double precision. */
+ * Every query is one of a few vectors, and RoPE turns by no angle (its frequency scale is 0). So
+ * a summary made for the same vector over the same tokens is right to the last digits, whatever
+ * its age, and any other is far off: each output is compared with exact attention in double
+ * precision. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -36,8 +39,8 @@ enum {
     ROW = N_KV_HEADS * DIM
 };
 
-/* f32 sums; and ggml's own operator, which rounds queries to f16 and sums values in f16 (the plug-in stays out of the
- * first graph, and of those like it). */
+/* f32 sums; and ggml's own operator, which rounds queries to f16 and sums values in f16 (the
+ * plug-in stays out of the first graph, and of those like it). */
 #define TOLERANCE 1e-5
 #define GGML_TOLERANCE 5e-3
 
@@ -65,7 +68,7 @@ static float value(uint64_t seed, uint64_t i)
     return sum * 1.7320508f;
 }
 
-/* ------------------------------------------------------------------------------- the model of a cache -- */
+/* ---------------------------------------------------------------------- the model of a cache -- */
 
 typedef struct token {
     int cell, position;
@@ -177,7 +180,7 @@ static bool append(world *w, int s, bool anywhere)
     return true;
 }
 
-/* ------------------------------------------------------------------------------------------ the graph -- */
+/* --------------------------------------------------------------------------------- the graph -- */
 
 static void die(const char *what)
 {
@@ -239,7 +242,7 @@ static void build(world *w, int n_queries, int n_streams, int first_stream, int 
     memcpy(w->shape, (int[]){n_queries, n_streams, first_stream, n_kv}, sizeof w->shape);
 }
 
-/* ------------------------------------------------------------------------------------------- a step -- */
+/* ------------------------------------------------------------------------------------ a step -- */
 
 typedef struct query {
     int sequence, n_tokens; /* it sees that many */
@@ -361,7 +364,7 @@ static void ask(query *q, int s, int n_tokens)
     for (int h = 0; h < N_HEADS; h++) q->vector[h] = 1000 + below(N_VECTORS);
 }
 
-/* --------------------------------------------------------------------------------------- operations -- */
+/* -------------------------------------------------------------------------------- operations -- */
 
 static void grow_unified(world *w)
 {
@@ -489,7 +492,7 @@ static void make_room(world *w)
     }
 }
 
-/* ----------------------------------------------------------------------------------------------- main -- */
+/* -------------------------------------------------------------------------------------- main -- */
 
 static void world_create(world *w, bool unified, int n_layers)
 {

@@ -5,7 +5,8 @@
 
 #include "settings/settings.h"
 
-/*! environment_read() : defaults, then the configuration file, then the environment, which overrides it.
+/*! environment_read() : defaults, then the configuration file, then the environment, which
+ *  overrides it.
  * @return : false, with a message on stderr, if a variable or the file makes no sense. */
 bool environment_read(plugin_settings *settings);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading JSON (RFC 8259) from memory, value by value. Small, because the plug-in depends on no library:
- * it is loaded by programs that have none.
+/* Reading JSON (RFC 8259) from memory, value by value. Small, because the plug-in depends on no
+ * library: it is loaded by programs that have none.
  *
  * Every call returns false once anything is wrong; `error` then says what, and where. */
 #ifndef MACATTN_PLUGIN_JSON_H

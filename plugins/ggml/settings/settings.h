@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The settings of contexts. Those of reuse are macattn's own: names, ranges and defaults come from its table
- * (macattn_setting_at), whoever sets them: the environment, a file, a program. */
+/* The settings of contexts. Those of reuse are macattn's own: names, ranges and defaults come
+ * from its table (macattn_setting_at), whoever sets them: the environment, a file, a program. */
 #ifndef MACATTN_PLUGIN_SETTINGS_H
 #define MACATTN_PLUGIN_SETTINGS_H
 
@@ -17,26 +17,29 @@ typedef struct plugin_model {
 } plugin_model;
 
 typedef struct plugin_settings {
-    macattn_config config; /*!< the settings that settings_at lists, and `isa`; the rest is the model's */
-    int audit_every; /*!< MACATTN_AUDIT: recompute every n-th decode that reused anything; 0 = none */
-    bool count_bytes; /*!< these three are set by programs only, see macattn/ggml.h */
+    macattn_config config;   /*!< what settings_at lists, and `isa`; the rest is the model's */
+    int audit_every;         /*!< MACATTN_AUDIT: recompute every n-th decode that reused anything;
+                                  0 = none */
+    bool count_bytes;        /*!< these three are set by programs only, see macattn/ggml.h */
     macattn_ggml_audit on_audit;
     void *audit_user;
     const char *config_path; /*!< MACATTN_CONFIG: a file with settings (config.h); NULL = none */
     plugin_model model;      /*!< from there: the model they are for */
-    float *file_scale;       /*!< from there: factors of the budget, as `scale`; NULL = none. Allocated by
-                                  config_read for the record it fills, whose owner frees it (the plug-in's own
-                                  lasts as long as the process); copies of the record borrow it */
-    const float *scale;      /*!< the factors in force, [scale_layers][scale_heads]: the file's, or a
-                                  program's; borrowed, NULL = none */
+    float *file_scale;       /*!< from there: factors of the budget, as `scale`; NULL = none.
+                                  Allocated by config_read for the record it fills, whose owner
+                                  frees it (the plug-in's own lasts as long as the process); copies
+                                  of the record borrow it */
+    const float *scale;      /*!< the factors in force, [scale_layers][scale_heads]: the file's, or
+                                  a program's; borrowed, NULL = none */
     int32_t scale_layers, scale_heads;
-    const char *stats_path; /*!< MACATTN_STATS: a file for the statistics, "-": stderr; NULL = none */
+    const char *stats_path; /*!< MACATTN_STATS: a file for them, "-" is stderr; NULL = none */
 } plugin_settings;
 
 /*! settings_defaults() : what applies where nobody says anything. */
 plugin_settings settings_defaults(void);
 
-/*! settings_at() : the settings of reuse that users and files may set, one after another from index 0.
+/*! settings_at() : the settings of reuse that users and files may set, one after another from index
+ *  0.
  *  @return : NULL after the last. */
 const macattn_setting *settings_at(int index);
 
