@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """usage: cuda_stand_in.py SITE_PACKAGES
 
-PyTorch's package for x86-64 Linux is linked with two gigabytes of NVIDIA's libraries, which a machine without
-a GPU never calls. This puts small libraries of the same names beside torch's own. Every function in them
-returns cudaErrorNoDevice, so torch finds no GPU and works on the CPU. Needs a C compiler and readelf.
+PyTorch's package for x86-64 Linux is linked with two gigabytes of NVIDIA's libraries, of which a machine
+without a GPU uses nothing. This puts small libraries of the same names beside torch's own. Their functions
+return cudaErrorNoDevice, so torch finds no GPU and works on the CPU. Needs a C compiler and readelf.
 """
 import collections
 import pathlib
@@ -13,6 +13,13 @@ import subprocess
 import sys
 
 NO_DEVICE = 100  # cudaErrorNoDevice
+# What is called without a GPU too, and has to answer.
+ANSWERS = {
+    "cudaGetErrorString": 'const char *cudaGetErrorString(int error) { return "there is no GPU"; }',
+    "cudaGetErrorName": 'const char *cudaGetErrorName(int error) { return "cudaErrorNoDevice"; }',
+    "cudaStreamIsCapturing": "int cudaStreamIsCapturing(void *stream, int *status) { return *status = 0; }",
+    "cudaGetLastError": "int cudaGetLastError(void) { return 0; }",
+}
 
 
 def output(*command):
@@ -58,7 +65,7 @@ def undefined(libraries):
 
 def make(folder, name, versions):
     """A library of that name which defines the functions of each version; "" is none."""
-    lines = [f"int {f}(void) {{ return {NO_DEVICE}; }}" for names in versions.values() for f in sorted(names)]
+    lines = [ANSWERS.get(f, f"int {f}(void) {{ return {NO_DEVICE}; }}") for names in versions.values() for f in sorted(names)]
     source, script = folder / "stand_in.c", folder / "stand_in.map"
     source.write_text("\n".join(dict.fromkeys(lines)) + "\n")
     script.write_text("".join(f"{v} {{ {' '.join(f + ';' for f in sorted(names))} }};\n"
