@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and loads the shared library, and turns its statuses into exceptions.
+
+The library is the one inside the package; the environment variable MACATTN_LIBRARY names another. Nothing else here
+reads the environment.
+"""
+import ctypes as C
+import functools
+import os
+import pathlib
+
+from . import _abi
+
+
+class Error(RuntimeError):
+    """A call that the library refused. `status` is its number, the text its sentence."""
+
+    def __init__(self, status, sentence):
+        super().__init__(sentence)
+        self.status = status
+
+
+class ArgumentError(Error, ValueError):
+    """An argument is missing, inconsistent, or out of its range."""
+
+
+class UnsupportedError(Error, NotImplementedError):
+    """A combination of types and sizes without a kernel, or an instruction set this machine lacks."""
+
+
+class OutOfMemoryError(Error, MemoryError):
+    """Host or device memory ran out."""
+
+
+class StateError(Error):
+    """The call is not valid now: no plan, a row that does not continue its slot, a layer computed twice."""
+
+
+class DeviceError(Error):
+    """There is no such GPU, it is too old, or its driver refused."""
+
+
+class FormatError(Error, ValueError):
+    """Saved state that is truncated, corrupt, or of another version or configuration."""
+
+
+CLASSES = {
+    _abi.E_ARG: ArgumentError, _abi.E_RANGE: ArgumentError, _abi.E_UNSUPPORTED: UnsupportedError,
+    _abi.E_ISA: UnsupportedError, _abi.E_NOMEM: OutOfMemoryError, _abi.E_STATE: StateError,
+    _abi.E_DEVICE: DeviceError, _abi.E_FORMAT: FormatError,
+}
+SENTENCE = 512  # bytes of room for an error's text
+
+
+def path():
+    """Where the library is loaded from."""
+    return pathlib.Path(os.environ.get("MACATTN_LIBRARY") or pathlib.Path(__file__).with_name("libmacattn.so"))
+
+
+@functools.cache
+def load():
+    """The library, loaded once. Loading needs no GPU."""
+    file = path()
+    try:
+        library = C.CDLL(str(file))
+        _abi.declare(library)
+    except OSError as e:
+        raise ImportError(f"macattn's library cannot be loaded: {e}. `pip install` builds it into the package; "
+                          "MACATTN_LIBRARY names one built by CMake") from e
+    except AttributeError as e:
+        raise ImportError(f"{file} does not fit this package: {e}") from e
+    # A library that knows more fields than this package would write past the end of its structs.
+    room = (C.c_char * (C.sizeof(_abi.Config) + 1024))()
+    config = _abi.Config.from_buffer(room)
+    library.macattn_config_init(C.byref(config))
+    if config.struct_size != C.sizeof(_abi.Config):
+        raise ImportError(f"{file} (version {library.macattn_version().decode()}) does not fit this package: its "
+                          f"configuration has {config.struct_size} bytes, not {C.sizeof(_abi.Config)}")
+    return library
+
+
+def has_cuda():
+    """Whether the library was built with its GPU side. Says nothing about this machine."""
+    return hasattr(load(), "macattn_cuda_create")
+
+
+def error(status, sentence=b""):
+    """The exception for a status; without a sentence, the status's own text."""
+    words = (sentence or load().macattn_status_string(status)).decode()
+    return CLASSES.get(status, Error)(status, words)
+
+
+def check(status, sentence=b""):
+    if status != _abi.OK:
+        raise error(status, sentence() if callable(sentence) else sentence)

@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention on the CPU.
+
+Shapes, everywhere: queries and outputs [rows, n_heads, dim]; K and V [pages, tokens, n_kv_heads, dim], where a page is a
+whole sequence unless a page size is given. Any strides, as long as the values of the last dimension are adjacent: a cache
+laid out [batch, n_kv_heads, tokens, dim] is handed over as `k.transpose(0, 2, 1, 3)`. Arrays are NumPy's, or any with
+`data_ptr()` (PyTorch) or DLPack, in host memory; nothing is copied. Results are float32.
+"""
+import ctypes as C
+import dataclasses
+import threading
+
+import numpy as np
+
+from . import _abi
+from ._arrays import byte_view, expect, view
+from ._library import SENTENCE, ArgumentError, check, load
+from ._settings import dtypes, new_config, read
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """Counters since an object was made, or they were reset; the fields of macattn_stats."""
+    steps: int           # (row, head) pairs decoded
+    hits: int            # of those, with reuse
+    misses: int          # of those, without
+    tokens_total: int    # tokens they attended to
+    tokens_skipped: int  # of those, covered by a reused summary
+    distance: tuple[int, ...]  # hits by ||q - p|| / sqrt(2 head_dim), in steps of 1/16
+    match_ns: int        # wall time: searching the rings
+    attend_ns: int       # reading K and V
+    merge_ns: int        # merging and remembering
+    judge_ns: int        # judging candidates, learning from them
+
+    @classmethod
+    def of(cls, c):
+        return cls(**{f.name: tuple(c.distance) if f.name == "distance" else getattr(c, f.name)
+                      for f in dataclasses.fields(cls)})
+
+
+def new_stats():
+    return _abi.Stats(struct_size=C.sizeof(_abi.Stats))
+
+
+def fill_kv(kv, k, v):
+    """Pointers and strides of a layer's K and V."""
+    kv.k, kv.v = k.pointer, v.pointer
+    kv.k_page_stride, kv.k_token_stride, kv.k_head_stride = k.strides[:3]
+    kv.v_page_stride, kv.v_token_stride, kv.v_head_stride = v.strides[:3]
+
+
+def kv_view(array, what, dtype, n_kv_heads, dim, device=None):
+    """K or V of a layer, checked. A type of blocks (q8_0) comes as uint8, whose last dimension is a head's bytes."""
+    v = view(array)
+    if dtype == "q8_0":
+        expect(v, what, "uint8", 4, device)
+        room = load().macattn_dtype_row_bytes(dtypes().index(dtype), dim)
+        if v.shape[-1] != room:
+            raise ValueError(f"{what}'s last dimension is {v.shape[-1]} bytes, not the {room} of {dim} values in {dtype}")
+        v = byte_view(v, dim)
+    else:
+        expect(v, what, dtype, 4, device)
+    if v.shape[2:] != (n_kv_heads, dim):
+        raise ValueError(f"{what} has shape {v.shape}, not [pages, tokens, {n_kv_heads}, {dim}]")
+    return v
+
+
+@dataclasses.dataclass(slots=True)
+class _Plan:
+    """What calls under a plan are checked against."""
+    n_rows: int       # query rows
+    pages: int        # K and V have at least so many,
+    tokens: int       # of at least so many tokens each,
+    page_size: int    # or exactly so many
+    keep: object      # page tables, which the library borrows
+
+
+class Attention:
+    """Attention with reuse on the CPU: the object of macattn.h, with its slots, rings and threads.
+
+    Arguments are the library's settings (`macattn.settings()` lists names, ranges and defaults). `n_layers`, `n_heads`,
+    `n_kv_heads` and `head_dim` have to be given. `isa` names an instruction set; None is the best of this machine.
+
+    One thread at a time uses an object. Every method raises an `Error` with the library's sentence, and then has changed
+    nothing.
+    """
+
+    def __init__(self, *, isa: str | None = None, **settings):
+        self._handle = None
+        library = load()
+        config = new_config(settings)
+        config.isa = isa.encode() if isa else None
+        handle, words = C.c_void_p(), C.create_string_buffer(SENTENCE)
+        check(library.macattn_create(C.byref(config), C.byref(handle), words, SENTENCE), lambda: words.value)
+        self._library, self._handle, self._plan = library, handle, None
+        resolved = _abi.Config(struct_size=C.sizeof(_abi.Config))
+        self._check(library.macattn_get_config(handle, C.byref(resolved)))
+        self.settings = read(resolved)
+        self.isa = resolved.isa.decode()
+        s = self.settings
+        self._io = _abi.Io(struct_size=C.sizeof(_abi.Io))
+        self._q_shape = (s["n_heads"], s["head_dim"])
+        self._out_shape = (s["n_heads"], s["v_head_dim"])
+        self._q_dtype, self._k_dtype, self._v_dtype = s["q_dtype"], s["k_dtype"], s["v_dtype"]
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    def close(self):
+        """End the threads and free everything. Also done by `with`, and when the object is collected."""
+        if self._handle is not None:
+            self._library.macattn_destroy(self._handle)
+            self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    def _check(self, status):
+        if status != _abi.OK:
+            check(status, self._library.macattn_last_error(self._handle))
+
+    # ------------------------------------------------------------------------------------------------ plan
+
+    def plan(self, n_tokens, *, slots=None, n_queries=1, pages=None, page_size=0):
+        """Prepare one step, shared by all layers.
+
+        n_tokens   tokens in the cache of each row (one sequence each), the new ones included
+        slots      the slot of each row, -1 for none; None: row i has slot i
+        n_queries  new tokens of each row, a number for all or one for each; 1 to decode
+        pages      page_size 0: which page of K and V each row is (None: row i is page i);
+                   else for each row its page numbers, in order
+        page_size  tokens a page, a power of two; 0: every row is one contiguous run
+
+        A row must continue its slot: `truncate` first if tokens were taken back.
+        """
+        n_tokens = [int(n) for n in n_tokens]
+        n = len(n_tokens)
+        n_queries = [int(n_queries)] * n if np.ndim(n_queries) == 0 else [int(q) for q in n_queries]
+        slots = range(n) if slots is None else [int(s) for s in slots]
+        keep = None
+        rows = (_abi.Row * n)()
+        if page_size:
+            keep = [np.ascontiguousarray(p, dtype=np.int32) for p in pages]
+            for t, p in zip(n_tokens, keep):
+                if p.size * page_size < t:
+                    raise ArgumentError(_abi.E_ARG, f"{p.size} pages of {page_size} tokens do not hold {t}")
+            n_pages = max((int(p.max()) + 1 for p in keep if p.size), default=1)
+        else:
+            pages = range(n) if pages is None else [int(p) for p in pages]
+            n_pages = max(pages, default=0) + 1
+        for i, (row, slot, q, t) in enumerate(zip(rows, slots, n_queries, n_tokens, strict=True)):
+            row.slot, row.n_queries, row.n_tokens = slot, q, t
+            if page_size:
+                row.pages = keep[i].ctypes.data
+            else:
+                row.page = pages[i]
+        batch = _abi.Batch(C.sizeof(_abi.Batch), n, rows, page_size, max(n_pages, 1))
+        self._check(self._library.macattn_plan(self._handle, C.byref(batch)))
+        self._plan = _Plan(sum(n_queries), n_pages, max(n_tokens, default=0), page_size, keep)
+
+    # ------------------------------------------------------------------------------------------- attention
+
+    def _fill(self, q, k, v, q_match, sinks, out, lse):
+        plan, io, s = self._plan, self._io, self.settings
+        if plan is None:
+            raise ArgumentError(_abi.E_ARG, "no plan: call plan() first")
+        q = expect(view(q), "q", self._q_dtype, 3)
+        if q.shape != (plan.n_rows, *self._q_shape):
+            raise ValueError(f"q has shape {q.shape}, not {(plan.n_rows, *self._q_shape)}")
+        io.q, io.q_row_stride, io.q_head_stride = q.pointer, q.strides[0], q.strides[1]
+        io.q_match = None
+        if q_match is not None:
+            m = expect(view(q_match), "q_match", self._q_dtype, 3)
+            if m.shape != q.shape:
+                raise ValueError(f"q_match has shape {m.shape}, not {q.shape}")
+            io.q_match, io.q_match_row_stride, io.q_match_head_stride = m.pointer, m.strides[0], m.strides[1]
+        k = kv_view(k, "k", self._k_dtype, s["n_kv_heads"], s["head_dim"])
+        v = kv_view(v, "v", self._v_dtype, s["n_kv_heads"], s["v_head_dim"])
+        for name, a in (("k", k), ("v", v)):
+            if a.shape[0] < plan.pages or (a.shape[1] != plan.page_size if plan.page_size else a.shape[1] < plan.tokens):
+                raise ValueError(f"{name} has shape {a.shape}; the plan needs {plan.pages} pages of "
+                                 f"{plan.page_size or plan.tokens} tokens")
+        fill_kv(io.kv, k, v)
+        io.sinks = None
+        if sinks is not None:
+            sinks = expect(view(sinks), "sinks", "f32", 1)
+            if sinks.shape[0] != s["n_heads"]:
+                raise ValueError(f"sinks has {sinks.shape[0]} values, not {s['n_heads']}")
+            io.sinks = sinks.pointer
+        o = expect(view(out), "out", "f32", 3)
+        if o.shape != (plan.n_rows, *self._out_shape):
+            raise ValueError(f"out has shape {o.shape}, not {(plan.n_rows, *self._out_shape)}")
+        io.out, io.out_row_stride, io.out_head_stride = o.pointer, o.strides[0], o.strides[1]
+        io.lse = None
+        if lse is not None:
+            e = expect(view(lse), "lse", "f32", 2)
+            if e.shape != (plan.n_rows, s["n_heads"]) or e.strides != (4 * s["n_heads"], 4):
+                raise ValueError(f"lse must be packed and have shape {(plan.n_rows, s['n_heads'])}")
+            io.lse = e.pointer
+        return (q, k, v, q_match, sinks)
+
+    def _run(self, function, layer, q, k, v, q_match, sinks, out, lse):
+        if out is None and self._plan is not None:
+            out = np.empty((self._plan.n_rows, *self._out_shape), np.float32)
+        if lse is True:
+            lse = np.empty((len(out), self._out_shape[0]), np.float32)
+            both = True
+        else:
+            both = lse is not None
+        keep = self._fill(q, k, v, q_match, sinks, out, lse)
+        arguments = (self._handle,) + (() if layer is None else (layer,)) + (C.byref(self._io),)
+        self._check(function(*arguments))
+        del keep
+        return (out, lse) if both else out
+
+    def attend(self, q, k, v, *, sinks=None, out=None, lse=None):
+        """Exact attention of the planned rows. Uses and changes no slot.
+
+        q [query rows, n_heads, head_dim], of `q_dtype`, after RoPE; query i of a row sees the tokens up to itself
+        sinks  [n_heads] float32: a further logit per head, without a value
+        out    [query rows, n_heads, v_head_dim] float32, or None: a new NumPy array
+        lse    [query rows, n_heads] float32, or True: natural logarithm of the sum of exponentials; then (out, lse) is
+               returned, else out
+        """
+        return self._run(self._library.macattn_attend, None, q, k, v, None, sinks, out, lse)
+
+    def decode(self, layer, q, k, v, *, q_match=None, sinks=None, out=None, lse=None):
+        """Attention of one token a row with reuse as the policy allows, remembering the queries. Once per layer and plan.
+
+        q_match: q before RoPE; None: nothing is reused or remembered in this call. Otherwise as `attend`.
+        """
+        return self._run(self._library.macattn_decode, layer, q, k, v, q_match, sinks, out, lse)
+
+    def prefill(self, layer, q, k, v, *, q_match=None, sinks=None, out=None, lse=None):
+        """Exact causal attention of any number of queries a row, remembering the last `ring` of them. As `decode`."""
+        return self._run(self._library.macattn_prefill, layer, q, k, v, q_match, sinks, out, lse)
+
+    def set_head_budget(self, layer, head, budget):
+        """Policy budget: the relative error allowed in a head's output, 0 to 1; -1 stands for all layers or heads."""
+        self._check(self._library.macattn_set_head_budget(self._handle, layer, head, budget))
+
+    # ----------------------------------------------------------------------------------------------- slots
+
+    def reset(self, slot):
+        """Forget the sequence: needed whenever tokens it has seen move, change or are shifted."""
+        self._check(self._library.macattn_slot_reset(self._handle, slot))
+
+    def truncate(self, slot, n_tokens):
+        """Keep the first `n_tokens` tokens."""
+        self._check(self._library.macattn_slot_truncate(self._handle, slot, n_tokens))
+
+    def fork(self, source, target):
+        """Make slot `target` a copy of slot `source` (a shared prefix)."""
+        self._check(self._library.macattn_slot_fork(self._handle, source, target))
+
+    def length(self, slot) -> int:
+        """Tokens of the sequence as of the newest decode or prefill."""
+        n = C.c_int64()
+        self._check(self._library.macattn_slot_length(self._handle, slot, C.byref(n)))
+        return n.value
+
+    def save(self, slot) -> bytes:
+        """The slot's state."""
+        size = C.c_size_t()
+        self._check(self._library.macattn_slot_save(self._handle, slot, None, C.byref(size)))
+        buffer = (C.c_char * size.value)()
+        self._check(self._library.macattn_slot_save(self._handle, slot, buffer, C.byref(size)))
+        return buffer.raw[:size.value]
+
+    def load(self, slot, data):
+        """Replace the slot's state by a saved one, which is checked in full first."""
+        data = bytes(data)
+        self._check(self._library.macattn_slot_load(self._handle, slot, data, len(data)))
+
+    # ------------------------------------------------------------------------------------------ statistics
+
+    def stats(self, layer=-1, head=-1) -> Stats:
+        """Counters of one layer and head; -1 sums over all."""
+        stats = new_stats()
+        self._check(self._library.macattn_stats_get(self._handle, layer, head, C.byref(stats)))
+        return Stats.of(stats)
+
+    def reset_stats(self):
+        self._check(self._library.macattn_stats_reset(self._handle))
+
+
+# ------------------------------------------------------------------------------------------------------- functions
+
+_recent = threading.local()  # .objects: this thread's objects of the newest calls of attend(), by configuration
+KEPT = 4
+
+
+def _object(**settings):
+    objects = getattr(_recent, "objects", None)
+    if objects is None:
+        objects = _recent.objects = {}
+    key = tuple(settings.items())
+    found = objects.pop(key, None) or Attention(policy="exact", **settings)
+    objects[key] = found
+    while len(objects) > KEPT:
+        objects.pop(next(iter(objects))).close()
+    return found
+
+
+def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=None, out=None, lse=None):
+    """Exact attention of new queries over a cache, in one call.
+
+    q  [n_queries, n_heads, head_dim] or [batch, n_queries, n_heads, head_dim]; f32, f16 or bf16
+    k  [tokens, n_kv_heads, head_dim] or [batch, tokens, n_kv_heads, head_dim]; f32, f16 or bf16
+    v  likewise with v_head_dim
+    n_tokens  tokens of each sequence that are there, the new ones included (None: all). Query i is the token at
+              n_tokens - n_queries + i and sees the tokens up to and including itself
+    scale     logit = scale * q.k; 0: 1 / sqrt(head_dim)
+    softcap   > 0: logit = softcap * tanh(logit / softcap)
+    window    > 0: a query sees its newest `window` tokens
+    sinks     [n_heads] float32, a further logit per head
+    out, lse  as in `Attention.attend`, with q's leading dimensions: a float32 NumPy array unless given
+
+    The library's threads are kept for the next call of this thread with the same sizes.
+    """
+    q, k, v = view(q), view(k), view(v)
+    single = len(q.shape) == 3
+    if len(q.shape) not in (3, 4) or {len(k.shape), len(v.shape)} != {len(q.shape)}:
+        raise ValueError(f"q, k, v have {len(q.shape)}, {len(k.shape)}, {len(v.shape)} dimensions, not 3 each or 4 each")
+    for a in (q, k, v):
+        if single:
+            a.shape, a.strides = (1, *a.shape), (0, *a.strides)
+    batch, n_queries, n_heads, head_dim = q.shape
+    if k.shape[0] != batch or v.shape[0] != batch:
+        raise ValueError(f"q, k, v hold {batch}, {k.shape[0]}, {v.shape[0]} sequences")
+    tokens = [k.shape[1]] * batch if n_tokens is None else [int(n) for n in n_tokens]
+    if batch > 1 and n_queries > 1 and q.strides[0] != n_queries * q.strides[1]:
+        raise ValueError("q's sequences and queries have no common stride: make it contiguous")
+    m = _object(n_layers=1, n_heads=n_heads, n_kv_heads=k.shape[2], head_dim=head_dim, v_head_dim=v.shape[3],
+                q_dtype=q.dtype, k_dtype=k.dtype, v_dtype=v.dtype, scale=scale, softcap=softcap, window=window,
+                max_tokens=max(131072, *tokens), max_slots=1)
+    m.plan(tokens, slots=[-1] * batch, n_queries=n_queries)
+    q.shape = (batch * n_queries, n_heads, head_dim)
+    q.strides = (q.strides[1] if n_queries > 1 else q.strides[0], *q.strides[2:])
+    leading = (n_queries,) if single else (batch, n_queries)
+    wanted = (*leading, n_heads, v.shape[3])
+    if out is None:
+        out = np.empty(wanted, np.float32)
+    if lse is True:
+        lse = np.empty((*leading, n_heads), np.float32)
+    o, e = view(out), None if lse is None else view(lse)
+    if o.shape != wanted or (e and e.shape != wanted[:-1]):
+        raise ValueError(f"out and lse must have shapes {wanted} and {wanted[:-1]}")
+    for a in filter(None, (o, e)):
+        if not single:
+            if a.strides[0] != n_queries * a.strides[1] and batch > 1 and n_queries > 1:
+                raise ValueError("out's and lse's sequences and queries need a common stride")
+            a.shape = (batch * n_queries, *a.shape[2:])
+            a.strides = (a.strides[1] if n_queries > 1 else a.strides[0], *a.strides[2:])
+    m.attend(q, k, v, sinks=sinks, out=o, lse=e)
+    return out if lse is None else (out, lse)
+
+
+def merge(ox, lx, oy, ly, *, out=None, lse=None):
+    """Merge attention over two disjoint ranges of tokens: lse = log(exp(lx) + exp(ly)), and the outputs by their shares.
+
+    ox, oy [..., v_head_dim] and lx, ly [...], float32, packed; lse -inf is an empty range. Returns (out, lse).
+    `out` may be `ox` or `oy`, `lse` may be `lx` or `ly`.
+    """
+    out = np.empty_like(ox) if out is None else out
+    lse = np.empty_like(lx) if lse is None else lse
+    views = [view(a) for a in (ox, lx, oy, ly, out, lse)]
+    for a, like in zip(views, (views[0], views[1]) * 2 + (views[0], views[1])):
+        if a.dtype != "f32" or a.device is not None or a.shape != like.shape or not _is_packed(a):
+            raise ValueError("merge needs packed float32 arrays of equal shapes in host memory")
+    if views[0].shape[:-1] != views[1].shape:
+        raise ValueError(f"outputs of shape {views[0].shape} do not go with lse of shape {views[1].shape}")
+    n = int(np.prod(views[1].shape, dtype=np.int64))
+    check(load().macattn_merge(n, views[0].shape[-1], *(a.pointer for a in views)))
+    return out, lse
+
+
+def _is_packed(v):
+    step = v.itemsize
+    for n, stride in zip(reversed(v.shape), reversed(v.strides)):
+        if n > 1 and stride != step:
+            return False
+        step *= n
+    return True

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention on an NVIDIA GPU.
+
+Shapes and meaning are those of `macattn.attention`; arrays lie in device memory: PyTorch tensors, CuPy arrays, anything
+with DLPack or the CUDA array interface. Everything that changes from step to step is in device memory too (lengths, slots,
+page tables), and a call only launches kernels, so that calls can be captured in a CUDA graph. Nothing is checked that would
+need to look at device memory.
+"""
+import ctypes as C
+
+from . import _abi
+from ._arrays import expect, view
+from ._library import SENTENCE, UnsupportedError, check, has_cuda, load, path
+from ._settings import dtypes, new_config, read
+from .attention import Stats, fill_kv, kv_view, new_stats
+
+
+
+class Batch:
+    """One step for `CudaAttention`: device arrays, read when the kernels run.
+
+    n_tokens    [rows] int32: tokens in the cache, the new one included; 0 gives 0 and -inf
+    slots       [rows] int32: all different, or -1 for none; None: row i has slot i
+    page_size   tokens a page, a power of two; 0: contiguous, row i is page pages[i] of K and V (None: i)
+    pages       int32: with a page size [rows, width], a row's page numbers; or flat, with `page_indptr`
+    page_indptr [rows + 1] int32: row i's pages start at pages[page_indptr[i]]
+    """
+
+    __slots__ = ("struct", "_keep", "n_rows", "device")
+
+    def __init__(self, n_tokens, *, slots=None, page_size=0, pages=None, page_indptr=None):
+        lengths = view(n_tokens)
+        self.device, self.n_rows = lengths.device, lengths.shape[0]
+        expect(lengths, "n_tokens", "int32", 1, self.device)
+        self._keep = [lengths]
+        b = self.struct = _abi.CudaBatch(C.sizeof(_abi.CudaBatch), self.n_rows, None, lengths.pointer, page_size)
+        if slots is not None:
+            b.slots = self._array(slots, "slots", self.n_rows)
+        if page_indptr is not None:
+            b.page_indptr = self._array(page_indptr, "page_indptr", self.n_rows + 1)
+        if pages is not None:
+            table = view(pages)
+            if page_size and page_indptr is None:
+                expect(table, "pages", "int32", 2, self.device)
+                b.page_table_stride = table.strides[0] // 4
+            else:
+                expect(table, "pages", "int32", 1, self.device)
+            b.pages = table.pointer
+            self._keep.append(table)
+
+    def _array(self, array, what, n):
+        v = expect(view(array), what, "int32", 1, self.device)
+        if v.shape[0] != n:
+            raise ValueError(f"{what} has {v.shape[0]} values, not {n}")
+        self._keep.append(v)
+        return v.pointer
+
+
+class CudaAttention:
+    """Attention with reuse on a GPU: the object of cuda.h. Device memory is taken here alone.
+
+    Arguments are the library's settings, as for `Attention`, and
+      device     ordinal; None: the current device
+      max_rows   rows a batch may have
+      out_dtype  of outputs: "f32", "f16", "bf16"
+    `stream` of every call is a cudaStream_t as an integer (torch.cuda.current_stream().cuda_stream); 0 is the default one.
+    Calls on one object must not run at the same time, neither here nor, on different streams, on the device.
+    """
+
+    def __init__(self, *, device=None, max_rows=None, out_dtype=None, **settings):
+        self._handle = None
+        library = load()
+        if not has_cuda():
+            raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
+                                                       "package is built")
+        config, cuda = new_config(settings), _abi.CudaConfig()
+        check(library.macattn_cuda_config_init(C.byref(cuda)))
+        if device is not None:
+            cuda.device = device
+        if max_rows is not None:
+            cuda.max_rows = max_rows
+        if out_dtype is not None:
+            cuda.out_dtype = dtypes().index(out_dtype)
+        handle, words = C.c_void_p(), C.create_string_buffer(SENTENCE)
+        check(library.macattn_cuda_create(C.byref(config), C.byref(cuda), C.byref(handle), words, SENTENCE),
+              lambda: words.value)
+        self._library, self._handle = library, handle
+        s = self.settings = read(config)
+        s["v_head_dim"] = s["v_head_dim"] or s["head_dim"]
+        self.max_rows, self.out_dtype = cuda.max_rows, dtypes()[cuda.out_dtype]
+        self._io = _abi.CudaIo(struct_size=C.sizeof(_abi.CudaIo))
+
+    def close(self):
+        """Free everything. The device must have finished with the object."""
+        if self._handle is not None:
+            self._library.macattn_cuda_destroy(self._handle)
+            self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    def _check(self, status):
+        if status != _abi.OK:
+            check(status, self._library.macattn_cuda_last_error(self._handle))
+
+    def _fill(self, batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale):
+        io, s, where = self._io, self.settings, batch.device
+        shape = (n, s["n_heads"], s["head_dim"])
+        for name, array, dtype in (("q", q, s["q_dtype"]), ("q_match", q_match, s["q_dtype"]), ("out", out, self.out_dtype)):
+            if array is None:
+                setattr(io, name, None)
+                continue
+            a = expect(view(array), name, dtype, 3, where)
+            if a.shape != shape:
+                raise ValueError(f"{name} has shape {a.shape}, not {shape}")
+            setattr(io, name, a.pointer)
+            setattr(io, name + "_row_stride", a.strides[0])
+            setattr(io, name + "_head_stride", a.strides[1])
+        fill_kv(io.kv, kv_view(k, "k", s["k_dtype"], s["n_kv_heads"], s["head_dim"], where),
+                kv_view(v, "v", s["v_dtype"], s["n_kv_heads"], s["v_head_dim"], where))
+        io.k_scale, io.v_scale = k_scale, v_scale
+        io.sinks = expect(view(sinks), "sinks", "f32", 1, where).pointer if sinks is not None else None
+        io.lse = None
+        if lse is not None:
+            e = expect(view(lse), "lse", "f32", 2, where)
+            if e.shape != shape[:2] or (n > 1 and e.strides[0] != 4 * shape[1]):
+                raise ValueError(f"lse must be packed and have shape {shape[:2]}")
+            io.lse = e.pointer
+        return C.byref(io)
+
+    def attend(self, batch, q, k, v, *, out, stream, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
+        """Exact attention of one query a row. Uses and changes no slot. One launch.
+
+        q    [rows, n_heads, head_dim] of `q_dtype`, after RoPE
+        out  [rows, n_heads, head_dim] of `out_dtype`, written
+        lse  [rows, n_heads] float32, written, or None
+        k_scale, v_scale  fp8 only: K = k_scale * stored, likewise V
+        """
+        io = self._fill(batch, batch.n_rows, q, k, v, None, sinks, out, lse, k_scale, v_scale)
+        self._check(self._library.macattn_cuda_attend(self._handle, C.byref(batch.struct), io, stream))
+        return out
+
+    def decode(self, layer, batch, q, k, v, *, out, stream, q_match=None, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
+        """Attention of one token a row with reuse as the policy allows, remembering the queries. Two launches.
+
+        q_match: q before RoPE; None: nothing is reused or remembered. Otherwise as `attend`.
+        """
+        io = self._fill(batch, batch.n_rows, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
+        self._check(self._library.macattn_cuda_decode(self._handle, layer, C.byref(batch.struct), io, stream))
+        return out
+
+    def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream, sinks=None, k_scale=1.0, v_scale=1.0):
+        """Remember the queries of a prompt that was computed elsewhere: its last min(ring, n) with their summaries.
+
+        row     the batch row (a number) whose sequence it is; its n_tokens includes all n queries
+        q, q_match, out [n, n_heads, head_dim], lse [n, n_heads]: the queries and their results; all are read
+        """
+        n = view(q).shape[0]
+        io = self._fill(batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
+        self._check(self._library.macattn_cuda_capture(self._handle, layer, C.byref(batch.struct), row, n, io, stream))
+
+    def set_head_budget(self, layer, head, budget, *, stream=0):
+        """Policy budget: the relative error allowed in a head's output; -1 stands for all layers or heads."""
+        self._check(self._library.macattn_cuda_set_head_budget(self._handle, layer, head, budget, stream))
+
+    def reset(self, slot, *, stream=0):
+        """Forget a sequence. In the stream's order, as all calls on slots."""
+        self._check(self._library.macattn_cuda_slot_reset(self._handle, slot, stream))
+
+    def truncate(self, slot, n_tokens, *, stream=0):
+        """Keep what was remembered at the first `n_tokens` positions."""
+        self._check(self._library.macattn_cuda_slot_truncate(self._handle, slot, n_tokens, stream))
+
+    def fork(self, source, target, *, stream=0):
+        """Make slot `target` a copy of slot `source`. Copies the rings."""
+        self._check(self._library.macattn_cuda_slot_fork(self._handle, source, target, stream))
+
+    def decisions(self) -> int:
+        """Device address of the newest decode's decisions, [rows, n_heads] of (start int32, entry int32, distance2
+        float32, next int32); 0 if the object keeps no rings."""
+        return self._library.macattn_cuda_decisions(self._handle) or 0
+
+    def stats(self, layer=-1, head=-1) -> Stats:
+        """Counters of one layer and head, -1 for all; times are 0. Waits for no stream of the caller's."""
+        stats = new_stats()
+        self._check(self._library.macattn_cuda_stats_get(self._handle, layer, head, C.byref(stats)))
+        return Stats.of(stats)
+
+    def reset_stats(self, *, stream=0):
+        self._check(self._library.macattn_cuda_stats_reset(self._handle, stream))
+
+
+def state_bytes(**settings) -> int:
+    """Bytes of device memory that one slot's rings take over all layers. Needs no device."""
+    config, size = new_config(settings), C.c_size_t()
+    check(load().macattn_cuda_state_bytes(C.byref(config), C.byref(size)))
+    return size.value
