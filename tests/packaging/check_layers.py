@@ -104,7 +104,7 @@ SHARED_HEADERS = {
 }
 
 # Functions that may be longer.
-LONG_FUNCTIONS = {'src/cuda/attend/kernel.cuh:attend_kernel'}
+LONG_FUNCTIONS = set()
 
 # ----------------------------------------------------------------------------- what has one home --
 
