@@ -50,6 +50,7 @@ class Config(C.Structure):
         ("n_threads", i32), ("spin_us", i32),
         ("parallel_for", address), ("parallel_user", address), ("isa", text),
         ("alloc", address), ("free", address), ("alloc_user", address),
+        ("lse_order", i32),
     ]
 
 
@@ -91,6 +92,7 @@ class Stats(C.Structure):
         ("tokens_total", c_uint64), ("tokens_skipped", c_uint64),
         ("distance", c_uint64 * DISTANCE_BINS),
         ("match_ns", c_uint64), ("attend_ns", c_uint64), ("merge_ns", c_uint64), ("judge_ns", c_uint64),
+        ("samples", c_uint64), ("error2_layer", f64), ("error2_head", f64),
     ]
 
 

@@ -31,6 +31,9 @@ class Stats:
     attend_ns: int       # reading K and V
     merge_ns: int        # merging and remembering
     judge_ns: int        # judging candidates, learning from them
+    samples: int         # refused candidates that were compared with the exact result
+    error2_layer: float  # sum over them of the squared error that using them would have made: in units of the layer,
+    error2_head: float   # and relative to the head's own output
 
     @classmethod
     def of(cls, c):

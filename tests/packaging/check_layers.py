@@ -39,8 +39,8 @@ TABLE = [
     ('src/core/state', 'what is remembered: slots, rings, saving',
      STATE + ['src/core/policy', 'include/macattn']),
     ('src/core/decode', 'how a step goes: match, items, parts, refusal',
-     STATE + ['src/core/run.h', 'src/core/plan.h', 'src/core/work.h', 'src/core/policy',
-              'src/core/state', 'include/macattn']),
+     STATE + ['src/core/run.h', 'src/core/plan.h', 'src/core/work.h', 'src/core/sums.h',
+              'src/core/policy', 'src/core/state', 'include/macattn']),
     ('src/cpu, src/cpu/isa, src/cpu/body',
      'how, on CPUs: one file per instruction set, bodies written once',
      ['src/cpu', 'src/cpu/body', 'src/core/backend.h', 'include/macattn', 'intrinsics']),
@@ -126,8 +126,10 @@ HOMES = [
       'tools/common/report.c'], '{} belongs in the functions that speak'),
     ('src plugins tools', CALL.format('cuda(?:Malloc|Free|HostAlloc)[A-Za-z]*'),
      ['src/cuda/host/memory.c', 'tools/bench/cuda.c'], '{} belongs in src/cuda/host/memory.c'),
-    ('python/macattn', r'\b(ctypes)\b', ['python/macattn/_abi.py', 'python/macattn/_library.py'],
-     '{} belongs in _abi.py and _library.py'),
+    # Structs and prototypes stand in _abi.py alone; what fills structs in needs ctypes' byref.
+    ('python/macattn', r'\b((?:C|ctypes)\.(?:Structure|CDLL)|argtypes|restype)\b',
+     ['python/macattn/_abi.py', 'python/macattn/_library.py'], '{} belongs in _abi.py and _library.py'),
+    ('python/macattn/engines', r'\b(ctypes)\b', [], 'engines go through the package, not {}'),
     ('python/macattn', r'\b(os\.environ|os\.getenv|getenv)\b', ['python/macattn/_library.py'],
      '{} belongs in _library.py'),
 ]
