@@ -17,8 +17,8 @@ static uint32_t heads_asleep(const mai_run *run, int h0, int n)
 }
 
 /* Search the rings of heads [h0, h0 + n) of a row. */
-static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, void *scratch,
-                        mai_match *matches)
+static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, uint32_t asleep,
+                        void *scratch, mai_match *matches)
 {
     const macattn *m = run->m;
     const mai_match_args args = {
@@ -30,7 +30,7 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
         .q = mai_run_q_match(run, p->first_query, h0),
         .q_head_stride = run->io.q_match_head_stride,
         .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, p->row.n_tokens),
-        .asleep = heads_asleep(run, h0, n),
+        .asleep = asleep,
         .max_end = p->far_end,
         .scratch = scratch,
     };
@@ -46,7 +46,7 @@ static bool remembers_step(const mai_run *run, int kv_head)
 }
 
 static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
-                           const mai_match *match)
+                           const mai_match *match, bool asleep)
 {
     const macattn *m = run->m;
     /* Under a window the first tokens are nothing special. */
@@ -54,6 +54,7 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     if (!run->reuse) return decision;
     decision.remember =
         match->finite && p->far_end > p->fresh_end && remembers_step(run, head / m->shape.group);
+    decision.searched = match->finite && !asleep;
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;
@@ -72,13 +73,15 @@ void mai_begin_heads_task(void *arg, int i, int worker)
     const mai_row_plan *p = &run->plan->rows[r];
     if (p->row.n_queries != 1) return;
     mai_match matches[MAI_MATCH_HEADS];
-    if (run->reuse) match_heads(run, p, h0, n, mai_work_scratch(run->work, worker).kernel, matches);
+    const uint32_t asleep = heads_asleep(run, h0, n);
+    if (run->reuse)
+        match_heads(run, p, h0, n, asleep, mai_work_scratch(run->work, worker).kernel, matches);
     const float factor = (float)m->backend->q_factor(&m->shape);
     for (int k = 0; k < n; k++) {
         const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)(h0 + k);
         m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, h0 + k), factor,
                            (float *)run->work->q.ptr + at * (size_t)m->shape.d);
-        const mai_decision decision = decide(run, p, h0 + k, &matches[k]);
+        const mai_decision decision = decide(run, p, h0 + k, &matches[k], asleep >> k & 1);
         *mai_decision_of(run, r, h0 + k) = decision;
         ((int64_t *)run->work->start.ptr)[at] = decision.start;
     }
