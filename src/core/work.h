@@ -69,7 +69,7 @@ size_t mai_shown_bytes(const macattn *m, int32_t n_runs);
 typedef struct mai_work {
     mai_buffer q, start, keys, decisions, items; /* keys: [row][n_kv_heads], of mai_attend_args */
     mai_buffer partial_out, partial_lse, lse;    /* partial_out: [chunk][n_heads][width] */
-    mai_buffer capture_out, capture_lse;         /* [capture][n_heads], far_out of mai_prefill_args */
+    mai_buffer capture_out, capture_lse;         /* [capture][n_heads]: far of mai_prefill_args */
     mai_buffer samples;                          /* [sample][n_heads] mai_prompt_sample */
     mai_buffer refused_out, below, scratch;      /* refused_out: [row][n_heads][dv]; below: [row] */
     /* Where runs are kept. Of all rows: */
@@ -85,8 +85,8 @@ typedef struct mai_work {
     mai_buffer select_lse; /* [row][MAI_SELECT_PARTS][n_heads] */
     mai_buffer select_off2; /* [row][n_heads] checks: squared error of the selection */
     mai_buffer shown; /* [shown query][n_kv_heads][MAI_THETAS] float: squared errors, mean of heads */
-    mai_scratch_layout layout;       /* of each worker's scratch */
-    float *zeros;                    /* [dv] the sink's value */
+    mai_scratch_layout layout;                   /* of each worker's scratch */
+    float *zeros;                                /* [dv] the sink's value */
 } mai_work;
 
 /* What a plan asks for. */

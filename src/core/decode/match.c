@@ -3,24 +3,44 @@
  * is reused and from where on is computed. */
 #include "decode.h"
 
-/* Bit i: head h0 + i does not search in this step. */
-static uint32_t heads_asleep(const mai_run *run, int h0, int n)
+/* Whether the query of a KV head's group is remembered. */
+static bool remembers_step(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return !mai_judges(run) || mai_group_remembers_step(mai_record_of(run, kv_head * group), group,
+                                                        mai_habit_of(run, kv_head));
+}
+
+static bool searches_step(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return !mai_judges(run) || mai_group_searches(mai_record_of(run, kv_head * group), group,
+                                                  mai_habit_of(run, kv_head));
+}
+
+/* Bit i: head h0 + i does not search in this step. `idle`: nor is any of them remembered. */
+static uint32_t heads_asleep(const mai_run *run, int h0, int n, bool *idle)
 {
     const int group = run->m->shape.group;
     uint32_t asleep = 0;
-    for (int i = 0; i < n && mai_judges(run); i++) {
+    *idle = true;
+    for (int i = 0; i < n; i++) {
         const int kv_head = (h0 + i) / group;
-        const mai_record *records = mai_record_of(run, kv_head * group);
-        if (!mai_group_searches(records, group, mai_habit_of(run, kv_head))) asleep |= 1u << i;
+        if (!searches_step(run, kv_head)) asleep |= 1u << i;
+        if (remembers_step(run, kv_head)) *idle = false;
     }
     return asleep;
 }
 
 /* Search the rings of heads [h0, h0 + n) of a row. */
-static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, uint32_t asleep,
-                        void *scratch, mai_match *matches)
+static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n, void *scratch,
+                        mai_match *matches)
 {
     const macattn *m = run->m;
+    bool idle;
+    const uint32_t asleep = heads_asleep(run, h0, n, &idle);
+    for (int i = 0; i < n; i++) matches[i] = (mai_match){.entry = -1};
+    if (idle) return;
     const mai_match_args args = {
         .shape = &m->shape,
         .dims = &m->ring_dims,
@@ -37,16 +57,8 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
     m->backend->match(&args, matches);
 }
 
-/* Whether the query of a KV head's group is remembered. */
-static bool remembers_step(const mai_run *run, int kv_head)
-{
-    const int group = run->m->shape.group;
-    return !mai_judges(run) || mai_group_remembers_step(mai_record_of(run, kv_head * group), group,
-                                                        mai_habit_of(run, kv_head));
-}
-
 static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
-                           const mai_match *match, bool asleep)
+                           const mai_match *match)
 {
     const macattn *m = run->m;
     /* Under a window the first tokens are nothing special. */
@@ -54,7 +66,7 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     if (!run->reuse) return decision;
     decision.remember =
         match->finite && p->far_end > p->fresh_end && remembers_step(run, head / m->shape.group);
-    decision.searched = match->finite && !asleep;
+    decision.searched = match->finite && searches_step(run, head / m->shape.group);
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;
@@ -73,15 +85,13 @@ void mai_begin_heads_task(void *arg, int i, int worker)
     const mai_row_plan *p = &run->plan->rows[r];
     if (p->row.n_queries != 1) return;
     mai_match matches[MAI_MATCH_HEADS];
-    const uint32_t asleep = heads_asleep(run, h0, n);
-    if (run->reuse)
-        match_heads(run, p, h0, n, asleep, mai_work_scratch(run->work, worker).kernel, matches);
+    if (run->reuse) match_heads(run, p, h0, n, mai_work_scratch(run->work, worker).kernel, matches);
     const float factor = (float)m->backend->q_factor(&m->shape);
     for (int k = 0; k < n; k++) {
         const size_t at = (size_t)r * (size_t)m->shape.n_heads + (size_t)(h0 + k);
         m->backend->load_q(&m->shape, mai_run_q(run, p->first_query, h0 + k), factor,
                            (float *)run->work->q.ptr + at * (size_t)m->shape.d);
-        const mai_decision decision = decide(run, p, h0 + k, &matches[k], asleep >> k & 1);
+        const mai_decision decision = decide(run, p, h0 + k, &matches[k]);
         *mai_decision_of(run, r, h0 + k) = decision;
         ((int64_t *)run->work->start.ptr)[at] = decision.start;
     }
