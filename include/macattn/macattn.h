@@ -128,7 +128,14 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *          prompt shows it of some of its queries. Nothing is reused before a head has shown
  *          enough of these. Heads whose candidates are refused time after time stop searching and
  *          try again now and then. A head's own budget, if it is to have one:
- *          macattn_set_head_budget. */
+ *          macattn_set_head_budget.
+ *          Heads that may not reuse select (`select`): of each 16 neighbouring tokens, a run, the
+ *          mean key and value are kept. Of the tokens before the band, a KV head's heads read the
+ *          runs whose mean key promises a share of the mass above a threshold to any of them; the
+ *          others count as 16 times their mean. The threshold is the largest with which the error
+ *          is expected to stay within the budgets, as some of the prompt's queries have shown; one
+ *          in 64 selections is computed in full, to keep learning. Where no threshold will do, all
+ *          is read. */
 typedef enum macattn_policy {
     MACATTN_POLICY_EXACT = 0,
     MACATTN_POLICY_PAPER = 1,
@@ -139,9 +146,9 @@ typedef enum macattn_policy {
  *  reuse is recent. */
 #define MACATTN_DEFAULT_RING(policy) ((policy) == MACATTN_POLICY_BUDGET ? 256 : 512)
 
-/*! Newest tokens that no summary covers, unless the configuration says otherwise. BUDGET has more, because
- *  summaries without the recent past age much more slowly (docs/algorithm.md). */
-#define MACATTN_DEFAULT_BAND(policy) ((policy) == MACATTN_POLICY_BUDGET ? 2048 : 256)
+/*! Newest tokens that no summary covers, unless the configuration says otherwise: the same under
+ *  every policy. */
+#define MACATTN_DEFAULT_BAND(policy) (256 + 0 * (int)(policy))
 
 /* ------------------------------------------------------------------------------------- config -- */
 
@@ -206,6 +213,9 @@ typedef struct macattn_config {
                                     weighted as the summary weights them. It costs head_dim floats
                                     an entry, and a product of weights and keys where something is
                                     remembered */
+    int32_t select;    /*!< BUDGET: 1 (default): where a KV head's heads may not reuse, they read
+                                  a selection of the far tokens if what that costs is within their
+                                  budgets, too; 0: they read all */
 } macattn_config;
 
 /*! macattn_config_init() : fill `config` with the defaults named above and zeros.
@@ -216,6 +226,14 @@ MACATTN_API macattn_status macattn_config_init(macattn_config *config);
  *  are full; 0 under EXACT or with a window. (Pages that are never touched are not resident.)
  * @return : what macattn_create would say of the configuration. Thread-safe. */
 MACATTN_API macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *bytes);
+
+/*! macattn_config_run_bytes() : bytes of the means of runs (see BUDGET) that one slot of `n_tokens`
+ *  tokens needs over all layers, beside its rings; 0 where none are kept. They grow by segments of
+ *  16384 tokens. (Pages that are never touched are not resident.)
+ * @return : as macattn_config_state_bytes; E_RANGE if `n_tokens` is negative or above max_tokens.
+ *           Thread-safe. */
+MACATTN_API macattn_status macattn_config_run_bytes(const macattn_config *config, int64_t n_tokens,
+                                                    size_t *bytes);
 
 /* ------------------------------------------------------------------------------------- object -- */
 
@@ -388,6 +406,15 @@ MACATTN_API macattn_status macattn_slot_load(macattn *m, int32_t slot, const voi
 
 #define MACATTN_DISTANCE_BINS 16
 
+/*! How a KV head's heads came to their results in one row of a decode step: all by reuse, by a selection,
+ *  or reading all that some of them needs (also to keep learning). */
+typedef enum macattn_way {
+    MACATTN_REUSED = 0,
+    MACATTN_SELECTED = 1,
+    MACATTN_EXACT = 2
+} macattn_way;
+#define MACATTN_WAYS 3
+
 /*! Counters of macattn_decode since the object was made or they were reset. */
 typedef struct macattn_stats {
     size_t struct_size;                       /*!< sizeof(macattn_stats) */
@@ -406,6 +433,16 @@ typedef struct macattn_stats {
                                   using the candidate would have made: in units of the layer, as
                                   judged, and relative to the head's own exact output; each at
                                   most 2^2 */
+    /* By macattn_way; of one head: of the KV head that it reads. */
+    uint64_t groups[MACATTN_WAYS];     /*!< (row, KV head) pairs decoded */
+    uint64_t kv_bytes[MACATTN_WAYS];   /*!< rows of K and V that they read */
+    uint64_t run_bytes[MACATTN_WAYS];  /*!< means of runs */
+    uint64_t ring_bytes[MACATTN_WAYS]; /*!< the rings they searched, at most */
+    uint64_t select_ns; /*!< BUDGET: of match_ns and attend_ns, making means, scoring and choosing */
+    uint64_t checks;    /*!< BUDGET: selections that were compared with the exact result */
+    double error2_selected; /*!< sum over the checks of the mean over the KV head's heads of the
+                                  square of the error that the selection would have made, in units
+                                  of the layer */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

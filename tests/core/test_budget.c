@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The budget policy: what is refused is exact to the bit, what is used stays within the budget,
- * which is in units of the layer, prompts teach, a group is judged as one, heads may have budgets
- * of their own, what never pays rests, and none of it depends on threads. */
+/* The budget policy without selection: what is refused is exact to the bit, what is used stays
+ * within the budget, which is in units of the layer, prompts teach, a group is judged as one, heads
+ * may have budgets of their own, what never pays rests, and none of it depends on threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +22,7 @@ static macattn_config budget_config(float budget)
     cfg.band = 16;
     cfg.fresh_tokens = 3;
     cfg.min_tokens = 0;
+    cfg.select = 0; /* test_select.c */
     return cfg;
 }
 
