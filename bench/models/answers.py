@@ -81,7 +81,7 @@ def main():
             made, most = Prompt(model, tokens, n_queries=256, fast=True), 96 if len(sample["outputs"]) > 1 else 48
             d = Decoder(made, most + 1, [dict(policy="exact"), *settings], args.threads)
             texts = [words.decode(a) for a in write(d, made, most, stops)]
-            exact = d.objects[0].stats().kv_bytes
+            exact = sum(d.objects[0].stats().kv_bytes)
             steps = [max(1, o.stats().steps) for o in d.objects]
             row = dict(task=sample["task"], context=len(tokens), texts=texts, scores=[score(t, sample) for t in texts],
                        read=[read_share(o.stats(), exact) * steps[0] / n for o, n in zip(d.objects, steps)], settings=settings)

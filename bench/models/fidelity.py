@@ -33,7 +33,7 @@ def answer(made, n, stops):
 
 def read_share(stats, exact):
     """Bytes read, as a share of all K and V."""
-    return (stats.kv_bytes + stats.run_bytes + stats.ring_bytes) / exact
+    return (sum(stats.kv_bytes) + sum(stats.run_bytes) + sum(stats.ring_bytes)) / exact
 
 
 def measure(model, made, follows, settings, args):
@@ -46,17 +46,16 @@ def measure(model, made, follows, settings, args):
         same.append((logits.argmax(-1) == logits[0].argmax()).double())
         nll.append(-logits.double().log_softmax(-1)[:, follows[i + 1]])
     kl, same, nll = (torch.stack(x) for x in (kl, same, nll))
-    exact = d.objects[0].stats().kv_bytes
+    exact = sum(d.objects[0].stats().kv_bytes)
     for i, s in enumerate(settings, 1):
         stats, chosen = d.objects[i].stats(), d.objects[i].settings
-        groups = max(1, stats.groups_reused + stats.groups_selected + stats.groups_exact)
+        groups = [g / max(1, sum(stats.groups)) for g in stats.groups]
         yield dict(policy=chosen["policy"], setting=chosen.get("budget") if chosen["policy"] == "budget" else chosen.get("tau"),
                    lse_order=chosen["lse_order"], band=chosen["band"], ring=chosen["ring"], fresh=chosen["fresh_tokens"],
                    select=chosen.get("select", 0), positions=n, kl_mean=float(kl[:, i].mean()),
                    kl_p99=float(kl[:, i].quantile(0.99)), kl_max=float(kl[:, i].max()), top1_agreement=float(same[:, i].mean()),
                    ppl_exact=float(nll[:, 0].mean().exp()), ppl_policy=float(nll[:, i].mean().exp()),
-                   bytes_read=read_share(stats, exact), reused=stats.groups_reused / groups,
-                   selected=stats.groups_selected / groups, exact=stats.groups_exact / groups)
+                   bytes_read=read_share(stats, exact), reused=groups[0], selected=groups[1], exact=groups[2])
 
 
 def main():

@@ -36,6 +36,7 @@ SETTING_POLICY = 2
 SETTING_DTYPE = 3
 
 DISTANCE_BINS = 16
+WAYS = 3  # macattn_way: reused, selected, exact
 
 
 class Config(C.Structure):
@@ -50,7 +51,7 @@ class Config(C.Structure):
         ("n_threads", i32), ("spin_us", i32),
         ("parallel_for", address), ("parallel_user", address), ("isa", text),
         ("alloc", address), ("free", address), ("alloc_user", address),
-        ("lse_order", i32),
+        ("lse_order", i32), ("select", i32),
     ]
 
 
@@ -93,6 +94,8 @@ class Stats(C.Structure):
         ("distance", c_uint64 * DISTANCE_BINS),
         ("match_ns", c_uint64), ("attend_ns", c_uint64), ("merge_ns", c_uint64), ("judge_ns", c_uint64),
         ("samples", c_uint64), ("error2_layer", f64), ("error2_head", f64),
+        ("groups", c_uint64 * WAYS), ("kv_bytes", c_uint64 * WAYS), ("run_bytes", c_uint64 * WAYS), ("ring_bytes", c_uint64 * WAYS),
+        ("select_ns", c_uint64), ("checks", c_uint64), ("error2_selected", f64),
     ]
 
 

@@ -34,11 +34,18 @@ class Stats:
     samples: int         # refused candidates that were compared with the exact result
     error2_layer: float  # sum over them of the squared error that using them would have made: in units of the layer,
     error2_head: float   # and relative to the head's own output
+    groups: tuple[int, ...]      # (row, KV head) pairs decoded: by reuse, by a selection, in full
+    kv_bytes: tuple[int, ...]    # bytes of K and V that they read
+    run_bytes: tuple[int, ...]   # bytes of the means of runs
+    ring_bytes: tuple[int, ...]  # bytes of the rings they searched, at most
+    select_ns: int       # making means, scoring and choosing
+    checks: int          # selections that were compared with the exact result
+    error2_selected: float  # sum over them of the mean squared error of the heads, in units of the layer
 
     @classmethod
     def of(cls, c):
-        return cls(**{f.name: tuple(c.distance) if f.name == "distance" else getattr(c, f.name)
-                      for f in dataclasses.fields(cls)})
+        fields = {f.name: getattr(c, f.name) for f in dataclasses.fields(cls)}
+        return cls(**{name: tuple(x) if isinstance(x, C.Array) else x for name, x in fields.items()})
 
 
 def new_stats():
