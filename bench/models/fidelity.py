@@ -50,7 +50,7 @@ def measure(model, made, follows, settings, args):
     for i, s in enumerate(settings, 1):
         stats, chosen = d.objects[i].stats(), d.objects[i].settings
         groups = [g / max(1, sum(stats.groups)) for g in stats.groups]
-        yield dict(policy=chosen["policy"], setting=chosen.get("budget") if chosen["policy"] == "budget" else chosen.get("tau"),
+        yield dict(policy=chosen["policy"], setting=round(chosen["budget" if chosen["policy"] == "budget" else "tau"], 6),
                    lse_order=chosen["lse_order"], band=chosen["band"], ring=chosen["ring"], fresh=chosen["fresh_tokens"],
                    select=chosen.get("select", 0), positions=n, kl_mean=float(kl[:, i].mean()),
                    kl_p99=float(kl[:, i].quantile(0.99)), kl_max=float(kl[:, i].max()), top1_agreement=float(same[:, i].mean()),

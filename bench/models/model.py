@@ -140,6 +140,8 @@ class Prompt:
 class Decoder:
     """What comes behind a prompt under several settings at once, each with its own cache and macattn object."""
 
+    CHUNK = 64  # queries of a prompt to one call
+
     def __init__(self, prompt, room, settings, threads=0):
         self.prompt, self.m, self.n = prompt, prompt.model, prompt.n
         self.objects, self.caches = [], []
@@ -159,11 +161,13 @@ class Decoder:
 
     def remember(self, o, caches):
         """The object sees the prompt's last queries, as an engine's prefill would show them."""
-        n = min(len(self.prompt.layers[0][2]), o.settings["ring"])
-        o.plan([self.n], n_queries=n)
-        for layer, (_, _, before, q) in enumerate(self.prompt.layers):
-            k, v = caches[layer]
-            o.prefill(layer, q[-n:], k, v, q_match=before[-n:])
+        n = len(self.prompt.layers[0][2])
+        for first in range(0, n, self.CHUNK):
+            last = min(n, first + self.CHUNK)
+            o.plan([self.n - n + last], n_queries=last - first)
+            for layer, (_, _, before, q) in enumerate(self.prompt.layers):
+                k, v = caches[layer]
+                o.prefill(layer, q[first:last], k, v, q_match=before[first:last])
 
     def step(self, tokens):
         """One token for each setting: [settings] -> logits [settings, vocabulary]."""
