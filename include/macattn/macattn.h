@@ -117,19 +117,26 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
  *          `min_tokens` tokens. MAC-Attention section 3 (match).
  *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a KV
- *          head, ||o - exact|| / ||exact||, is at most `budget` (root mean square over these heads). The
- *          nearest query in the ring is the candidate, whatever its distance; the error is estimated from
- *          the share of the probability mass its summary carried in the result it was made for (known
- *          before anything is read), from the distance, also that at which the summary was itself
- *          reused, and from what such reuse was seen to cost this head of this layer: each refused candidate is compared with the exact result, which is computed
- *          anyway. Nothing is reused before a head has shown enough of these. Heads whose candidates are
- *          refused time after time stop searching and try again now and then. A head's own budget, if it
- *          is to have one: macattn_set_head_budget. */
+ *          head is at most `budget` (root mean square over these heads). The unit of a head's error,
+ *          ||o - exact||, is the root mean square of the outputs of the layer's heads, a running
+ *          mean: an error counts by what it does to the layer. The nearest query in the ring is the
+ *          candidate, whatever its distance; the error is estimated from the share of the
+ *          probability mass its summary carried in the result it was made for (known before anything
+ *          is read), from the distance, also that at which the summary was itself reused, and from
+ *          what such reuse was seen to cost this head of this layer: each refused candidate is
+ *          compared with the exact result, which is computed anyway, and a prompt shows it of some
+ *          of its queries. Nothing is reused before a head has shown enough of these. Heads whose
+ *          candidates are refused time after time stop searching and try again now and then. A head's
+ *          own budget, if it is to have one: macattn_set_head_budget. */
 typedef enum macattn_policy {
     MACATTN_POLICY_EXACT = 0,
     MACATTN_POLICY_PAPER = 1,
     MACATTN_POLICY_BUDGET = 2
 } macattn_policy;
+
+/*! Queries remembered, unless the configuration says otherwise. BUDGET needs no more: what it may
+ *  reuse is recent. */
+#define MACATTN_DEFAULT_RING(policy) ((policy) == MACATTN_POLICY_BUDGET ? 256 : 512)
 
 /*! Newest tokens that no summary covers, unless the configuration says otherwise. BUDGET has more, because
  *  summaries without the recent past age much more slowly (docs/algorithm.md). */
@@ -164,13 +171,15 @@ typedef struct macattn_config {
     int32_t max_slots;     /*!< sequences held at a time, >= 1 (default 1) */
     int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
     macattn_policy policy; /*!< default BUDGET */
-    int32_t ring;          /*!< K: queries remembered per slot, layer and head, 1 to 4096 (512) */
+    int32_t ring;          /*!< K: queries remembered per slot, layer and head, up to 4096; 0 (default) =
+                                 MACATTN_DEFAULT_RING(policy) */
     int32_t band;          /*!< r: newest tokens never covered by a summary; 0 (default) =
                                  MACATTN_DEFAULT_BAND(policy) */
-    int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (0) */
+    int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (4) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
-    float budget; /*!< BUDGET: relative error allowed in a head's output, in [0, 1] (0.002) */
+    float budget; /*!< BUDGET: error allowed in a head's output, relative to the root mean
+                                 square of the outputs of the layer's heads, in [0, 1] (0.002) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */
@@ -186,6 +195,16 @@ typedef struct macattn_config {
     void *(*alloc)(void *user, size_t bytes); /*!< NULL on failure; contents undefined */
     void (*free)(void *user, void *ptr);      /*!< ptr is never NULL */
     void *alloc_user;
+
+    /* State, continued. */
+    int32_t lse_order; /*!< how the lse of a summary follows the query that reuses it, p being the one
+                                 it was made for:
+                                 0  as published: not at all, lse(q) = lse(p)
+                                 1  (default) to first order: lse(q) = lse(p) + scale (q - p).kbar,
+                                    kbar being the mean of the keys that the summary covers,
+                                    weighted as the summary weights them. Queries are those after
+                                    RoPE. It costs head_dim floats an entry, and a product of
+                                    weights and keys where something is remembered */
 } macattn_config;
 
 /*! macattn_config_init() : fill `config` with the defaults named above and zeros.
@@ -293,7 +312,8 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *  allows, and remember the new queries. Once per layer and plan.
  *  Per query head, n tokens, b = max(F, n - r):
  *   match      the ring entry nearest to q_match, among those that end at e <= b
- *   decide     hit: take its summary of [F, e); miss: e = F, nothing to take
+ *   decide     hit: take its summary of [F, e), with the lse it has for q (lse_order); miss: e = F,
+ *              nothing to take
  *   amend, complete   compute [0, F), [e, b) and [b, n)
  *   output     the merge of all; the new ring entry is q_match with the summary of [F, b)
  *  A head whose q_match, or whose summary, is not finite is computed in full and not remembered.
@@ -303,8 +323,8 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *           truncated, forked or loaded since the plan was made. */
 MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io);
 
-/*! macattn_set_head_budget() : BUDGET: the relative error allowed in the output of one head of one layer, in
- *  [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
+/*! macattn_set_head_budget() : BUDGET: the error allowed, in units of the layer, in the output of one head of one
+ *  layer, in [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
  *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
  *  measures it). From the next macattn_decode or macattn_prefill on, for all slots; saved states know
  *  nothing of it. Until then every head has the configuration's `budget`.
@@ -317,7 +337,8 @@ MACATTN_API macattn_status macattn_set_head_budget(macattn *m, int32_t layer, in
                                                    float budget);
 
 /*! macattn_prefill() : exact causal attention for the planned rows, any n_queries each; remembers the
- *  last `ring` queries of every row, with their summaries. Once per layer and plan.
+ *  last `ring` queries of every row, with their summaries. Under BUDGET some of them show what
+ *  reuse would have cost, so that it may begin with the first token. Once per layer and plan.
  * @return : as macattn_decode, but any n_queries. */
 MACATTN_API macattn_status macattn_prefill(macattn *m, int32_t layer, const macattn_io *io);
 
@@ -378,6 +399,10 @@ typedef struct macattn_stats {
                                   for, all heads: searching the rings; reading K and V; merging and
                                   remembering */
     uint64_t judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
+    uint64_t samples;  /*!< BUDGET: refused candidates that were compared with the exact result */
+    double error2_layer, error2_head; /*!< sums over the samples of the square of the error that using
+                                  the candidate would have made: in units of the layer, as judged,
+                                  and relative to the head's own exact output; each at most 2^2 */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

@@ -34,13 +34,19 @@ typedef struct mai_shape {
 #define MAI_MAX_HEADS 1024
 #define MAI_MAX_CHUNKS (MAI_MAX_DIM / MAI_CHUNK)
 
+/* A summary is one vector of `width` values: the output [dv] and, if its lse is to follow the query
+ * (lse_order 1), the mean of the keys it covers [d], weighted as the output weights the values.
+ * Its lse for a query q (after RoPE) is lse0 + scale q.kbar; under lse_order 0 just lse0.
+ * With a soft cap each key is also weighted by the cap's derivative, 1 - (capped logit / cap)^2,
+ * which makes kbar the gradient of the lse in any case. */
 typedef struct mai_ring_dims {
     int32_t n_heads, d, dv, capacity; /* capacity = K */
+    int32_t width;                    /* dv, or dv + d */
     int32_t n_blocks;                 /* ceil(K / MAI_LANES) */
     int32_t n_chunks;                 /* ceil(d / MAI_CHUNK) */
     size_t q_bytes;                   /* of one query, in q_dtype */
     /* Offsets of the arrays in the allocation, and its size. */
-    size_t off_head, off_count, off_pos, off_end, off_lse, off_moved, off_share, off_scale,
+    size_t off_head, off_count, off_pos, off_end, off_lse0, off_moved, off_share, off_scale,
         off_residual, off_norm2, off_q8, off_q, off_out, bytes;
 } mai_ring_dims;
 
@@ -49,7 +55,7 @@ typedef struct mai_ring_view {
     int32_t *count; /* [n_heads] entries held, <= capacity */
     int32_t *pos;   /* [n_heads][capacity] position (0-based) of the token the query was made for */
     int32_t *end;   /* [n_heads][capacity] the summary covers tokens [F, end) */
-    float *lse;     /* [n_heads][capacity] lse of the summary, natural log */
+    float *lse0;    /* [n_heads][capacity] of the summary's lse, natural log: see above */
     /* What the judge needs to know of a summary (judge.h), [n_heads][capacity]: how far it was
      * reused, and its share of the mass of the result it was made for. insert writes 0. */
     float *moved, *share;
@@ -58,11 +64,11 @@ typedef struct mai_ring_view {
     float *norm2;    /* [n_heads][n_chunks][n_blocks * LANES] squared norm of scale * int8 */
     uint8_t *q8;     /* [n_heads][n_chunks][n_blocks][MAI_CHUNK / 4][LANES][4] */
     char *q;         /* [n_heads][capacity][d] in q_dtype */
-    float *out;      /* [n_heads][capacity][dv] output of the summary */
+    float *out;      /* [n_heads][capacity][width] the summary */
 } mai_ring_view;
 
-/* ring.c (core): sizes and pointers. */
-void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity);
+/* ring.c (core): sizes and pointers. `keys`: summaries have a mean of keys. */
+void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity, bool keys);
 void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *base);
 
 /* -------------------------------------------------------------------------------- primitives -- */
@@ -86,8 +92,12 @@ typedef struct mai_attend_args {
     int32_t kv0, kv1;
     const float *q;       /* [n_heads][d] f32, already multiplied by q_factor */
     const int64_t *start; /* [n_heads] the head takes part from this token on; NULL = t0 */
-    float *out;           /* [n_heads][dv] partial results of heads kv0*group .. kv1*group; those of
-                             heads that start at t1 or later are left alone */
+    float *out;           /* [n_heads][out_stride] partial results of heads kv0*group .. kv1*group;
+                             those of heads that start at t1 or later are left alone */
+    int64_t out_stride;   /* floats, at least as many as are written */
+    const uint8_t *keys;  /* [n_kv_heads] not 0: out gets dv + d values, the mean of the keys behind
+                             the output (see mai_ring_dims); NULL: nowhere. The output and the lse
+                             are the same bit for bit */
     float *lse;           /* [n_heads] likewise */
     void *scratch;        /* backend->scratch_bytes of this worker */
 } mai_attend_args;
@@ -108,7 +118,8 @@ typedef struct mai_prefill_args {
      * none. Indexed [query - capture0][n_heads]. Not together with a window. */
     int32_t capture0;
     int64_t band, fresh;
-    float *far_out, *far_lse;
+    float *far_out, *far_lse; /* far_out: of dv values, with far_keys of dv + d */
+    bool far_keys;
     void *scratch;
 } mai_prefill_args;
 
@@ -150,11 +161,12 @@ typedef struct mai_backend {
     void (*match)(const mai_match_args *args, mai_match *results); /* [n_heads] */
     /* Write the next entry of one head's ring: encodes q, copies the rest, advances the circle. */
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
-                   int32_t head, const void *q, int32_t pos, int32_t end, float lse,
-                   const float *out);
-    /* Merge n partial results over disjoint tokens, in their order: o[i] is [dv], lse -inf
-     * stands for an empty one (whose o is not read). `out` must not overlap any o. */
-    void (*merge)(int32_t dv, int n, const float *const *o, const float *lse, float *out,
+                   int32_t head, const void *q, int32_t pos, int32_t end, float lse0,
+                   const float *summary);
+    /* Merge n partial results over disjoint tokens, in their order: o[i] is [width], lse -inf
+     * stands for an empty one (whose o is not read). `out` must not overlap any o. Each value's
+     * bits depend on the parts' values at the same place alone, not on the width. */
+    void (*merge)(int32_t width, int n, const float *const *o, const float *lse, float *out,
                   float *lse_out);
 } mai_backend;
 
