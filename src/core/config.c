@@ -63,15 +63,17 @@ static const field fields[] = {
     STATE(max_tokens, INTEGER, 1, INT32_MAX, 131072, ALL, "tokens a sequence may have"),
     STATE(policy, POLICY, MACATTN_POLICY_EXACT, MACATTN_POLICY_BUDGET, MACATTN_POLICY_BUDGET, ALL,
           "when a summary may be reused"),
-    STATE(ring, INTEGER, 1, 4096, 512, REUSE, "queries remembered per layer and head"),
+    STATE(ring, INTEGER, 0, 4096, 0, REUSE,
+          "queries remembered per layer and head; 0: as the policy has it"),
     STATE(band, INTEGER, 0, INT32_MAX, 0, REUSE,
           "newest tokens in no summary; 0: as the policy has it"),
-    STATE(fresh_tokens, INTEGER, 0, INT32_MAX / 2, 0, REUSE, "first tokens in no summary"),
+    STATE(fresh_tokens, INTEGER, 0, INT32_MAX / 2, 4, REUSE, "first tokens in no summary"),
     STATE(min_tokens, INTEGER, 0, 0x1p63, 2048, REUSE, "shorter sequences are computed in full"),
     STATE(tau, REAL, 0, 1, 0.45, PAPER, "similarity asked for"),
-    STATE(budget, REAL, 0, 1, 0.002, BUDGET, "relative error allowed in an output"),
+    STATE(budget, REAL, 0, 1, 0.002, BUDGET, "error allowed in an output, relative to the layer's"),
     RUNNING(n_threads, INTEGER, 0, MAX_THREADS, 0, "threads; 0: one per CPU"),
     RUNNING(spin_us, INTEGER, 0, 1000000, 100, "microseconds an idle thread spins"),
+    STATE(lse_order, INTEGER, 0, 1, 1, REUSE, "whether a summary's lse follows the query; 0: not"),
 };
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };
 
@@ -337,6 +339,7 @@ macattn_status mai_config_resolve(const macattn_config *in, macattn_config *out,
     MAI_TRY(copy_config(&v, in, out));
     MAI_TRY(check_fields(&v, out, false));
     MAI_TRY(check_model(&v, out));
+    if (out->ring == 0) out->ring = MACATTN_DEFAULT_RING(out->policy);
     if (out->band == 0) out->band = MACATTN_DEFAULT_BAND(out->policy);
     return MACATTN_OK;
 }

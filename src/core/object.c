@@ -6,6 +6,12 @@
 #include "object.h"
 #include "plan.h"
 
+/* Whether summaries have a mean of keys. */
+static bool keeps_keys(const macattn_config *c)
+{
+    return mai_keeps_rings(c) && c->lse_order > 0;
+}
+
 mai_shape mai_shape_of(const macattn_config *c)
 {
     return (mai_shape){
@@ -31,7 +37,7 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
     MAI_TRY(mai_config_resolve_cpu(&c, &backend, NULL, 0));
     const mai_shape shape = mai_shape_of(&c);
     mai_ring_dims dims;
-    mai_ring_dims_init(&dims, &shape, c.ring);
+    mai_ring_dims_init(&dims, &shape, c.ring, keeps_keys(&c));
     *bytes = mai_keeps_rings(&c) ? dims.bytes * (size_t)c.n_layers : 0;
     return MACATTN_OK;
 }
@@ -39,7 +45,7 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
 static macattn_status fill(macattn *m, char *error, size_t error_size)
 {
     m->shape = mai_shape_of(&m->cfg);
-    mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring);
+    mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring, keeps_keys(&m->cfg));
     if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK ||
         mai_records_create(m) != MACATTN_OK) {
         snprintf(error, error_size, "no memory for %d slots of %d layers", (int)m->cfg.max_slots,

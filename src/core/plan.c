@@ -185,6 +185,9 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     const int64_t capture =
         max64(first_pos - (n - row->n_queries), (int64_t)row->n_queries - m->cfg.ring);
     p.capture0 = (int32_t)min64(max64(capture, 0), row->n_queries);
+    if (!mai_keeps_rings(&m->cfg) || row->slot < 0) p.capture0 = row->n_queries;
+    if (mai_policy_get(m->cfg.policy)->judges)
+        p.n_samples = mai_prompt_samples(row->n_queries - p.capture0);
     return p;
 }
 
@@ -208,8 +211,8 @@ static sizes measure(const macattn *m, const macattn_batch *batch)
             s.n_single++;
             if (n > s.work.max_row_chunks) s.work.max_row_chunks = n;
         }
-        if (mai_keeps_rings(&m->cfg) && p.row.slot >= 0)
-            s.work.n_captures += p.row.n_queries - p.capture0;
+        s.work.n_captures += p.row.n_queries - p.capture0;
+        s.work.n_samples += p.n_samples;
     }
     return s;
 }
@@ -259,7 +262,7 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     plan->layer_done = (uint8_t *)at;
     memset(plan->layer_done, 0, (size_t)m->cfg.n_layers);
     plan->n_rows = batch->n_rows;
-    plan->n_queries = plan->n_chunks = plan->n_captures = 0;
+    plan->n_queries = plan->n_chunks = plan->n_captures = plan->n_samples = 0;
     plan->n_single = s->n_single;
     plan->paged = batch->page_size > 0;
     plan->page_shift = 0;
@@ -270,14 +273,12 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
         p->first_query = plan->n_queries;
         p->first_chunk = plan->n_chunks;
         p->first_capture = plan->n_captures;
+        p->first_sample = plan->n_samples;
         if (p->row.n_queries == 1) p->n_chunks = cut_row(m, p, plan->chunks + p->first_chunk);
         plan->n_queries += p->row.n_queries;
         plan->n_chunks += p->n_chunks;
-        if (mai_keeps_rings(&m->cfg) && p->row.slot >= 0) {
-            plan->n_captures += p->row.n_queries - p->capture0;
-        } else {
-            p->capture0 = p->row.n_queries;
-        }
+        plan->n_captures += p->row.n_queries - p->capture0;
+        plan->n_samples += p->n_samples;
     }
 }
 

@@ -21,6 +21,7 @@ typedef struct mai_row_plan {
     int32_t first_chunk, n_chunks; /* rows with one query */
     int32_t capture0;              /* rows with several: first query whose summary is to be kept */
     int32_t first_capture;         /* where it goes, in units of [n_heads] summaries */
+    int32_t first_sample, n_samples; /* of those, which show what reuse would cost (judge.h) */
 } mai_row_plan;
 
 struct mai_plan {
@@ -30,7 +31,7 @@ struct mai_plan {
     mai_row_plan *rows;
     mai_chunk *chunks;
     uint8_t *layer_done; /* [n_layers] decode or prefill was called */
-    int32_t n_rows, n_chunks, n_queries, n_captures, page_shift;
+    int32_t n_rows, n_chunks, n_queries, n_captures, n_samples, page_shift;
     int32_t n_single; /* rows with one query; they may have no tokens, and so no chunks */
     bool paged;
 };

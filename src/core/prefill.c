@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "sums.h"
+
 typedef struct prefill_job {
     mai_run *run;
     bool single_rows_too;
@@ -78,47 +80,217 @@ static void prefill_task(void *arg, int i, int worker)
         .capture0 = mai_remembers(run, kv_head) ? p->capture0 : n,
         .band = m->cfg.band,
         .fresh = m->cfg.fresh_tokens,
-        .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->shape.dv,
+        .far_out = (float *)run->work->capture_out.ptr + capture * (size_t)m->ring_dims.width,
         .far_lse = (float *)run->work->capture_lse.ptr + capture,
+        .far_keys = m->ring_dims.width > m->shape.dv,
         .scratch = mai_work_scratch(run->work, worker).kernel,
     };
     m->backend->prefill(&args);
     finish_block(run, p, &args);
 }
 
-static bool query_finite(const mai_run *run, const char *q)
+/* ------------------------------------------------------------------------------- remembering -- */
+
+/* A query that is to be remembered, and its results. */
+typedef struct captured {
+    const mai_run *run;
+    const mai_row_plan *p;
+    int head, query; /* of the row */
+    int64_t pos;
+    float q[MAI_MAX_DIM]; /* as the kernels get it */
+    const char *q_match;
+    const float *out, *summary; /* [dv]; [width] */
+    float lse, far_lse;
+} captured;
+
+static void captured_init(captured *x, const mai_run *run, const mai_row_plan *p, int head,
+                          int query)
 {
-    float x[MAI_MAX_DIM];
-    run->m->backend->load_q(&run->m->shape, q, 1.0f, x);
-    return mai_all_finite(x, run->m->shape.d);
+    const macattn *m = run->m;
+    const size_t hq = (size_t)m->shape.n_heads;
+    const size_t at = (size_t)(p->first_capture + query - p->capture0) * hq + (size_t)head;
+    const size_t full = (size_t)(p->first_query + query) * hq + (size_t)head;
+    x->run = run;
+    x->p = p;
+    x->head = head;
+    x->query = query;
+    x->pos = p->row.n_tokens - p->row.n_queries + query;
+    m->backend->load_q(&m->shape, mai_run_q(run, p->first_query + query, head),
+                       (float)m->backend->q_factor(&m->shape), x->q);
+    x->q_match = mai_run_q_match(run, p->first_query + query, head);
+    x->out = mai_run_out(run, p->first_query + query, head);
+    x->summary = (const float *)run->work->capture_out.ptr + at * (size_t)m->ring_dims.width;
+    x->lse = ((const float *)run->work->lse.ptr)[full];
+    x->far_lse = ((const float *)run->work->capture_lse.ptr)[at];
+}
+
+static const mai_ring_view *ring_of(const captured *x)
+{
+    return &x->run->m->slots[x->p->row.slot].rings[x->run->layer]->view;
+}
+
+static bool query_finite(const captured *x)
+{
+    float q[MAI_MAX_DIM];
+    x->run->m->backend->load_q(&x->run->m->shape, x->q_match, 1.0f, q);
+    return mai_all_finite(q, x->run->m->shape.d);
+}
+
+static void insert(const captured *x)
+{
+    const macattn *m = x->run->m;
+    const mai_ring_view *ring = ring_of(x);
+    const float lse0 = (float)((double)x->far_lse - mai_key_logit(m, x->q, x->summary));
+    const size_t at = (size_t)x->head * (size_t)m->ring_dims.capacity + (size_t)ring->head[x->head];
+    if (!query_finite(x) || !mai_all_finite(&lse0, 1) ||
+        !mai_all_finite(x->summary, m->ring_dims.width))
+        return;
+    m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, x->head, x->q_match, (int32_t)x->pos,
+                       (int32_t)(x->pos + 1 - m->cfg.band), lse0, x->summary);
+    ring->share[at] = mai_share(x->far_lse, x->lse);
+}
+
+/* ------------------------------------------------------------------------------ from a prompt -- */
+
+static mai_match search(const captured *x, void *scratch)
+{
+    const macattn *m = x->run->m;
+    const mai_match_args args = {
+        .shape = &m->shape,
+        .dims = &m->ring_dims,
+        .ring = ring_of(x),
+        .head0 = x->head,
+        .n_heads = 1,
+        .q = x->q_match,
+        .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, x->pos + 1),
+        .max_end = x->pos + 1 - m->cfg.band,
+        .scratch = scratch,
+    };
+    mai_match found;
+    m->backend->match(&args, &found);
+    return found;
+}
+
+/* Attention of this one head over tokens [t0, t1): to the kernel there is no other. */
+static void attend_range(const captured *x, int64_t t0, int64_t t1, void *scratch, float *out,
+                         float *lse)
+{
+    const macattn *m = x->run->m;
+    const int kv_head = x->head / m->shape.group;
+    mai_shape shape = m->shape;
+    macattn_kv kv = x->run->io.kv;
+    shape.n_heads = shape.n_kv_heads = shape.group = 1;
+    kv.k = (const char *)kv.k + kv_head * kv.k_head_stride;
+    kv.v = (const char *)kv.v + kv_head * kv.v_head_stride;
+    mai_attend_args args = {.shape = &shape,
+                            .tokens = mai_run_tokens(x->run, x->p),
+                            .t0 = t0,
+                            .t1 = t1,
+                            .kv1 = 1,
+                            .q = x->q,
+                            .out = out,
+                            .out_stride = shape.dv,
+                            .lse = lse,
+                            .scratch = scratch};
+    args.tokens.kv = &kv;
+    m->backend->attend(&args);
+}
+
+/* What using entry `at` instead of the exact summary would have changed, squared. */
+static float used_off2(const captured *x, size_t at, void *scratch)
+{
+    const macattn *m = x->run->m;
+    const mai_ring_view *ring = ring_of(x);
+    const int dv = m->shape.dv;
+    float gap[MAI_MAX_DIM], used[MAI_MAX_DIM], off[MAI_MAX_DIM], lse[2], used_lse;
+    const float *const o[2] = {ring->out + at * (size_t)m->ring_dims.width, gap};
+    lse[0] = (float)((double)ring->lse0[at] + mai_key_logit(m, x->q, o[0]));
+    attend_range(x, ring->end[at], x->pos + 1 - m->cfg.band, scratch, gap, &lse[1]);
+    m->backend->merge(dv, 2, o, lse, used, &used_lse);
+    const mai_swap swap = mai_swap_far(x->far_lse, used_lse, x->lse);
+    for (int i = 0; i < dv; i++)
+        off[i] = swap.in * (used[i] - x->out[i]) - swap.out * (x->summary[i] - x->out[i]);
+    return mai_norm2(off, dv);
+}
+
+/* What the query shows, as if it were decoded: before it is remembered. */
+static mai_prompt_sample show(const captured *x, bool remembers, void *scratch)
+{
+    mai_prompt_sample s = {.distance2 = -1, .norm2 = mai_norm2(x->out, x->run->m->shape.dv)};
+    const mai_match found = remembers ? search(x, scratch) : (mai_match){.entry = -1};
+    if (found.entry < 0) return s;
+    const mai_ring_view *ring = ring_of(x);
+    const size_t at = (size_t)x->head * (size_t)x->run->m->ring_dims.capacity + (size_t)found.entry;
+    s.distance2 = found.distance2;
+    s.weight = ring->share[at];
+    s.before = ring->moved[at];
+    s.off2 = used_off2(x, at, scratch);
+    return s;
+}
+
+static mai_prompt_sample *sample_of(const mai_run *run, const mai_row_plan *p, int i, int head)
+{
+    return (mai_prompt_sample *)run->work->samples.ptr +
+           (size_t)(p->first_sample + i) * (size_t)run->m->shape.n_heads + (size_t)head;
 }
 
 /* Item i: (row, head), its remembered queries from the oldest to the newest. */
 static void remember_task(void *arg, int i, int worker)
 {
-    (void)worker;
     const mai_run *run = ((prefill_job *)arg)->run;
-    const macattn *m = run->m;
-    const int head = i % m->shape.n_heads;
-    if (!mai_remembers(run, head / m->shape.group)) return;
-    const mai_row_plan *p = &run->plan->rows[i / m->shape.n_heads];
-    const mai_ring *ring = m->slots[p->row.slot].rings[run->layer];
-    const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
-    for (int query = p->capture0; query < p->row.n_queries; query++) {
-        const size_t at = (size_t)(p->first_capture + query - p->capture0) * hq + (size_t)head;
-        const int64_t pos = p->row.n_tokens - p->row.n_queries + query;
-        const char *q = mai_run_q_match(run, p->first_query + query, head);
-        const float *out = (const float *)run->work->capture_out.ptr + at * dv;
-        const float lse = ((const float *)run->work->capture_lse.ptr)[at];
-        if (!query_finite(run, q) || !mai_all_finite(&lse, 1) || !mai_all_finite(out, (int)dv))
-            continue;
-        const size_t full = (size_t)(p->first_query + query) * hq + (size_t)head;
-        const size_t entry =
-            (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->view.head[head];
-        m->backend->insert(&m->ring_dims, &ring->view, m->shape.q_dtype, head, q, (int32_t)pos,
-                           (int32_t)(pos + 1 - m->cfg.band), lse, out);
-        ring->view.share[entry] = mai_share(lse, ((const float *)run->work->lse.ptr)[full]);
+    const int head = i % run->m->shape.n_heads;
+    const bool remembers = mai_remembers(run, head / run->m->shape.group);
+    const mai_row_plan *p = &run->plan->rows[i / run->m->shape.n_heads];
+    const int n = p->row.n_queries - p->capture0;
+    int sample = 0;
+    for (int k = 0; k < n; k++) {
+        const bool shows =
+            sample < p->n_samples && k == mai_prompt_sample_at(sample, p->n_samples, n);
+        captured x;
+        if (!remembers && !shows) continue;
+        captured_init(&x, run, p, head, p->capture0 + k);
+        if (shows) {
+            *sample_of(run, p, sample++, head) =
+                show(&x, remembers, mai_work_scratch(run->work, worker).kernel);
+        }
+        if (remembers) insert(&x);
     }
+}
+
+/* The samples of a group's heads. */
+static void learn_group(const mai_run *run, int kv_head, float unit2)
+{
+    const int group = run->m->shape.group;
+    float error2 = 0;
+    int n = 0;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        const mai_row_plan *p = &run->plan->rows[r];
+        for (int i = 0; i < p->n_samples; i++) {
+            for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+                const mai_prompt_sample *s = sample_of(run, p, i, h);
+                if (s->distance2 < 0) continue;
+                error2 += mai_record_prompt(mai_record_of(run, h), s, unit2);
+                n++;
+            }
+        }
+    }
+    mai_habit_prompt(mai_habit_of(run, kv_head), error2, n);
+}
+
+/* One after the other: rows share the records. */
+static void learn(const mai_run *run)
+{
+    const int n_heads = run->m->shape.n_heads;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        const mai_row_plan *p = &run->plan->rows[r];
+        for (int i = 0; i < p->n_samples; i++) {
+            for (int h = 0; h < n_heads; h++)
+                mai_note_output(mai_record_of(run, h), sample_of(run, p, i, h)->norm2);
+        }
+    }
+    const float unit2 = mai_layer_unit2(mai_record_of(run, 0), n_heads);
+    for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++)
+        learn_group(run, kv_head, unit2);
 }
 
 void mai_prefill_rows(mai_run *run, bool single_rows_too)
@@ -133,6 +305,7 @@ void mai_prefill_rows(mai_run *run, bool single_rows_too)
         mai_slot_ring(m, run->plan->rows[r].row.slot, run->layer);
     }
     mai_threads_run(m->threads, n, prefill_task, &x);
-    if (run->reuse)
-        mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);
+    if (!run->reuse) return;
+    mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);
+    if (mai_judges(run)) learn(run);
 }

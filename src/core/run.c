@@ -2,6 +2,8 @@
 /* Checking the arguments of a call. */
 #include "run.h"
 
+#include "sums.h"
+
 static macattn_status check_stride(macattn *m, const char *name, int64_t *stride, int64_t packed,
                                    int64_t at_least)
 {
@@ -96,4 +98,12 @@ mai_tokens mai_run_tokens(const mai_run *run, const mai_row_plan *p)
                         .pages = run->plan->paged ? p->row.pages : NULL,
                         .base_page = p->row.page,
                         .page_shift = run->plan->page_shift};
+}
+
+double mai_key_logit(const macattn *m, const float *q, const float *summary)
+{
+    const mai_shape *shape = &m->shape;
+    if (m->ring_dims.width == shape->dv) return 0;
+    const double factor = (double)(float)m->backend->q_factor(shape);
+    return mai_dot(q, summary + shape->dv, shape->d) * ((double)shape->scale / factor);
 }

@@ -44,13 +44,22 @@ static inline mai_record *mai_record_of(const mai_run *run, int head)
     return &run->m->records[(size_t)run->layer * (size_t)run->m->shape.n_heads + (size_t)head];
 }
 
-/* Whether the queries of a KV head's group are remembered. */
+static inline mai_habit *mai_habit_of(const mai_run *run, int kv_head)
+{
+    return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+}
+
+/* Whether the queries of a prompt are remembered of a KV head's group. */
 static inline bool mai_remembers(const mai_run *run, int kv_head)
 {
     const int group = run->m->shape.group;
     return run->reuse && (!mai_judges(run) ||
                           mai_group_remembers(mai_record_of(run, kv_head * group), group));
 }
+
+/* scale q.kbar, for q as the kernels get it: by how much the lse of a summary [width] is more
+ * than its lse0. 0 if summaries have no mean of keys. */
+double mai_key_logit(const macattn *m, const float *q, const float *summary);
 
 /* Whether n values are neither NaN nor infinite. */
 static inline bool mai_all_finite(const float *x, int n)

@@ -42,6 +42,15 @@ void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_
     c->distance[bin < MACATTN_DISTANCE_BINS - 1 ? (int)bin : MACATTN_DISTANCE_BINS - 1]++;
 }
 
+void mai_stats_add_sample(macattn *m, int32_t layer, int32_t head, double error2_layer,
+                          double error2_head)
+{
+    mai_counters *c = &m->counters[(size_t)layer * (size_t)m->cfg.n_heads + (size_t)head];
+    c->samples++;
+    c->error2_layer += error2_layer;
+    c->error2_head += error2_head;
+}
+
 void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
                          int64_t merge_ns, int64_t judge_ns)
 {
@@ -59,6 +68,9 @@ static void accumulate(macattn_stats *sum, const mai_counters *c)
     sum->tokens_total += c->tokens_total;
     sum->tokens_skipped += c->tokens_skipped;
     for (int i = 0; i < MACATTN_DISTANCE_BINS; i++) sum->distance[i] += c->distance[i];
+    sum->samples += c->samples;
+    sum->error2_layer += c->error2_layer;
+    sum->error2_head += c->error2_head;
 }
 
 macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macattn_stats *stats)

@@ -9,6 +9,8 @@
 typedef struct mai_counters {
     uint64_t steps, hits, misses, tokens_total, tokens_skipped;
     uint64_t distance[MACATTN_DISTANCE_BINS];
+    uint64_t samples;
+    double error2_layer, error2_head;
 } mai_counters;
 /* Wall time of a layer's decode calls, by phase. */
 typedef struct mai_times {
@@ -20,6 +22,9 @@ void mai_stats_destroy(macattn *m);
 void mai_stats_add(macattn *m, int32_t layer, int32_t head, bool hit, int64_t n_tokens,
                    int64_t n_skipped, double distance2);
 
+/* One refused candidate that was compared; squared errors. */
+void mai_stats_add_sample(macattn *m, int32_t layer, int32_t head, double error2_layer,
+                          double error2_head);
 void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
                          int64_t merge_ns, int64_t judge_ns);
 

@@ -22,7 +22,7 @@ static mai_scratch_layout layout_scratch(const macattn *m, int32_t max_row_chunk
     s.o = align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
     s.lse = s.o + align_up(parts * sizeof(float *));
     s.summary = s.lse + align_up(parts * sizeof(float));
-    s.bytes = s.summary + align_up(sizeof(float) * (size_t)m->shape.dv);
+    s.bytes = s.summary + align_up(sizeof(float) * (size_t)m->ring_dims.width);
     return s;
 }
 
@@ -47,25 +47,30 @@ macattn_status mai_work_reserve(macattn *m, const mai_work_sizes *s)
 {
     mai_work *work = &m->work;
     const size_t hq = (size_t)m->shape.n_heads, d = (size_t)m->shape.d, dv = (size_t)m->shape.dv;
+    const size_t width = (size_t)m->ring_dims.width;
     const size_t rows = (size_t)s->n_rows, chunks = (size_t)s->n_chunks;
     const mai_scratch_layout layout = layout_scratch(m, s->max_row_chunks);
     MAI_TRY(take_zeros(m));
     MAI_TRY(mai_buffer_reserve(m, &work->q, rows * hq * d * sizeof(float), "queries"));
     MAI_TRY(mai_buffer_reserve(m, &work->start, rows * hq * sizeof(int64_t), "start tokens"));
+    MAI_TRY(mai_buffer_reserve(m, &work->keys, rows * (size_t)m->shape.n_kv_heads, "key sums"));
     MAI_TRY(mai_buffer_reserve(m, &work->decisions, rows * hq * sizeof(mai_decision), "decisions"));
     MAI_TRY(mai_buffer_reserve(
         m, &work->items, chunks * (size_t)m->shape.n_kv_heads * sizeof(mai_item), "work items"));
-    MAI_TRY(mai_buffer_reserve(m, &work->partial_out, chunks * hq * dv * sizeof(float),
+    MAI_TRY(mai_buffer_reserve(m, &work->partial_out, chunks * hq * width * sizeof(float),
                                "partial outputs"));
     MAI_TRY(mai_buffer_reserve(m, &work->partial_lse, chunks * hq * sizeof(float), "partial lse"));
     MAI_TRY(mai_buffer_reserve(m, &work->lse, (size_t)s->n_queries * hq * sizeof(float), "lse"));
     MAI_TRY(mai_buffer_reserve(m, &work->capture_out,
-                               (size_t)s->n_captures * hq * dv * sizeof(float), "summaries"));
+                               (size_t)s->n_captures * hq * width * sizeof(float), "summaries"));
     MAI_TRY(mai_buffer_reserve(m, &work->capture_lse, (size_t)s->n_captures * hq * sizeof(float),
                                "summaries' lse"));
     if (mai_policy_get(m->cfg.policy)->judges) {
         MAI_TRY(mai_buffer_reserve(m, &work->refused_out, rows * hq * dv * sizeof(float),
                                    "refused outputs"));
+        MAI_TRY(mai_buffer_reserve(m, &work->samples,
+                                   (size_t)s->n_samples * hq * sizeof(mai_prompt_sample),
+                                   "samples of the prompt"));
         MAI_TRY(mai_buffer_reserve(m, &work->below, rows * sizeof(int64_t), "rows to read again"));
     }
     MAI_TRY(mai_buffer_reserve(m, &work->scratch, layout.bytes * (size_t)m->cfg.n_threads,
@@ -77,10 +82,11 @@ macattn_status mai_work_reserve(macattn *m, const mai_work_sizes *s)
 void mai_work_destroy(macattn *m)
 {
     mai_work *work = &m->work;
-    mai_buffer *const buffers[] = {&work->q,           &work->start,       &work->decisions,
-                                   &work->items,       &work->partial_out, &work->partial_lse,
-                                   &work->lse,         &work->capture_out, &work->capture_lse,
-                                   &work->refused_out, &work->below,       &work->scratch};
+    mai_buffer *const buffers[] = {&work->q,           &work->start,   &work->keys,
+                                   &work->decisions,   &work->items,   &work->partial_out,
+                                   &work->partial_lse, &work->lse,     &work->capture_out,
+                                   &work->capture_lse, &work->samples, &work->refused_out,
+                                   &work->below,       &work->scratch};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         mai_free(&m->cfg, buffers[i]->ptr);
     mai_free(&m->cfg, work->zeros);

@@ -18,6 +18,12 @@ double ref_range(const macattn_config *cfg, const macattn_batch *batch, const ma
                  const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
                  double *out);
 
+/* The same, and in `kbar` [head_dim] the gradient of the lse by the query over scale: the mean of
+ * the keys, weighted as the values are and by the soft cap's derivative. */
+double ref_range_keys(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
+                      const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
+                      double *out, double *kbar);
+
 /* (o, l) := merge of (o, l) and (ox, lx), n values each. */
 void ref_merge(int n, double *o, double *l, const double *ox, double lx);
 
@@ -38,8 +44,9 @@ typedef struct ref_decision {
 /* One remembered query; the arrays are valid until the ring changes. */
 typedef struct ref_entry {
     int64_t pos, end;
-    double lse;
-    const double *q, *out; /* [head_dim], [v_head_dim] */
+    double lse;  /* of the summary, for the query it was made for */
+    double lse0; /* for any other: lse0 + scale q.kbar, q after RoPE; lse_order 0: lse0 */
+    const double *q, *out, *kbar; /* [head_dim], [v_head_dim], [head_dim]; lse_order 0: kbar 0 */
 } ref_entry;
 
 /* Match-Amend-Complete with whole rings in doubles. NULL without memory. */

@@ -54,12 +54,17 @@ static int v_dim(const macattn_config *cfg)
     return cfg->v_head_dim ? cfg->v_head_dim : cfg->head_dim;
 }
 
-static double logit(const macattn_config *cfg, const double *q, const void *k)
+/* `slope`: the soft cap's derivative. */
+static double logit(const macattn_config *cfg, const double *q, const void *k, double *slope)
 {
     double s = 0;
     for (int i = 0; i < cfg->head_dim; i++) s += q[i] * ref_value(cfg->k_dtype, k, i);
     s *= cfg->scale != 0 ? (double)cfg->scale : 1 / sqrt(cfg->head_dim);
-    return cfg->softcap > 0 ? (double)cfg->softcap * tanh(s / (double)cfg->softcap) : s;
+    *slope = 1;
+    if (!(cfg->softcap > 0)) return s;
+    const double t = tanh(s / (double)cfg->softcap);
+    *slope = 1 - t * t;
+    return (double)cfg->softcap * t;
 }
 
 static void token(const macattn_batch *batch, const macattn_row *row, const macattn_kv *kv,
@@ -74,32 +79,48 @@ static void token(const macattn_batch *batch, const macattn_row *row, const maca
     *v = (const char *)kv->v + page * kv->v_page_stride + t * kv->v_token_stride;
 }
 
+/* x[i] := f x[i] + p row[i], a row of K or V. */
+static void add_row(int n, double *x, double f, double p, macattn_dtype dtype, const void *row)
+{
+    for (int i = 0; i < n; i++) x[i] = x[i] * f + p * ref_value(dtype, row, i);
+}
+
+double ref_range_keys(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
+                      const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
+                      double *out, double *kbar)
+{
+    const int d = cfg->head_dim, dv = v_dim(cfg), kv_head = head / (cfg->n_heads / cfg->n_kv_heads);
+    double top = -INFINITY, sum = 0;
+    for (int i = 0; i < dv; i++) out[i] = 0;
+    for (int i = 0; kbar && i < d; i++) kbar[i] = 0;
+    for (int64_t t = t0; t < t1; t++) {
+        const char *k, *v;
+        double slope, f = 1;
+        token(batch, row, kv, t, &k, &v);
+        k += kv_head * kv->k_head_stride;
+        v += kv_head * kv->v_head_stride;
+        const double s = logit(cfg, q, k, &slope);
+        if (s == -INFINITY) continue;
+        if (!(s <= top)) { /* also a NaN: it stays */
+            f = top == -INFINITY ? 0 : exp(top - s);
+            top = s;
+        }
+        const double p = exp(s - top);
+        sum = sum * f + p;
+        add_row(dv, out, f, p, cfg->v_dtype, v);
+        if (kbar) add_row(d, kbar, f, p * slope, cfg->k_dtype, k);
+    }
+    if (top == -INFINITY) return -INFINITY;
+    for (int i = 0; i < dv; i++) out[i] /= sum;
+    for (int i = 0; kbar && i < d; i++) kbar[i] /= sum;
+    return top + log(sum);
+}
+
 double ref_range(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
                  const macattn_kv *kv, int head, const double *q, int64_t t0, int64_t t1,
                  double *out)
 {
-    const int dv = v_dim(cfg), kv_head = head / (cfg->n_heads / cfg->n_kv_heads);
-    double top = -INFINITY, sum = 0;
-    for (int i = 0; i < dv; i++) out[i] = 0;
-    for (int64_t t = t0; t < t1; t++) {
-        const char *k, *v;
-        token(batch, row, kv, t, &k, &v);
-        const double s = logit(cfg, q, k + kv_head * kv->k_head_stride);
-        if (s == -INFINITY) continue;
-        if (!(s <= top)) { /* also a NaN: it stays */
-            const double f = top == -INFINITY ? 0 : exp(top - s);
-            for (int i = 0; i < dv; i++) out[i] *= f;
-            sum *= f;
-            top = s;
-        }
-        const double p = exp(s - top);
-        sum += p;
-        for (int i = 0; i < dv; i++)
-            out[i] += p * ref_value(cfg->v_dtype, v + kv_head * kv->v_head_stride, i);
-    }
-    if (top == -INFINITY) return -INFINITY;
-    for (int i = 0; i < dv; i++) out[i] /= sum;
-    return top + log(sum);
+    return ref_range_keys(cfg, batch, row, kv, head, q, t0, t1, out, NULL);
 }
 
 void ref_merge(int n, double *o, double *l, const double *ox, double lx)

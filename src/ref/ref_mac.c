@@ -8,7 +8,8 @@
 
 typedef struct entry {
     int64_t pos, end;
-    double lse, *q, *out; /* [head_dim], [v_head_dim], in one allocation */
+    double lse, lse0;
+    double *q, *out, *kbar; /* [head_dim], [v_head_dim], [head_dim], in one allocation */
 } entry;
 
 typedef struct ring {
@@ -20,7 +21,8 @@ struct ref_mac {
     macattn_config cfg;
     int d, dv;
     ring *rings; /* [slot][layer][head] */
-    double *q, *q_match, *far, *part, *zero;
+    double *q, *q_match, *zero;
+    double *far, *part, *far_keys, *part_keys; /* sums of values, and of keys */
 };
 
 ref_mac *ref_mac_create(const macattn_config *cfg)
@@ -38,6 +40,8 @@ ref_mac *ref_mac_create(const macattn_config *cfg)
     r->far = calloc((size_t)r->dv, sizeof(double));
     r->part = calloc((size_t)r->dv, sizeof(double));
     r->zero = calloc((size_t)r->dv, sizeof(double));
+    r->far_keys = calloc((size_t)r->d, sizeof(double));
+    r->part_keys = calloc((size_t)r->d, sizeof(double));
     return r;
 }
 
@@ -67,6 +71,8 @@ void ref_mac_destroy(ref_mac *r)
     free(r->far);
     free(r->part);
     free(r->zero);
+    free(r->far_keys);
+    free(r->part_keys);
     free(r);
 }
 
@@ -91,22 +97,29 @@ int ref_mac_count(const ref_mac *r, int slot, int layer, int head)
 ref_entry ref_mac_entry(const ref_mac *r, int slot, int layer, int head, int i)
 {
     const entry *e = &ring_of(r, slot, layer, head)->entries[i];
-    return (ref_entry){.pos = e->pos, .end = e->end, .lse = e->lse, .q = e->q, .out = e->out};
+    return (ref_entry){.pos = e->pos,
+                       .end = e->end,
+                       .lse = e->lse,
+                       .lse0 = e->lse0,
+                       .q = e->q,
+                       .out = e->out,
+                       .kbar = e->kbar};
 }
 
-static void insert(const ref_mac *r, ring *x, int64_t pos, int64_t end, const double *q, double lse,
-                   const double *out)
+static void insert(const ref_mac *r, ring *x, const entry *from)
 {
     if (x->count == r->cfg.ring) {
         free(x->entries[0].q);
         memmove(x->entries, x->entries + 1, sizeof(entry) * (size_t)--x->count);
     }
     entry *e = &x->entries[x->count++];
-    *e = (entry){.pos = pos, .end = end, .lse = lse};
-    e->q = malloc(sizeof(double) * (size_t)(r->d + r->dv));
+    *e = *from;
+    e->q = malloc(sizeof(double) * (size_t)(2 * r->d + r->dv));
     e->out = e->q + r->d;
-    memcpy(e->q, q, sizeof(double) * (size_t)r->d);
-    memcpy(e->out, out, sizeof(double) * (size_t)r->dv);
+    e->kbar = e->out + r->dv;
+    memcpy(e->q, from->q, sizeof(double) * (size_t)r->d);
+    memcpy(e->out, from->out, sizeof(double) * (size_t)r->dv);
+    memcpy(e->kbar, from->kbar, sizeof(double) * (size_t)r->d);
 }
 
 void ref_mac_fork(ref_mac *r, int from, int to)
@@ -115,9 +128,7 @@ void ref_mac_fork(ref_mac *r, int from, int to)
     for (int i = 0; i < r->cfg.n_layers * r->cfg.n_heads; i++) {
         const ring *x = ring_of(r, from, i / r->cfg.n_heads, i % r->cfg.n_heads);
         for (int k = 0; k < x->count; k++) {
-            const entry *e = &x->entries[k];
-            insert(r, ring_of(r, to, i / r->cfg.n_heads, i % r->cfg.n_heads), e->pos, e->end, e->q,
-                   e->lse, e->out);
+            insert(r, ring_of(r, to, i / r->cfg.n_heads, i % r->cfg.n_heads), &x->entries[k]);
         }
     }
 }
@@ -166,6 +177,36 @@ static void load(const ref_mac *r, const void *base, int64_t row_stride, int64_t
             ref_value(r->cfg.q_dtype, (const char *)base + at * row_stride + head * head_stride, i);
 }
 
+/* scale q.kbar: by how much a summary's lse for r->q is more than its lse0. */
+static double key_logit(const ref_mac *r, const double *kbar)
+{
+    double s = 0;
+    for (int i = 0; r->cfg.lse_order > 0 && i < r->d; i++) s += r->q[i] * kbar[i];
+    return s * (r->cfg.scale != 0 ? (double)r->cfg.scale : 1 / sqrt(r->d));
+}
+
+/* 2-4. The far summary of [F, b): the match's, with the lse it has for this query, and the gap; or
+ * all of it. Its lse. */
+static double far_summary(ref_mac *r, const macattn_batch *batch, const macattn_row *row, int head,
+                          const macattn_kv *kv, const entry *match, int64_t from, int64_t b)
+{
+    double lse = -INFINITY;
+    memset(r->far, 0, sizeof(double) * (size_t)r->dv);
+    memset(r->far_keys, 0, sizeof(double) * (size_t)r->d);
+    if (match) {
+        memcpy(r->far, match->out, sizeof(double) * (size_t)r->dv);
+        memcpy(r->far_keys, match->kbar, sizeof(double) * (size_t)r->d);
+        lse = match->lse0 + key_logit(r, match->kbar);
+    }
+    const double l =
+        ref_range_keys(&r->cfg, batch, row, kv, head, r->q, from, b, r->part, r->part_keys);
+    double keys_lse = lse;
+    ref_merge(r->dv, r->far, &lse, r->part, l);
+    ref_merge(r->d, r->far_keys, &keys_lse, r->part_keys, l);
+    if (r->cfg.lse_order == 0) memset(r->far_keys, 0, sizeof(double) * (size_t)r->d);
+    return lse;
+}
+
 /* One query of one head. `reuse` false: exact, but remembered (prefill). */
 static void step(ref_mac *r, const macattn_batch *batch, const macattn_row *row, int layer,
                  int head, const macattn_io *io, int64_t n, int64_t at, bool reuse, double *out,
@@ -185,31 +226,35 @@ static void step(ref_mac *r, const macattn_batch *batch, const macattn_row *row,
     const bool usable = keeps && all_finite(r->q_match, r->d);
     if (usable && reuse) match = nearest(r, x, r->q_match, b, &made.distance2);
     made.hit = match && sqrt(made.distance2) < made.radius;
-    /* 2-4. far summary of [F, b): the match's, and the gap; or all of it */
     double far_lse = -INFINITY;
-    memset(r->far, 0, sizeof(double) * (size_t)r->dv);
     if (made.hit) {
         made.end = match->end;
         made.matched_pos = match->pos;
-        memcpy(r->far, match->out, sizeof(double) * (size_t)r->dv);
-        far_lse = match->lse;
     }
     if (cfg->window > 0) {
         const int64_t first = n > cfg->window ? n - cfg->window : 0;
         *lse = ref_range(cfg, batch, row, &io->kv, head, r->q, first, n, out);
     } else {
-        double l = ref_range(cfg, batch, row, &io->kv, head, r->q, made.end, b, r->part);
-        ref_merge(r->dv, r->far, &far_lse, r->part, l);
+        far_lse = far_summary(r, batch, row, head, &io->kv, made.hit ? match : NULL, made.end, b);
         *lse = ref_range(cfg, batch, row, &io->kv, head, r->q, b, n, out);
         ref_merge(r->dv, out, lse, r->far, far_lse);
-        l = ref_range(cfg, batch, row, &io->kv, head, r->q, 0, F, r->part);
+        const double l = ref_range(cfg, batch, row, &io->kv, head, r->q, 0, F, r->part);
         ref_merge(r->dv, out, lse, r->part, l);
     }
     if (io->sinks) ref_merge(r->dv, out, lse, r->zero, (double)io->sinks[head]);
     /* Of a row's queries the last `ring` are remembered, whether or not some of them cannot be. */
     const bool recent = row->n_tokens - n < cfg->ring;
-    if (usable && recent && b > F && isfinite(far_lse) && all_finite(r->far, r->dv))
-        insert(r, x, n - 1, b, r->q_match, far_lse, r->far);
+    if (usable && recent && b > F && isfinite(far_lse) && all_finite(r->far, r->dv) &&
+        all_finite(r->far_keys, r->d)) {
+        const entry e = {.pos = n - 1,
+                         .end = b,
+                         .lse = far_lse,
+                         .lse0 = far_lse - key_logit(r, r->far_keys),
+                         .q = r->q_match,
+                         .out = r->far,
+                         .kbar = r->far_keys};
+        insert(r, x, &e);
+    }
     if (decision) *decision = made;
 }
 

@@ -111,7 +111,7 @@ static void test_config_state(void **state)
     REFUSE(E_RANGE, "max_tokens", cfg.max_tokens = (int64_t)1 << 31);
     REFUSE(E_RANGE, "policy", cfg.policy = (macattn_policy)99);
     REFUSE(E_RANGE, "policy", cfg.policy = (macattn_policy)-1);
-    REFUSE(E_RANGE, "ring", cfg.ring = 0);
+    REFUSE(E_RANGE, "ring", cfg.ring = -1);
     REFUSE(E_RANGE, "ring", cfg.ring = 4097);
     REFUSE(E_RANGE, "band", cfg.band = -1);
     REFUSE(E_RANGE, "fresh_tokens", cfg.fresh_tokens = -1);
@@ -122,6 +122,8 @@ static void test_config_state(void **state)
     REFUSE(E_RANGE, "budget", cfg.budget = -0.1f);
     REFUSE(E_RANGE, "budget", cfg.budget = 1.1f);
     REFUSE(E_RANGE, "budget", cfg.budget = NAN);
+    REFUSE(E_RANGE, "lse_order", cfg.lse_order = -1);
+    REFUSE(E_RANGE, "lse_order", cfg.lse_order = 2);
 }
 
 static void test_config_running(void **state)
@@ -187,7 +189,7 @@ static void test_struct_size(void **state)
     older.struct_size = offsetof(macattn_config, max_slots);
     memset((char *)&older + older.struct_size, 0xee, sizeof older - older.struct_size);
     m = test_create(&older);
-    assert_int_equal(test_resolved(m).ring, 512);
+    assert_int_equal(test_resolved(m).ring, 256);
     assert_int_equal(test_resolved(m).max_slots, 1);
     macattn_destroy(m);
 }
@@ -215,14 +217,20 @@ static void test_defaults(void **state)
     assert_int_equal(c.max_slots, 1);
     assert_int_equal(c.max_tokens, 131072);
     assert_int_equal(c.policy, MACATTN_POLICY_BUDGET);
-    assert_int_equal(c.ring, 512);
+    assert_int_equal(c.ring, 256);
     assert_int_equal(c.band, 2048);
     assert_true(c.budget == 0.002f);
-    assert_int_equal(c.fresh_tokens, 0);
+    assert_int_equal(c.fresh_tokens, 4);
+    assert_int_equal(c.lse_order, 1);
     assert_int_equal(c.min_tokens, 2048);
     assert_int_equal(c.spin_us, 100);
     assert_true(c.n_threads >= 1);
     assert_true(macattn_isa_supported(c.isa));
+    macattn_destroy(m);
+    cfg.policy = MACATTN_POLICY_PAPER;
+    m = test_create(&cfg);
+    assert_int_equal(test_resolved(m).ring, 512);
+    assert_int_equal(test_resolved(m).band, 256);
     macattn_destroy(m);
 }
 

@@ -56,6 +56,7 @@ static macattn_config random_config(model *x)
     cfg.band = 1 + (int32_t)below(x, 9);
     cfg.fresh_tokens = below(x, 2) || cfg.window ? 0 : (int32_t)below(x, 6);
     cfg.min_tokens = below(x, 12);
+    cfg.lse_order = below(x, 4) > 0;
     cfg.tau = (float)(0.3 + 0.5 * test_uniform(&x->rng));
     cfg.n_threads = 1 + (int32_t)(below(x, 4) == 0);
     return cfg;
@@ -127,7 +128,7 @@ static void check_state(model *x, int32_t slot)
     size_t size = 0;
     assert_ok(x->m, macattn_slot_save(x->m, slot, NULL, &size));
     const size_t entry = 20 + macattn_dtype_row_bytes(c->q_dtype, c->head_dim) +
-                         sizeof(float) * (size_t)c->v_head_dim;
+                         sizeof(float) * (size_t)x->m->ring_dims.width;
     size_t held = 0, want = 0;
     for (int32_t l = 0; l < c->n_layers; l++) {
         for (int32_t h = 0; h < c->n_heads; h++) {

@@ -443,7 +443,8 @@ static void test_load_bad_share(void **state)
     decode(&w, 1, &other_seq, 0, 30);
     test_saved good = test_save(w.m, 1);
     /* The fifth number of the newest entry, the last one before the checksum. */
-    const size_t entry = 5 * sizeof(float) + w.m->ring_dims.q_bytes + 8 * sizeof(float);
+    const size_t entry =
+        5 * sizeof(float) + w.m->ring_dims.q_bytes + (size_t)w.m->ring_dims.width * sizeof(float);
     uint8_t *share = good.data + good.size - sizeof(uint32_t) - entry + 4 * sizeof(float);
     const mai_ring_view *ring = &w.m->slots[1].rings[0]->view;
     assert_memory_equal(share, &ring->share[(ring->head[0] + 4) % 5], sizeof(float));
@@ -472,7 +473,7 @@ static void test_load_elsewhere(void **state)
     world w = world_of(&cfg);
     decode(&w, 0, &seq, 0, 60);
     test_saved saved = test_save(w.m, 0);
-    for (int i = 0; i < 12; i++) {
+    for (int i = 0; i < 13; i++) {
         macattn_config c = cfg;
         if (i == 0) c.n_layers = 1;
         if (i == 1) c.n_heads = 2;
@@ -486,6 +487,7 @@ static void test_load_elsewhere(void **state)
         if (i == 9) c.softcap = 30;
         if (i == 10) c.fresh_tokens = 3;
         if (i == 11) c.max_tokens = 59;
+        if (i == 12) c.lse_order = 0;
         macattn *m = test_create(&c);
         test_saved before = test_save(m, 0);
         expect_refused(m, saved.data, saved.size, &before);

@@ -36,7 +36,7 @@ static macattn_config kernel_config(int32_t n_heads, int32_t n_kv_heads, int32_t
 static test_memory scratch_for(const mai_backend *backend, const mai_shape *shape)
 {
     mai_ring_dims dims;
-    mai_ring_dims_init(&dims, shape, 40);
+    mai_ring_dims_init(&dims, shape, 40, true);
     return test_guarded((backend->scratch_bytes(shape, &dims) + 63) / 64 * 64, 0);
 }
 
@@ -118,29 +118,54 @@ static void tokens_create(tokens_case *c, const macattn_config *cfg, int64_t n, 
     }
 }
 
+/* `kbar` NULL: not looked at. */
 static void expect_range(const tokens_case *c, int32_t head, const char *q, int64_t t0, int64_t t1,
-                         const float *out, float lse, const char *what)
+                         const float *out, const float *kbar, float lse, const char *what)
 {
-    double x[MAI_MAX_DIM], want[MAI_MAX_DIM];
+    double x[MAI_MAX_DIM], want[MAI_MAX_DIM], want_kbar[MAI_MAX_DIM];
     for (int32_t i = 0; i < c->cfg.head_dim; i++) x[i] = ref_value(c->cfg.q_dtype, q, i);
     const double want_lse =
-        ref_range(&c->cfg, &c->batch, &c->row, &c->kv.view, head, x, t0, t1, want);
+        ref_range_keys(&c->cfg, &c->batch, &c->row, &c->kv.view, head, x, t0, t1, want, want_kbar);
     const double tolerance = test_tolerance(sqrt(c->cfg.head_dim), t1 - t0, 4);
     test_close(what, out, want, c->cfg.v_head_dim, tolerance);
+    if (kbar) test_close(what, kbar, want_kbar, c->cfg.head_dim, 2 * tolerance);
     test_close_lse(what, &lse, &want_lse, 1, tolerance);
 }
 
-/* Heads of kv heads [kv0, kv1) over [t0, t1), head h from start[h] on (NULL: t0). */
+/* What an attend call wrote of one head, with key sums and without. */
+static void check_head(const tokens_case *c, const mai_attend_args *args,
+                       const mai_attend_args *plain, int32_t h, const char *q)
+{
+    const mai_shape *shape = args->shape;
+    const int32_t dv = shape->dv, kv_head = h / shape->group;
+    const float *o = args->out + h * args->out_stride, *kbar = o + dv;
+    const int64_t start = args->start ? args->start[h] : args->t0;
+    if (kv_head < args->kv0 || kv_head >= args->kv1 || start >= args->t1) {
+        assert_true(isnan(args->lse[h]) && isnan(o[0]) && isnan(o[dv - 1])); /* untouched */
+        assert_true(isnan(kbar[0]) && isnan(kbar[shape->d - 1]));
+        return;
+    }
+    if (!args->keys[kv_head]) assert_true(isnan(kbar[0]) && isnan(kbar[shape->d - 1]));
+    assert_true(isnan(kbar[shape->d])); /* between the results */
+    test_same_bits("with key sums", o, plain->out + h * dv, 4 * (size_t)dv);
+    test_same_bits("with key sums, lse", &args->lse[h], &plain->lse[h], 4);
+    expect_range(c, h, q, start > args->t0 ? start : args->t0, args->t1, o,
+                 args->keys[kv_head] ? kbar : NULL, args->lse[h], "attend");
+}
+
+/* Heads of kv heads [kv0, kv1) over [t0, t1), head h from start[h] on (NULL: t0); with sums of keys
+ * for some kv heads. */
 static void attend_one(const mai_backend *backend, const tokens_case *c, int64_t t0, int64_t t1,
                        int32_t kv0, int32_t kv1, const int64_t *start, test_rng *rng)
 {
     const mai_shape *shape = &c->shape;
     const size_t d = (size_t)shape->d, dv = (size_t)shape->dv, heads = (size_t)shape->n_heads;
-    const size_t q_bytes = macattn_dtype_row_bytes(shape->q_dtype, shape->d);
+    const size_t q_bytes = macattn_dtype_row_bytes(shape->q_dtype, shape->d), wide = dv + d + 3;
     char *q = malloc(heads * q_bytes);
     assert_non_null(q);
     test_memory loaded = test_guarded(heads * d * 4, 0), out = test_guarded(heads * dv * 4, 0);
     test_memory lse = test_guarded(heads * 4, 0), scratch = scratch_for(backend, shape);
+    test_memory keys_out = test_guarded(heads * wide * 4, 0), keys_lse = test_guarded(heads * 4, 0);
     const float factor = (float)backend->q_factor(shape);
     float x[MAI_MAX_DIM];
     for (size_t h = 0; h < heads; h++) {
@@ -148,32 +173,35 @@ static void attend_one(const mai_backend *backend, const tokens_case *c, int64_t
         test_encode(shape->q_dtype, x, shape->d, q + h * q_bytes);
         backend->load_q(shape, q + h * q_bytes, factor, (float *)(void *)loaded.data + h * d);
     }
-    const mai_attend_args args = {.shape = shape,
-                                  .tokens = c->tokens,
-                                  .t0 = t0,
-                                  .t1 = t1,
-                                  .kv0 = kv0,
-                                  .kv1 = kv1,
-                                  .q = (float *)(void *)loaded.data,
-                                  .start = start,
-                                  .out = (float *)(void *)out.data,
-                                  .lse = (float *)(void *)lse.data,
-                                  .scratch = scratch.data};
+    const mai_attend_args plain = {.shape = shape,
+                                   .tokens = c->tokens,
+                                   .t0 = t0,
+                                   .t1 = t1,
+                                   .kv0 = kv0,
+                                   .kv1 = kv1,
+                                   .q = (float *)(void *)loaded.data,
+                                   .start = start,
+                                   .out = (float *)(void *)out.data,
+                                   .out_stride = (int64_t)dv,
+                                   .lse = (float *)(void *)lse.data,
+                                   .scratch = scratch.data};
+    uint8_t keys[MAI_MAX_HEADS];
+    for (int32_t i = 0; i < shape->n_kv_heads; i++) keys[i] = test_below(rng, 3) > 0;
+    mai_attend_args args = plain;
+    args.keys = keys;
+    args.out = (float *)(void *)keys_out.data;
+    args.out_stride = (int64_t)wide;
+    args.lse = (float *)(void *)keys_lse.data;
+    backend->attend(&plain);
     backend->attend(&args);
-    for (int32_t h = 0; h < shape->n_heads; h++) {
-        const float *o = args.out + (size_t)h * dv;
-        const bool absent = start && start[h] >= t1;
-        if (h / shape->group < kv0 || h / shape->group >= kv1 || absent) {
-            assert_true(isnan(args.lse[h]) && isnan(o[0]) && isnan(o[dv - 1])); /* untouched */
-            continue;
-        }
-        const int64_t from = start && start[h] > t0 ? start[h] : t0;
-        expect_range(c, h, q + (size_t)h * q_bytes, from, t1, o, args.lse[h], backend->name);
-    }
+    for (int32_t h = 0; h < shape->n_heads; h++)
+        check_head(c, &args, &plain, h, q + (size_t)h * q_bytes);
     free(q);
     test_release(&loaded);
     test_release(&out);
     test_release(&lse);
+    test_release(&keys_out);
+    test_release(&keys_lse);
     test_release(&scratch);
 }
 
@@ -186,7 +214,7 @@ static void attend(const mai_backend *backend)
     test_rng rng = {2};
     for (int i = 0; i < (TEST_LIGHT ? 60 : 250); i++) {
         const int32_t *dim = dims[i % 12];
-        macattn_config cfg = kernel_config(3 * (1 + i % 5), 3, dim[0], dim[1]);
+        macattn_config cfg = kernel_config(3 * (1 + i % 7), 3, dim[0], dim[1]);
         cfg.q_dtype = (macattn_dtype)(i % 3);
         cfg.k_dtype = dim[0] % 32 ? kv_types[i % 3] : kv_types[i / 2 % 4];
         cfg.v_dtype = dim[1] % 32 ? kv_types[i / 4 % 3] : kv_types[i / 8 % 4];
@@ -216,12 +244,14 @@ static void alone(const mai_backend *backend)
 {
     enum { N = 45, HEADS = 7, D = 72 };
     test_rng rng = {3};
-    for (int type = 0; type < 3; type++) {
+    for (int type = 0; type < 6; type++) {
         macattn_config cfg = kernel_config(HEADS, 1, D, D);
-        cfg.k_dtype = cfg.v_dtype = kv_types[type];
+        cfg.k_dtype = cfg.v_dtype = kv_types[type % 3];
+        cfg.softcap = type < 3 ? 0 : 5;
         tokens_case c;
         tokens_create(&c, &cfg, N, 0, &rng);
-        float q[HEADS * D], out[2][HEADS * D], lse[2][HEADS];
+        float q[HEADS * D], out[2][HEADS * 2 * D], lse[2][HEADS];
+        const uint8_t keys = 1;
         for (int i = 0; i < HEADS * D; i++) q[i] = 0.1f * (float)test_normal(&rng);
         test_memory scratch = scratch_for(backend, &c.shape);
         int64_t start[HEADS];
@@ -234,13 +264,16 @@ static void alone(const mai_backend *backend)
                                           .q = q,
                                           .start = mask ? start : NULL,
                                           .out = out[mask > 0],
+                                          .out_stride = 2 * D,
+                                          .keys = &keys,
                                           .lse = lse[mask > 0],
                                           .scratch = scratch.data};
             for (int h = 0; mask && h < HEADS; h++) lse[1][h] = 77;
             backend->attend(&args);
             for (int h = 0; mask && h < HEADS; h++) {
                 if (mask >> h & 1) {
-                    test_same_bits("with some heads", out[1] + h * D, out[0] + h * D, D * 4);
+                    test_same_bits("with some heads", out[1] + h * 2 * D, out[0] + h * 2 * D,
+                                   2 * D * 4);
                     test_same_bits("with some heads, lse", &lse[1][h], &lse[0][h], 4);
                 } else {
                     assert_true(lse[1][h] == 77); /* left alone */
@@ -269,7 +302,7 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
                         test_rng *rng)
 {
     const mai_shape *shape = &c->shape;
-    const size_t dv = (size_t)shape->dv, heads = (size_t)shape->n_heads;
+    const size_t dv = (size_t)shape->dv, d = (size_t)shape->d, heads = (size_t)shape->n_heads;
     const size_t n = (size_t)p->n_queries,
                  q_bytes = macattn_dtype_row_bytes(shape->q_dtype, shape->d);
     const size_t far = p->capture0 < p->n_queries ? (size_t)(p->n_queries - p->capture0) : 0;
@@ -277,6 +310,8 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
     test_memory lse = test_guarded(n * heads * 4, 0),
                 far_lse = test_guarded(far * heads * 4 + 4, 0);
     test_memory far_out = test_guarded(far * heads * dv * 4 + 4, 0);
+    test_memory keys_far = test_guarded(far * heads * (dv + d) * 4 + 4, 0);
+    test_memory keys_out = test_guarded(n * heads * dv * 4, 0);
     test_memory scratch = scratch_for(backend, shape);
     float x[MAI_MAX_DIM];
     for (size_t i = 0; i < n * heads; i++) {
@@ -304,6 +339,12 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
                                    .far_lse = (float *)(void *)far_lse.data,
                                    .scratch = scratch.data};
     backend->prefill(&args);
+    mai_prefill_args with_keys = args;
+    with_keys.far_keys = true;
+    with_keys.far_out = (float *)(void *)keys_far.data;
+    with_keys.out = (float *)(void *)keys_out.data;
+    backend->prefill(&with_keys);
+    test_same_bits("prefill with key sums", args.out, with_keys.out, n * heads * dv * 4);
     for (int32_t i = 0; i < p->n_queries; i++) {
         const int64_t seen = p->n_tokens - p->n_queries + i + 1;
         for (int32_t h = 0; h < shape->n_heads; h++) {
@@ -314,13 +355,15 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
                 continue;
             }
             const int64_t first = p->window && seen > p->window ? seen - p->window : 0;
-            expect_range(c, h, q.data + at * q_bytes, first, seen, args.out + at * dv, args.lse[at],
-                         backend->name);
+            expect_range(c, h, q.data + at * q_bytes, first, seen, args.out + at * dv, NULL,
+                         args.lse[at], backend->name);
             if (i < p->capture0) continue;
             const size_t to = (size_t)(i - p->capture0) * heads + (size_t)h;
             const int64_t fresh = p->fresh < seen ? p->fresh : seen;
             const int64_t end = seen - p->band > fresh ? seen - p->band : fresh;
-            expect_range(c, h, q.data + at * q_bytes, fresh, end, args.far_out + to * dv,
+            const float *summary = with_keys.far_out + to * (dv + d);
+            test_same_bits("far summary with keys", args.far_out + to * dv, summary, dv * 4);
+            expect_range(c, h, q.data + at * q_bytes, fresh, end, summary, summary + dv,
                          args.far_lse[to], "far summary");
         }
     }
@@ -328,6 +371,8 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
     test_release(&out);
     test_release(&lse);
     test_release(&far_out);
+    test_release(&keys_far);
+    test_release(&keys_out);
     test_release(&far_lse);
     test_release(&scratch);
 }
@@ -392,7 +437,7 @@ enum { MOST_INSERTED = 900 };
 static void ring_create(ring_case *c, const macattn_config *cfg, int32_t capacity)
 {
     *c = (ring_case){.cfg = *cfg, .shape = mai_shape_of(cfg)};
-    mai_ring_dims_init(&c->dims, &c->shape, capacity);
+    mai_ring_dims_init(&c->dims, &c->shape, capacity, capacity % 2);
     c->memory = test_guarded(c->dims.bytes, 0);
     mai_ring_view_init(&c->view, &c->dims, c->memory.data);
     memset(c->view.head, 0, sizeof(int32_t) * (size_t)cfg->n_heads);
@@ -413,12 +458,12 @@ static char *ring_query(const ring_case *c, int i, int32_t head)
     return c->q + ((size_t)i * (size_t)c->cfg.n_heads + (size_t)head) * c->q_bytes;
 }
 
-/* Entry i: query by `kind`, position 2i, end 2i + 1 - 5, output all i. */
+/* Entry i: query by `kind`, position 2i, end 2i + 1 - 5, summary from i on. */
 static void ring_insert(const mai_backend *backend, ring_case *c, const float *q, int32_t head)
 {
-    float out[MAI_MAX_DIM];
+    float out[2 * MAI_MAX_DIM];
     const int i = c->n_inserted;
-    for (int32_t j = 0; j < c->cfg.v_head_dim; j++) out[j] = (float)(i + j);
+    for (int32_t j = 0; j < c->dims.width; j++) out[j] = (float)(i + j);
     test_encode(c->cfg.q_dtype, q, c->cfg.head_dim, ring_query(c, i, head));
     backend->insert(&c->dims, &c->view, c->cfg.q_dtype, head, ring_query(c, i, head), 2 * i,
                     2 * i - 4, (float)i, out);
@@ -587,7 +632,7 @@ static void test_match_not_finite(void **state)
 static void insert(const mai_backend *backend)
 {
     test_rng rng = {7};
-    for (int32_t capacity = 1; capacity < 40; capacity += 6) {
+    for (int32_t capacity = 1; capacity < 40; capacity += 5) {
         const macattn_config cfg = kernel_config(2, 1, 24, 16);
         ring_case c;
         ring_create(&c, &cfg, capacity);
@@ -604,10 +649,12 @@ static void insert(const mai_backend *backend)
             const size_t slot = (size_t)(capacity + at);
             assert_int_equal(c.view.pos[slot], 2 * c.n_inserted);
             assert_int_equal(c.view.end[slot], 2 * c.n_inserted - 4);
-            assert_true(c.view.lse[slot] == (float)c.n_inserted);
+            assert_true(c.view.lse0[slot] == (float)c.n_inserted);
             assert_memory_equal(c.view.q + slot * c.q_bytes, q, c.q_bytes);
-            for (int i = 0; i < 16; i++) {
-                assert_true(c.view.out[slot * 16 + (size_t)i] == (float)(c.n_inserted + i));
+            const size_t width = (size_t)c.dims.width;
+            assert_int_equal(width, capacity % 2 ? 16 + 24 : 16);
+            for (size_t i = 0; i < width; i++) {
+                assert_true(c.view.out[slot * width + i] == (float)c.n_inserted + (float)i);
             }
         }
         ring_destroy(&c);
@@ -645,6 +692,14 @@ static void merge(const mai_backend *backend)
             }
             backend->merge(dv, n, o, lse, (float *)(void *)out.data, &got_lse);
             test_close("merge", (float *)(void *)out.data, want, dv, 3e-6);
+            float part_out[264 + 8], part_lse; /* a shorter one has the same bits */
+            for (int32_t less = dv - 8; less > 0; less -= 40) {
+                memset(part_out, 0xff, sizeof part_out);
+                backend->merge(less, n, o, lse, part_out, &part_lse);
+                test_same_bits("merge, less of it", part_out, out.data, 4 * (size_t)less);
+                test_same_bits("its lse", &part_lse, &got_lse, 4);
+                assert_true(isnan(part_out[less]));
+            }
             test_close_lse("merge lse", &got_lse, &want_lse, 1, 3e-6);
             for (int i = 0; i < n; i++) test_release(&parts[i]);
             test_release(&out);

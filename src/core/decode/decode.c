@@ -33,6 +33,7 @@ void mai_decode_rows(mai_run *run)
     mai_threads_run(m->threads, n_tasks, mai_begin_heads_task, run);
     const int64_t matched = mai_now_ns();
     const mai_pass first = {false, NULL};
+    mai_mark_keys(run);
     const bool refused = mai_judges(run) && mai_judge_rows(run);
     mai_threads_run(m->threads, mai_make_items(run, &first, run->work->items.ptr), mai_attend_task,
                     run);

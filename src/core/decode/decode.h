@@ -15,6 +15,13 @@ static inline mai_decision *mai_decision_of(const mai_run *run, int r, int head)
            (size_t)head;
 }
 
+/* The query as the kernels get it, [d]. */
+static inline const float *mai_query_of(const mai_run *run, int r, int head)
+{
+    const size_t at = (size_t)r * (size_t)run->m->shape.n_heads + (size_t)head;
+    return (const float *)run->work->q.ptr + at * (size_t)run->m->shape.d;
+}
+
 /* Index of an entry in a ring's arrays by head. */
 static inline size_t mai_entry_at(const mai_run *run, int head, int entry)
 {
@@ -24,11 +31,6 @@ static inline size_t mai_entry_at(const mai_run *run, int head, int entry)
 static inline mai_ring *mai_run_ring(const mai_run *run, const mai_row_plan *p)
 {
     return run->m->slots[p->row.slot].rings[run->layer];
-}
-
-static inline mai_habit *mai_habit_of(const mai_run *run, int kv_head)
-{
-    return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
 }
 
 static inline int mai_head_blocks(const mai_run *run)
@@ -51,7 +53,9 @@ typedef struct mai_pass {
     const int64_t *below; /* again: [row] */
 } mai_pass;
 
-/* items.c. Fills `items`; returns how many. Task i computes the i-th. */
+/* items.c. Which groups need key sums: those that remember, if summaries have a mean of keys. */
+void mai_mark_keys(const mai_run *run);
+/* Fills `items`; returns how many. Task i computes the i-th. */
 int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items);
 void mai_attend_task(void *arg, int i, int worker);
 
@@ -69,8 +73,8 @@ void mai_add_part(mai_parts *parts, const float *o, float lse);
  * took part in. Returns the chunk after them. */
 int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
                    mai_parts *parts);
-void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
-                     mai_parts *parts);
+/* Add an entry's summary, with the lse that it has for the head's query. */
+void mai_add_summary(const mai_run *run, int r, int head, int entry, mai_parts *parts);
 /* Task i: some heads of a row, their outputs and what is remembered. */
 void mai_merge_task(void *arg, int i, int worker);
 
@@ -83,7 +87,7 @@ bool mai_judge_rows(mai_run *run);
  * used, since a summary ends within a chunk; the chunks before that end are computed now, in
  * full. */
 void mai_compute_refused(mai_run *run);
-/* Learn from what was refused. */
+/* Learn from what was refused, and what the outputs' usual size is. All rows have one query. */
 void mai_learn(mai_run *run);
 
 #endif /* MAI_DECODE_H */

@@ -2,6 +2,8 @@
 /* Which parts of K and V are read, cut into work items, and reading them. */
 #include "decode.h"
 
+#include <string.h>
+
 static bool in_pass(const mai_run *run, const mai_pass *which, int r, const mai_chunk *chunk)
 {
     return !which->again ||
@@ -70,6 +72,25 @@ int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items)
     return most < n_kv_heads ? list_items(run, which, most, items) : n;
 }
 
+void mai_mark_keys(const mai_run *run)
+{
+    const mai_shape *shape = &run->m->shape;
+    uint8_t *keys = run->work->keys.ptr;
+    memset(keys, 0, (size_t)run->plan->n_rows * (size_t)shape->n_kv_heads);
+    if (!run->reuse || run->m->ring_dims.width == shape->dv) return;
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        if (run->plan->rows[r].row.n_queries != 1) continue;
+        for (int h = 0; h < shape->n_heads; h++)
+            keys[r * shape->n_kv_heads + h / shape->group] |= mai_decision_of(run, r, h)->remember;
+    }
+}
+
+/* Nothing of [0, F) or [b, n) is in a summary. */
+static bool in_summary(const mai_row_plan *p, const mai_chunk *chunk)
+{
+    return chunk->t0 >= p->fresh_end && chunk->t1 <= p->far_end;
+}
+
 void mai_attend_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
@@ -78,6 +99,7 @@ void mai_attend_task(void *arg, int i, int worker)
     const mai_item *item = (const mai_item *)run->work->items.ptr + i;
     const mai_row_plan *p = &plan->rows[item->row];
     const size_t hq = (size_t)m->shape.n_heads, at = (size_t)(p->first_chunk + item->chunk);
+    const size_t width = (size_t)m->ring_dims.width;
     const mai_chunk *chunk = &plan->chunks[at];
     const bool fresh = chunk->t1 <= p->fresh_end;
     const mai_attend_args args = {
@@ -87,9 +109,13 @@ void mai_attend_task(void *arg, int i, int worker)
         .t1 = chunk->t1,
         .kv0 = item->kv0,
         .kv1 = item->kv1,
-        .q = (const float *)run->work->q.ptr + (size_t)item->row * hq * (size_t)m->shape.d,
+        .q = mai_query_of(run, item->row, 0),
         .start = fresh ? NULL : (const int64_t *)run->work->start.ptr + (size_t)item->row * hq,
-        .out = (float *)run->work->partial_out.ptr + at * hq * (size_t)m->shape.dv,
+        .out = (float *)run->work->partial_out.ptr + at * hq * width,
+        .out_stride = (int64_t)width,
+        .keys = in_summary(p, chunk)
+                    ? (const uint8_t *)run->work->keys.ptr + item->row * m->shape.n_kv_heads
+                    : NULL,
         .lse = (float *)run->work->partial_lse.ptr + at * hq,
         .scratch = mai_work_scratch(run->work, worker).kernel,
     };

@@ -37,6 +37,14 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
     m->backend->match(&args, matches);
 }
 
+/* Whether the query of a KV head's group is remembered. */
+static bool remembers_step(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return !mai_judges(run) || mai_group_remembers_step(mai_record_of(run, kv_head * group), group,
+                                                        mai_habit_of(run, kv_head));
+}
+
 static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
                            const mai_match *match)
 {
@@ -45,7 +53,7 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     mai_decision decision = {.entry = -1, .start = m->cfg.window > 0 ? 0 : p->fresh_end};
     if (!run->reuse) return decision;
     decision.remember =
-        match->finite && p->far_end > p->fresh_end && mai_remembers(run, head / m->shape.group);
+        match->finite && p->far_end > p->fresh_end && remembers_step(run, head / m->shape.group);
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;

@@ -11,29 +11,38 @@ void mai_add_part(mai_parts *parts, const float *o, float lse)
 }
 
 /* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is
- * built on it whether it is kept or not, so that reuse costs no second merge and changes no bit. */
-static void merge_summary(const mai_run *run, mai_parts *parts, int first)
+ * built on it whether it is kept or not, so that reuse costs no second merge and changes no bit;
+ * only then has it, and have its parts, more than the output. */
+static void merge_summary(const mai_run *run, mai_parts *parts, int first, bool remember)
 {
     float lse;
     if (parts->n == first) return;
-    run->m->backend->merge(run->m->shape.dv, parts->n - first, parts->in.o + first,
-                           parts->in.lse + first, parts->in.summary, &lse);
+    const int32_t width = remember ? run->m->ring_dims.width : run->m->shape.dv;
+    run->m->backend->merge(width, parts->n - first, parts->in.o + first, parts->in.lse + first,
+                           parts->in.summary, &lse);
     parts->n = first;
     mai_add_part(parts, parts->in.summary, lse);
 }
 
-static void remember(const mai_run *run, const mai_row_plan *p, int head, const float *summary,
-                     float lse, float moved, float share)
+/* What the judge wants to know of a summary later (backend.h). */
+typedef struct remarks {
+    float moved, share;
+} remarks;
+
+static void remember(const mai_run *run, int r, int head, const float *summary, float lse,
+                     const remarks *with)
 {
     const macattn *m = run->m;
+    const mai_row_plan *p = &run->plan->rows[r];
     const mai_ring_view *ring = &mai_run_ring(run, p)->view;
     const size_t at = mai_entry_at(run, head, ring->head[head]);
-    if (!mai_all_finite(&lse, 1) || !mai_all_finite(summary, m->shape.dv)) return;
+    const float lse0 = (float)((double)lse - mai_key_logit(m, mai_query_of(run, r, head), summary));
+    if (!mai_all_finite(&lse0, 1) || !mai_all_finite(summary, m->ring_dims.width)) return;
     m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head,
                        mai_run_q_match(run, p->first_query, head), (int32_t)(p->row.n_tokens - 1),
-                       (int32_t)p->far_end, lse, summary);
-    ring->moved[at] = moved;
-    ring->share[at] = share;
+                       (int32_t)p->far_end, lse0, summary);
+    ring->moved[at] = with->moved;
+    ring->share[at] = with->share;
 }
 
 int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,
@@ -41,22 +50,24 @@ int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int6
 {
     const mai_plan *plan = run->plan;
     const mai_row_plan *p = &plan->rows[r];
-    const size_t hq = (size_t)run->m->shape.n_heads, dv = (size_t)run->m->shape.dv;
+    const size_t hq = (size_t)run->m->shape.n_heads, width = (size_t)run->m->ring_dims.width;
     for (; c < p->n_chunks && plan->chunks[p->first_chunk + c].t1 <= end; c++) {
         const size_t at = (size_t)(p->first_chunk + c) * hq + (size_t)head;
         if (start >= plan->chunks[p->first_chunk + c].t1) continue;
-        mai_add_part(parts, (const float *)run->work->partial_out.ptr + at * dv,
+        mai_add_part(parts, (const float *)run->work->partial_out.ptr + at * width,
                      ((const float *)run->work->partial_lse.ptr)[at]);
     }
     return c;
 }
 
-void mai_add_summary(const mai_run *run, const mai_row_plan *p, int head, int entry,
-                     mai_parts *parts)
+void mai_add_summary(const mai_run *run, int r, int head, int entry, mai_parts *parts)
 {
-    const mai_ring_view *ring = &mai_run_ring(run, p)->view;
+    const macattn *m = run->m;
+    const mai_ring_view *ring = &mai_run_ring(run, &run->plan->rows[r])->view;
     const size_t at = mai_entry_at(run, head, entry);
-    mai_add_part(parts, ring->out + at * (size_t)run->m->shape.dv, ring->lse[at]);
+    const float *summary = ring->out + at * (size_t)m->ring_dims.width;
+    const double logit = mai_key_logit(m, mai_query_of(run, r, head), summary);
+    mai_add_part(parts, summary, (float)((double)ring->lse0[at] + logit));
 }
 
 static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
@@ -69,10 +80,10 @@ static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
     parts->n = 0;
     int c = mai_add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     const int far = parts->n;
-    if (decision->hit) mai_add_summary(run, p, head, decision->entry, parts);
+    if (decision->hit) mai_add_summary(run, r, head, decision->entry, parts);
     const float used_lse = decision->hit ? parts->in.lse[far] : -INFINITY;
     c = mai_add_chunks(run, r, head, c, p->far_end, decision->start, parts);
-    merge_summary(run, parts, far);
+    merge_summary(run, parts, far, decision->remember);
     const float summary_lse = parts->n > far ? parts->in.lse[far] : -INFINITY;
     mai_add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) mai_add_part(parts, run->work->zeros, run->io.sinks[head]);
@@ -81,9 +92,12 @@ static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
                       mai_run_out(run, p->first_query, head), &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
     if (decision->remember) {
-        const float moved =
-            decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f;
-        remember(run, p, head, parts->in.summary, summary_lse, moved, mai_share(summary_lse, lse));
+        const remarks with = {
+            .moved =
+                decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f,
+            .share = mai_share(summary_lse, lse),
+        };
+        remember(run, r, head, parts->in.summary, summary_lse, &with);
     }
 }
 

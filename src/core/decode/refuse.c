@@ -3,6 +3,7 @@
  * them. */
 #include <math.h>
 
+#include "core/sums.h"
 #include "decode.h"
 
 /* What is expected of one head's candidate, in units of its budget. */
@@ -68,7 +69,7 @@ static void candidate_parts(const mai_run *run, int r, int head, mai_parts *part
     const mai_row_plan *p = &run->plan->rows[r];
     const mai_decision *decision = mai_decision_of(run, r, head);
     parts->n = 0;
-    mai_add_summary(run, p, head, decision->entry, parts);
+    mai_add_summary(run, r, head, decision->entry, parts);
     const int c = mai_add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     mai_add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) mai_add_part(parts, run->work->zeros, run->io.sinks[head]);
@@ -110,17 +111,6 @@ static int64_t refuse_groups(const mai_run *run, int r)
     return below;
 }
 
-/* In float, and so as the kernels sum: tools and plug-in have their own, over other types. */
-static float relative_error(const float *x, const float *y, int n)
-{
-    float error = 0, norm = 0;
-    for (int i = 0; i < n; i++) {
-        error += (x[i] - y[i]) * (x[i] - y[i]);
-        norm += y[i] * y[i];
-    }
-    return sqrtf(error / norm);
-}
-
 void mai_compute_refused(mai_run *run)
 {
     mai_plan *plan = run->plan;
@@ -134,14 +124,37 @@ void mai_compute_refused(mai_run *run)
                     mai_attend_task, run);
 }
 
-static void sample_group(const mai_run *run, int r, int kv_head)
+/* The square of an error of `off2`, in some unit, for the statistics. */
+static double error2_in(float off2, float unit2)
+{
+    const float most = MAI_WORST_ERROR * MAI_WORST_ERROR;
+    return off2 > 0 ? (double)fminf(off2 / unit2, most) : 0;
+}
+
+static void sample_group(const mai_run *run, int r, int kv_head, float unit2)
 {
     const int group = run->m->shape.group, h0 = kv_head * group, dv = run->m->shape.dv;
     for (int h = h0; h < h0 + group; h++) {
         const float *out = mai_run_out(run, run->plan->rows[r].first_query, h);
         const mai_decision *decision = mai_decision_of(run, r, h);
+        const float off2 = mai_off2(refused_out(run, r, h), out, dv);
         mai_record_sample(mai_record_of(run, h), &decision->judgement, decision->distance2,
-                          relative_error(refused_out(run, r, h), out, dv));
+                          sqrtf(off2 / unit2));
+        if (unit2 > 0) {
+            mai_stats_add_sample(run->m, run->layer, h, error2_in(off2, unit2),
+                                 error2_in(off2, mai_norm2(out, dv)));
+        }
+    }
+}
+
+/* So that the layer's unit is known. */
+static void note_outputs(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group, dv = run->m->shape.dv;
+    const int r = mai_noted_row(mai_habit_of(run, kv_head), run->plan->n_rows);
+    for (int h = kv_head * group; h < (kv_head + 1) * group; h++) {
+        const float *out = mai_run_out(run, run->plan->rows[r].first_query, h);
+        mai_note_output(mai_record_of(run, h), mai_norm2(out, dv));
     }
 }
 
@@ -149,15 +162,16 @@ static void sample_group(const mai_run *run, int r, int kv_head)
 void mai_learn(mai_run *run)
 {
     const int64_t start = mai_now_ns();
+    const float unit2 = mai_layer_unit2(mai_record_of(run, 0), run->m->shape.n_heads);
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
         int n_used = 0, n_refused = 0;
         for (int r = 0; r < run->plan->n_rows; r++) {
             const mai_decision *first = mai_decision_of(run, r, kv_head * run->m->shape.group);
-            if (run->plan->rows[r].row.n_queries != 1) continue;
             n_used += first->hit;
             n_refused += first->refused;
-            if (first->refused) sample_group(run, r, kv_head);
+            if (first->refused) sample_group(run, r, kv_head, unit2);
         }
+        note_outputs(run, kv_head);
         mai_habit_note(mai_habit_of(run, kv_head), n_used, n_refused);
     }
     run->judge_ns += mai_now_ns() - start;

@@ -3,11 +3,12 @@
 #include "core/backend.h"
 #include "core/base.h"
 
-void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity)
+void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity, bool keys)
 {
     const size_t heads = (size_t)shape->n_heads, K = (size_t)capacity;
     *dims = (mai_ring_dims){
         .n_heads = shape->n_heads, .d = shape->d, .dv = shape->dv, .capacity = capacity};
+    dims->width = shape->dv + (keys ? shape->d : 0);
     dims->n_blocks = (capacity + MAI_LANES - 1) / MAI_LANES;
     dims->n_chunks = (shape->d + MAI_CHUNK - 1) / MAI_CHUNK;
     dims->q_bytes = macattn_dtype_row_bytes(shape->q_dtype, shape->d);
@@ -19,7 +20,7 @@ void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t cap
         {&dims->off_count, heads * sizeof(int32_t)},
         {&dims->off_pos, heads * K * sizeof(int32_t)},
         {&dims->off_end, heads * K * sizeof(int32_t)},
-        {&dims->off_lse, heads * K * sizeof(float)},
+        {&dims->off_lse0, heads * K * sizeof(float)},
         {&dims->off_moved, heads * K * sizeof(float)},
         {&dims->off_share, heads * K * sizeof(float)},
         {&dims->off_scale, heads * rows * sizeof(float)},
@@ -27,7 +28,7 @@ void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t cap
         {&dims->off_norm2, heads * chunks * rows * sizeof(float)},
         {&dims->off_q8, heads * chunks * rows * MAI_CHUNK},
         {&dims->off_q, heads * K * dims->q_bytes},
-        {&dims->off_out, heads * K * (size_t)shape->dv * sizeof(float)},
+        {&dims->off_out, heads * K * (size_t)dims->width * sizeof(float)},
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i].offset = dims->bytes;
@@ -43,7 +44,7 @@ void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *ba
         .count = (int32_t *)(void *)(at + dims->off_count),
         .pos = (int32_t *)(void *)(at + dims->off_pos),
         .end = (int32_t *)(void *)(at + dims->off_end),
-        .lse = (float *)(void *)(at + dims->off_lse),
+        .lse0 = (float *)(void *)(at + dims->off_lse0),
         .moved = (float *)(void *)(at + dims->off_moved),
         .share = (float *)(void *)(at + dims->off_share),
         .scale = (float *)(void *)(at + dims->off_scale),

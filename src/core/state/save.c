@@ -2,9 +2,9 @@
 /* Saving and loading a slot.
  *
  * Layout, little-endian: the header below; then for each layer and head a count and so many
- * entries, from the oldest to the newest: position, end, lse, distance moved, share of the mass,
- * query (q_dtype), output (f32); then the CRC-32C of all that. The int8 forms are made anew on
- * loading. */
+ * entries, from the oldest to the newest: position, end, lse0, distance moved, share of the mass,
+ * query (q_dtype), summary (f32: the output, and under lse_order 1 the mean of the keys); then the
+ * CRC-32C of all that. The int8 forms are made anew on loading. */
 #include <string.h>
 
 #include "core/object.h"
@@ -13,7 +13,7 @@
 #    error "the save format is written as it lies in memory, for little-endian machines"
 #endif
 
-#define SAVE_VERSION 3
+#define SAVE_VERSION 4
 
 typedef struct save_header {
     char magic[8];
@@ -24,7 +24,7 @@ typedef struct save_header {
     int32_t n_layers, n_heads, n_kv_heads, head_dim, v_head_dim, q_dtype, k_dtype, v_dtype,
         fresh_tokens;
     float scale, softcap;
-    int32_t reserved;
+    int32_t lse_order;
 } save_header;
 
 static uint32_t crc32c(const uint8_t *data, size_t n)
@@ -64,13 +64,14 @@ static save_header make_header(const macattn *m, int64_t length, size_t total)
     h.fresh_tokens = c->fresh_tokens;
     h.scale = c->scale;
     h.softcap = c->softcap;
+    h.lse_order = c->lse_order;
     return h;
 }
 
 static size_t entry_bytes(const macattn *m)
 {
     return 2 * sizeof(int32_t) + 3 * sizeof(float) + m->ring_dims.q_bytes +
-           sizeof(float) * (size_t)m->shape.dv;
+           sizeof(float) * (size_t)m->ring_dims.width;
 }
 
 /* Entries of a head that count: void ones are the newest. `oldest` becomes the first one's row. */
@@ -109,7 +110,7 @@ static uint8_t *put(uint8_t *at, const void *data, size_t bytes)
 static uint8_t *put_head(const macattn *m, const mai_slot *s, int layer, int head, uint8_t *at)
 {
     const size_t K = (size_t)m->ring_dims.capacity, q_bytes = m->ring_dims.q_bytes;
-    const size_t dv = (size_t)m->shape.dv;
+    const size_t width = (size_t)m->ring_dims.width;
     int oldest = 0;
     const int32_t count = valid_entries(m, s, layer, head, &oldest);
     at = put(at, &count, sizeof count);
@@ -118,11 +119,11 @@ static uint8_t *put_head(const macattn *m, const mai_slot *s, int layer, int hea
         const size_t row = (size_t)head * K + ((size_t)oldest + (size_t)i) % K;
         at = put(at, &ring->pos[row], sizeof(int32_t));
         at = put(at, &ring->end[row], sizeof(int32_t));
-        at = put(at, &ring->lse[row], sizeof(float));
+        at = put(at, &ring->lse0[row], sizeof(float));
         at = put(at, &ring->moved[row], sizeof(float));
         at = put(at, &ring->share[row], sizeof(float));
         at = put(at, ring->q + row * q_bytes, q_bytes);
-        at = put(at, ring->out + row * dv, sizeof(float) * dv);
+        at = put(at, ring->out + row * width, sizeof(float) * width);
     }
     return at;
 }
@@ -153,8 +154,8 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
 
 typedef struct saved_entry {
     int32_t pos, end;
-    float lse, moved, share;
-    const uint8_t *q, *out; /* as they lie in the file: not aligned */
+    float lse0, moved, share;
+    const uint8_t *q, *summary; /* as they lie in the file: not aligned */
 } saved_entry;
 
 static saved_entry get_entry(const macattn *m, const uint8_t *at)
@@ -162,11 +163,11 @@ static saved_entry get_entry(const macattn *m, const uint8_t *at)
     saved_entry e;
     memcpy(&e.pos, at, 4);
     memcpy(&e.end, at + 4, 4);
-    memcpy(&e.lse, at + 8, 4);
+    memcpy(&e.lse0, at + 8, 4);
     memcpy(&e.moved, at + 12, 4);
     memcpy(&e.share, at + 16, 4);
     e.q = at + 20;
-    e.out = e.q + m->ring_dims.q_bytes;
+    e.summary = e.q + m->ring_dims.q_bytes;
     return e;
 }
 
@@ -195,9 +196,10 @@ static bool query_finite(const macattn *m, const uint8_t *q)
 static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_before, int64_t length)
 {
     return e->pos > pos_before && e->pos < length && e->end > m->cfg.fresh_tokens &&
-           e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse, 1) &&
+           e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse0, 1) &&
            floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && e->share >= 0 &&
-           e->share <= 1 && query_finite(m, e->q) && floats_finite(e->out, (size_t)m->shape.dv);
+           e->share <= 1 && query_finite(m, e->q) &&
+           floats_finite(e->summary, (size_t)m->ring_dims.width);
 }
 
 /* Check the header against this object, and the checksum. */
@@ -229,8 +231,8 @@ static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t siz
     if (memcmp(header, &own, sizeof own) != 0) {
         return mai_fail(
             m, MACATTN_E_FORMAT,
-            "saved under another configuration (layers, heads, dims, dtypes, scale, soft cap "
-            "or fresh_tokens differ)");
+            "saved under another configuration (layers, heads, dims, dtypes, scale, soft cap, "
+            "fresh_tokens or lse_order differ)");
     }
     if (header->length < 0 || header->length > m->cfg.max_tokens) {
         return mai_fail(m, MACATTN_E_FORMAT, "the saved slot has %lld tokens; max_tokens is %lld",
@@ -263,13 +265,13 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
             }
             before = e.pos;
             if (!rings) continue;
-            float out[MAI_MAX_DIM];
-            memcpy(out, e.out, sizeof(float) * (size_t)m->shape.dv);
+            float summary[2 * MAI_MAX_DIM];
+            memcpy(summary, e.summary, sizeof(float) * (size_t)m->ring_dims.width);
             const mai_ring_view *ring = &rings[layer]->view;
             const size_t row =
                 (size_t)head * (size_t)m->ring_dims.capacity + (size_t)ring->head[head];
             m->backend->insert(&m->ring_dims, ring, m->shape.q_dtype, head, e.q, e.pos, e.end,
-                               e.lse, out);
+                               e.lse0, summary);
             ring->moved[row] = e.moved;
             ring->share[row] = e.share;
         }

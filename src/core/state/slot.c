@@ -52,15 +52,16 @@ static void ring_copy(const macattn *m, mai_ring_view *to, const mai_ring_view *
     memcpy(to->head, from->head, sizeof(int32_t) * (size_t)dims->n_heads);
     memcpy(to->count, from->count, sizeof(int32_t) * (size_t)dims->n_heads);
     for (int h = 0; h < dims->n_heads; h++) {
-        const size_t rows = rows_in_use(m, from, h), at = (size_t)h * K, dv = (size_t)dims->dv;
+        const size_t rows = rows_in_use(m, from, h), at = (size_t)h * K;
+        const size_t width = (size_t)dims->width;
         const size_t lanes = (rows + MAI_LANES - 1) / MAI_LANES * MAI_LANES;
         memcpy(to->pos + at, from->pos + at, sizeof(int32_t) * rows);
         memcpy(to->end + at, from->end + at, sizeof(int32_t) * rows);
-        memcpy(to->lse + at, from->lse + at, sizeof(float) * rows);
+        memcpy(to->lse0 + at, from->lse0 + at, sizeof(float) * rows);
         memcpy(to->moved + at, from->moved + at, sizeof(float) * rows);
         memcpy(to->share + at, from->share + at, sizeof(float) * rows);
         memcpy(to->q + at * dims->q_bytes, from->q + at * dims->q_bytes, rows * dims->q_bytes);
-        memcpy(to->out + at * dv, from->out + at * dv, sizeof(float) * rows * dv);
+        memcpy(to->out + at * width, from->out + at * width, sizeof(float) * rows * width);
         const size_t p = (size_t)h * padded;
         memcpy(to->scale + p, from->scale + p, sizeof(float) * rows);
         memcpy(to->residual + p, from->residual + p, sizeof(float) * rows);

@@ -13,6 +13,9 @@
  * bursts are dropped when the core's miss buffers are full. So each step of the inner loops fetches
  * one or two lines of the next tile, in the order in which they lie in memory.
  *
+ * Where a summary is to be made, the weights are applied to the K rows of the tile as well, which are
+ * still in the cache: kbar[h] = sum 2^(s - m) k[t], with all that is done to o. o is not touched by it.
+ *
  * Scores: DOT_ACC dot products (tokens x heads) at a time, each in an accumulator of its own, reduced
  * together by v_hsum. Every dot product and every output element is summed in an order that does not
  * depend on which other heads take part, so a head computed alone gives the same bits. */
@@ -184,11 +187,12 @@ MAI_INLINE void score_tile(macattn_dtype type, const tile_rows *rows, int64_t of
     }
 }
 
-/* o[h] += the rows from token t0 on, weighted by p [n_heads][TILE]. */
-MAI_INLINE void value_tile(macattn_dtype type, const tile_rows *rows, int64_t offset, int dv,
-                           int n_heads, int t0, const float *p, float *const *o, const ahead *next)
+/* o[h] [dim] += `rows` [t0, t1), weighted by p [n_heads][TILE]. */
+MAI_INLINE void add_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                         int n_heads, int t0, int t1, const float *p, float *const *o,
+                         const ahead *next)
 {
-    const int n_vec = dv / VL, t1 = rows->n;
+    const int n_vec = dim / VL;
     const fetch none = {NULL, NULL, 0};
     for (int h = 0; h < n_heads;) {
         const int block = n_heads - h >= 4 ? 4 : n_heads - h >= 2 ? 2 : 1;
@@ -198,16 +202,16 @@ MAI_INLINE void value_tile(macattn_dtype type, const tile_rows *rows, int64_t of
             const fetch f = h == 0 ? fetch_next(next, 0, (int64_t)j * TILE * VEC_BYTES(type))
                                    : (fetch){NULL, NULL, 0};
             if (block == 4)
-                pv_heads4(type, rows->v, offset, t0, t1, w, o + h, j, &f);
+                pv_heads4(type, rows, offset, t0, t1, w, o + h, j, &f);
             else if (block == 2)
-                pv_heads2(type, rows->v, offset, t0, t1, w, o + h, j, &f);
+                pv_heads2(type, rows, offset, t0, t1, w, o + h, j, &f);
             else
-                pv_heads1(type, rows->v, offset, t0, t1, w, o + h, j, &f);
+                pv_heads1(type, rows, offset, t0, t1, w, o + h, j, &f);
         }
         for (int i = 0; i < block; i++) {
             for (int jj = j; jj < n_vec; jj++)
-                pv_one(type, rows->v, offset, t0, t1, w + i * TILE, o + h + i, jj, &none);
-            if (dv % VL) pv_tail(type, rows->v, offset, t0, t1, w + i * TILE, o[h + i], dv);
+                pv_one(type, rows, offset, t0, t1, w + i * TILE, o + h + i, jj, &none);
+            if (dim % VL) pv_tail(type, rows, offset, t0, t1, w + i * TILE, o[h + i], dim);
         }
         h += block;
     }
@@ -220,12 +224,21 @@ MAI_INLINE void scale_floats(float *x, int n, float f)
     for (; j < n; j++) x[j] *= f;
 }
 
+/* What one head has summed up, not yet normalised. */
+typedef struct head_sums {
+    float *o;         /* [dv] */
+    float *kbar;      /* [d] of keys; NULL: not wanted */
+    float *k_weights; /* [TILE] with kbar and a soft cap: the weights of the keys; else not used */
+    float *m, *l;
+} head_sums;
+
 /* Turn one head's scores of tokens [t0, t1) of a tile into weights 2^(s - m), those of the others
- * into 0; update m and l, and rescale o if the maximum grew. */
-MAI_INLINE void softmax_tile(float *s, int t0, int t1, float softcap, float *m, float *l, float *o,
-                             int dv)
+ * into 0; update m and l, and rescale the sums if the maximum grew. */
+MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape, const head_sums *sums)
 {
     const V none = v_set1(-INFINITY);
+    const float softcap = shape->softcap;
+    float *const m = sums->m;
     V x[TILE / VL], top = none, sum = v_zero();
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
@@ -239,28 +252,34 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, float softcap, float *m, 
     const float tile_max = v_reduce_max(top);
     if (tile_max > *m) {
         const float f = *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
-        scale_floats(o, dv, f);
-        *l *= f;
+        scale_floats(sums->o, shape->dv, f);
+        if (sums->kbar) scale_floats(sums->kbar, shape->d, f);
+        *sums->l *= f;
         *m = tile_max;
     }
     const V base = v_set1(*m == -INFINITY ? 0.0f : *m);
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
+        const V capped = x[i];
         x[i] = v_exp2(v_sub(x[i], base));
         v_store(s + i * VL, x[i]);
         sum = v_add(sum, x[i]);
+        if (sums->kbar && softcap > 0)
+            v_store(sums->k_weights + i * VL, v_mul(x[i], v_softcap_slope(capped, softcap)));
     }
-    *l += v_reduce_add(sum);
+    *sums->l += v_reduce_add(sum);
 }
 
 /* Normalise a head's sums; an empty range gives 0 and -inf. */
-static void finish_head(float *o, int dv, float m, float l, float *lse)
+static void finish_head(const mai_shape *shape, const head_sums *sums, float *lse)
 {
+    const float m = *sums->m, l = *sums->l;
     if (l == 0 && !(m > -INFINITY)) {
         *lse = -INFINITY;
         return;
     }
-    scale_floats(o, dv, 1.0f / l);
+    scale_floats(sums->o, shape->dv, 1.0f / l);
+    if (sums->kbar) scale_floats(sums->kbar, shape->d, 1.0f / l);
     *lse = (float)(((double)m + log2((double)l)) * MAI_LN2);
 }
 
@@ -295,7 +314,7 @@ MAI_INLINE ahead share_of_next(const char *const *rows, const mai_attend_args *a
     return (ahead){rows, true, a->kv0 * bytes, n * bytes, (kv_head - a->kv0) * bytes * TILE};
 }
 
-/* score_tile and value_tile for the configured types; with the two most common head dims as constants
+/* score_tile and add_tile for the configured types; with the two most common head dims as constants
  * their loops unroll, which is worth a few percent. */
 #define FOR_DIM(dim, call)          \
     do {                            \
@@ -323,43 +342,48 @@ static void tile_scores(const mai_shape *shape, const tile_rows *rows, int64_t o
     }
 }
 
-static void tile_values(const mai_shape *shape, const tile_rows *rows, int64_t offset, int n_heads,
-                        int t0, const float *p, float *const *o, const ahead *next)
+/* o[h] [dim] += rows [t0, n) of a tile's K or V, weighted by p. */
+static void tile_sums(macattn_dtype dtype, int dim, const char *const *rows, int64_t offset,
+                      int n_heads, int t0, int n, const float *p, float *const *o,
+                      const ahead *next)
 {
-#define VALUES(type, dim) value_tile(type, rows, offset, dim, n_heads, t0, p, o, next)
-#define VALUES_F32(dim) VALUES(MACATTN_DTYPE_F32, dim)
-#define VALUES_F16(dim) VALUES(MACATTN_DTYPE_F16, dim)
-#define VALUES_BF16(dim) VALUES(MACATTN_DTYPE_BF16, dim)
-#define VALUES_Q8_0(dim) VALUES(MACATTN_DTYPE_Q8_0, dim)
-    switch (shape->v_dtype) {
-    case MACATTN_DTYPE_F32: FOR_DIM(shape->dv, VALUES_F32); break;
-    case MACATTN_DTYPE_F16: FOR_DIM(shape->dv, VALUES_F16); break;
-    case MACATTN_DTYPE_BF16: FOR_DIM(shape->dv, VALUES_BF16); break;
-    case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->dv, VALUES_Q8_0); break;
+#define SUMS(type, dim) add_tile(type, rows, offset, dim, n_heads, t0, n, p, o, next)
+#define SUMS_F32(dim) SUMS(MACATTN_DTYPE_F32, dim)
+#define SUMS_F16(dim) SUMS(MACATTN_DTYPE_F16, dim)
+#define SUMS_BF16(dim) SUMS(MACATTN_DTYPE_BF16, dim)
+#define SUMS_Q8_0(dim) SUMS(MACATTN_DTYPE_Q8_0, dim)
+    switch (dtype) {
+    case MACATTN_DTYPE_F32: FOR_DIM(dim, SUMS_F32); break;
+    case MACATTN_DTYPE_F16: FOR_DIM(dim, SUMS_F16); break;
+    case MACATTN_DTYPE_BF16: FOR_DIM(dim, SUMS_BF16); break;
+    case MACATTN_DTYPE_Q8_0: FOR_DIM(dim, SUMS_Q8_0); break;
     case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
     }
 }
 
 /* Work memory of one item, in the worker's scratch. The heads that take part in the tile are packed to
- * the front of their kv head's place in `active`, `first`, `q`, `o` and `scores`, so that they fill
- * blocks of four whichever they are. */
+ * the front of their kv head's place in `active`, `first`, `q`, `o`, `kbar` and the scores, so that
+ * they fill blocks of four whichever they are. */
 typedef struct attend_state {
     const float **q; /* [n_heads] query */
     float **o;       /* [n_heads] running output */
+    float **kbar;    /* [n_heads] running sum of keys; NULL: not wanted */
     float *scores;   /* [n_heads][TILE] */
+    float *k_weights; /* [n_heads][TILE] of head_sums */
     float *m, *l;    /* [n_heads] running maximum and sum, by head */
     int *active;     /* [n_heads] head */
     int *first;      /* [n_heads] first token of the tile in which it takes part */
     int *n_active;   /* [n_kv_heads] */
     int *n_computed; /* [n_kv_heads] n_active, or one more: see fill_block */
-    float *unused;   /* [dv] output of the head that only fills a block */
+    float *unused;   /* [dv] and [d]: sums of the head that only fills a block */
 } attend_state;
 
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
     return (size_t)shape->n_heads *
-               (2 * sizeof(float *) + sizeof(float) * (TILE + 2) + 2 * sizeof(int)) +
-           (size_t)shape->n_kv_heads * 2 * sizeof(int) + (size_t)shape->dv * sizeof(float);
+               (3 * sizeof(float *) + sizeof(float) * (2 * TILE + 2) + 2 * sizeof(int)) +
+           (size_t)shape->n_kv_heads * 2 * sizeof(int) +
+           (size_t)(shape->dv + shape->d) * sizeof(float);
 }
 
 static attend_state attend_state_in(void *scratch, const mai_shape *shape)
@@ -367,8 +391,10 @@ static attend_state attend_state_in(void *scratch, const mai_shape *shape)
     const size_t hq = (size_t)shape->n_heads;
     attend_state s = {.q = scratch};
     s.o = (float **)scratch + hq;
-    s.scores = (float *)(s.o + hq);
-    s.m = s.scores + hq * TILE;
+    s.kbar = s.o + hq;
+    s.scores = (float *)(s.kbar + hq);
+    s.k_weights = s.scores + hq * TILE;
+    s.m = s.k_weights + hq * TILE;
     s.l = s.m + hq;
     s.active = (int *)(s.l + hq);
     s.first = s.active + hq;
@@ -385,7 +411,23 @@ static int fill_block(const mai_shape *shape, const attend_state *s, int h, int 
     if (n % 4 != 3 || n == shape->group) return n;
     s->q[h + n] = s->q[h + n - 1];
     s->o[h + n] = s->unused;
+    s->kbar[h + n] = s->unused + shape->dv;
     return n + 1;
+}
+
+static bool wants_keys(const mai_attend_args *a, int kv_head)
+{
+    return a->keys && a->keys[kv_head];
+}
+
+/* Where head `h` is summed up, the i-th that takes part. */
+static head_sums sums_of(const attend_state *s, int i, int h)
+{
+    return (head_sums){.o = s->o[i],
+                       .kbar = s->kbar[i],
+                       .k_weights = s->k_weights + (size_t)i * TILE,
+                       .m = s->m + h,
+                       .l = s->l + h};
 }
 
 /* Pack the heads that take part in the tile of n tokens at t. Returns whether all heads do from its
@@ -403,13 +445,29 @@ static bool pack_active(const mai_attend_args *a, const attend_state *s, int64_t
             s->active[at] = h;
             s->first[at] = skip > 0 ? (int)skip : 0;
             s->q[at] = a->q + (size_t)h * shape->d;
-            s->o[at++] = a->out + (size_t)h * shape->dv;
+            s->o[at] = a->out + h * a->out_stride;
+            s->kbar[at] = wants_keys(a, kv_head) ? s->o[at] + shape->dv : NULL;
+            at++;
         }
         const int n_active = at - kv_head * shape->group;
         s->n_active[kv_head] = n_active;
         s->n_computed[kv_head] = fill_block(shape, s, kv_head * shape->group, n_active);
     }
     return all;
+}
+
+/* Add a tile to the sums of keys of a kv head's heads. With a soft cap the place of the head that
+ * fills a block has no weights of its own: it is left out. */
+static void attend_keys(const mai_attend_args *a, const attend_state *s, const tile_rows *rows,
+                        int kv_head, int t0)
+{
+    const mai_shape *shape = a->shape;
+    const int h = kv_head * shape->group;
+    const bool capped = shape->softcap > 0;
+    const ahead nothing = {NULL, false, 0, 0, 0};
+    tile_sums(shape->k_dtype, shape->d, rows->k, kv_head * a->tokens.kv->k_head_stride,
+              capped ? s->n_active[kv_head] : s->n_computed[kv_head], t0, rows->n,
+              (capped ? s->k_weights : s->scores) + (size_t)h * TILE, s->kbar + h, &nothing);
 }
 
 /* One tile: scores of all heads, then their softmax, then the values. In this order the heads are
@@ -434,9 +492,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         for (int i = kv_head * group; i < kv_head * group + s->n_active[kv_head]; i++) {
-            const int h = s->active[i];
-            softmax_tile(s->scores + (size_t)i * TILE, s->first[i], n, shape->softcap, s->m + h,
-                         s->l + h, s->o[i], shape->dv);
+            const head_sums sums = sums_of(s, i, s->active[i]);
+            softmax_tile(s->scores + (size_t)i * TILE, s->first[i], n, shape, &sums);
         }
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
@@ -446,8 +503,9 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
                                           kv->v_token_stride, kv->v_head_stride, v_bytes);
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
-        tile_values(shape, rows, kv_head * kv->v_head_stride, s->n_computed[kv_head], t0,
-                    s->scores + (size_t)h * TILE, s->o + h, &share);
+        tile_sums(shape->v_dtype, shape->dv, rows->v, kv_head * kv->v_head_stride,
+                  s->n_computed[kv_head], t0, n, s->scores + (size_t)h * TILE, s->o + h, &share);
+        if (wants_keys(a, kv_head)) attend_keys(a, s, rows, kv_head, t0);
     }
 }
 
@@ -455,6 +513,12 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
 static bool takes_part(const mai_attend_args *a, int h)
 {
     return !a->start || a->start[h] < a->t1;
+}
+
+/* How many values a head's result has. */
+static int result_width(const mai_attend_args *a, int h)
+{
+    return a->shape->dv + (wants_keys(a, h / a->shape->group) ? a->shape->d : 0);
 }
 
 static void MAI_FN(attend)(const mai_attend_args *a)
@@ -466,9 +530,9 @@ static void MAI_FN(attend)(const mai_attend_args *a)
         if (!takes_part(a, h)) continue;
         s.m[h] = -INFINITY;
         s.l[h] = 0;
-        memset(a->out + (size_t)h * shape->dv, 0, sizeof(float) * (size_t)shape->dv);
+        memset(a->out + h * a->out_stride, 0, sizeof(float) * (size_t)result_width(a, h));
     }
-    memset(s.unused, 0, sizeof(float) * (size_t)shape->dv);
+    memset(s.unused, 0, sizeof(float) * (size_t)(shape->dv + shape->d));
     tile_rows rows[2];
     int now = 0;
     bool settled = false;
@@ -480,6 +544,11 @@ static void MAI_FN(attend)(const mai_attend_args *a)
     }
     for (int h = h0; h < h1; h++) {
         if (!takes_part(a, h)) continue;
-        finish_head(a->out + (size_t)h * shape->dv, shape->dv, s.m[h], s.l[h], a->lse + h);
+        float *o = a->out + h * a->out_stride;
+        const head_sums sums = {.o = o,
+                                .kbar = wants_keys(a, h / shape->group) ? o + shape->dv : NULL,
+                                .m = s.m + h,
+                                .l = s.l + h};
+        finish_head(shape, &sums, a->lse + h);
     }
 }

@@ -21,7 +21,7 @@
 #include "ring.h"
 
 /* l = log sum exp(l_i), o = sum exp(l_i - l) o_i. A NaN or +inf among the lse makes all NaN. */
-static void MAI_FN(merge)(int32_t dv, int n, const float *const *o, const float *lse, float *out,
+static void MAI_FN(merge)(int32_t width, int n, const float *const *o, const float *lse, float *out,
                           float *lse_out)
 {
     float top = -INFINITY;
@@ -29,7 +29,7 @@ static void MAI_FN(merge)(int32_t dv, int n, const float *const *o, const float 
     for (int i = 0; i < n; i++) {
         if (lse[i] > top || lse[i] != lse[i]) top = lse[i];
     }
-    memset(out, 0, sizeof(float) * (size_t)dv);
+    memset(out, 0, sizeof(float) * (size_t)width);
     *lse_out = top;
     if (top == -INFINITY) return;
     for (int i = 0; i < n; i++) {
@@ -38,13 +38,13 @@ static void MAI_FN(merge)(int32_t dv, int n, const float *const *o, const float 
         const V w = v_set1(weight);
         sum += (double)weight;
         int j = 0;
-        for (; j + VL <= dv; j += VL) v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
-        if (j < dv) {
-            v_store_n(out + j, v_fma(v_load_n(o[i] + j, dv - j), w, v_load_n(out + j, dv - j)),
-                      dv - j);
+        for (; j + VL <= width; j += VL) v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
+        if (j < width) {
+            const int rest = width - j;
+            v_store_n(out + j, v_fma(v_load_n(o[i] + j, rest), w, v_load_n(out + j, rest)), rest);
         }
     }
-    scale_floats(out, dv, (float)(1 / sum));
+    scale_floats(out, width, (float)(1 / sum));
     *lse_out = (float)((double)top + log(sum));
 }
 

@@ -14,9 +14,11 @@ typedef struct prefill_block {
     const mai_prefill_args *a;
     int group, n_queries;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
-    float *q, *o, *m, *l, *scores;              /* [row] */
+    bool keys;                                  /* sum up keys in this pass */
+    float *q, *o, *kbar, *m, *l;                /* [row] */
+    float *scores, *k_weights;                  /* [row][TILE]; the latter: of head_sums */
     const float *q_row[PREFILL_MAX_ROWS];
-    float *o_row[PREFILL_MAX_ROWS];
+    float *o_row[PREFILL_MAX_ROWS], *kbar_row[PREFILL_MAX_ROWS];
 } prefill_block;
 
 static int prefill_queries(const mai_shape *shape)
@@ -27,7 +29,7 @@ static int prefill_queries(const mai_shape *shape)
 static size_t prefill_scratch_bytes(const mai_shape *shape)
 {
     const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
-    return rows * sizeof(float) * ((size_t)shape->d + (size_t)shape->dv + TILE + 2);
+    return rows * sizeof(float) * (2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 2);
 }
 
 static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
@@ -36,11 +38,14 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->a = a;
     b->group = shape->group;
     b->n_queries = a->q1 - a->q0;
+    b->keys = a->capture0 < a->q1 && a->far_keys;
     const size_t rows = (size_t)b->n_queries * (size_t)b->group;
     b->q = a->scratch;
     b->o = b->q + rows * (size_t)shape->d;
-    b->scores = b->o + rows * (size_t)shape->dv;
-    b->m = b->scores + rows * TILE;
+    b->kbar = b->o + rows * (size_t)shape->dv;
+    b->scores = b->kbar + rows * (size_t)shape->d;
+    b->k_weights = b->scores + rows * TILE;
+    b->m = b->k_weights + rows * TILE;
     b->l = b->m + rows;
     const float factor = (float)mai_q_factor(shape);
     for (size_t i = 0; i < rows; i++) {
@@ -50,10 +55,21 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
                b->q + i * (size_t)shape->d);
         b->q_row[i] = b->q + i * (size_t)shape->d;
         b->o_row[i] = b->o + i * (size_t)shape->dv;
+        b->kbar_row[i] = b->kbar + i * (size_t)shape->d;
         b->m[i] = -INFINITY;
         b->l[i] = 0;
     }
     memset(b->o, 0, rows * (size_t)shape->dv * sizeof(float));
+    if (b->keys) memset(b->kbar, 0, rows * (size_t)shape->d * sizeof(float));
+}
+
+static head_sums prefill_sums(const prefill_block *b, size_t row)
+{
+    return (head_sums){.o = b->o_row[row],
+                       .kbar = b->keys ? b->kbar_row[row] : NULL,
+                       .k_weights = b->k_weights + row * TILE,
+                       .m = b->m + row,
+                       .l = b->l + row};
 }
 
 /* Rows of `n_queries` queries from `query` (of the block) on over tokens [t, t + n). */
@@ -77,10 +93,15 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     float *scores = b->scores + row * TILE;
     tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
     for (int i = 0; i < n_rows; i++) {
-        softmax_tile(scores + (size_t)i * TILE, 0, n, shape->softcap, b->m + row + i,
-                     b->l + row + i, b->o_row[row + (size_t)i], shape->dv);
+        const head_sums sums = prefill_sums(b, row + (size_t)i);
+        softmax_tile(scores + (size_t)i * TILE, 0, n, shape, &sums);
     }
-    tile_values(shape, &rows[0], v_offset, n_rows, 0, scores, b->o_row + row, &v_next);
+    tile_sums(shape->v_dtype, shape->dv, rows[0].v, v_offset, n_rows, 0, n, scores, b->o_row + row,
+              &v_next);
+    if (!b->keys) return;
+    const ahead nothing = {NULL, false, 0, 0, 0};
+    tile_sums(shape->k_dtype, shape->d, rows[0].k, k_offset, n_rows, 0, n,
+              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, &nothing);
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */
@@ -112,16 +133,19 @@ static void prefill_pass(const prefill_block *b)
 static void prefill_capture(const prefill_block *b)
 {
     const mai_prefill_args *a = b->a;
-    const int dv = a->shape->dv, n_heads = a->shape->n_heads;
+    const size_t dv = (size_t)a->shape->dv, d = b->keys ? (size_t)a->shape->d : 0;
     for (int i = 0; i < b->n_queries; i++) {
         if (a->q0 + i < a->capture0) continue;
         for (int g = 0; g < b->group; g++) {
             const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
-            const size_t at = (size_t)(a->q0 + i - a->capture0) * (size_t)n_heads +
+            const size_t at = (size_t)(a->q0 + i - a->capture0) * (size_t)a->shape->n_heads +
                               (size_t)(a->kv_head * b->group + g);
-            memcpy(a->far_out + at * (size_t)dv, b->o + row * (size_t)dv,
-                   sizeof(float) * (size_t)dv);
-            finish_head(a->far_out + at * (size_t)dv, dv, b->m[row], b->l[row], a->far_lse + at);
+            float *far = a->far_out + at * (dv + d);
+            const head_sums sums = {
+                .o = far, .kbar = b->keys ? far + dv : NULL, .m = b->m + row, .l = b->l + row};
+            memcpy(far, b->o_row[row], sizeof(float) * dv);
+            memcpy(far + dv, b->kbar_row[row], sizeof(float) * d);
+            finish_head(a->shape, &sums, a->far_lse + at);
         }
     }
 }
@@ -134,9 +158,10 @@ static void prefill_store(const prefill_block *b)
         for (int g = 0; g < b->group; g++) {
             const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
             const int query = a->q0 + i, head = a->kv_head * b->group + g;
-            float *o = b->o + row * (size_t)dv, lse;
-            finish_head(o, dv, b->m[row], b->l[row], &lse);
-            memcpy((char *)a->out + query * a->out_row_stride + head * a->out_head_stride, o,
+            const head_sums sums = prefill_sums(b, row);
+            float lse;
+            finish_head(a->shape, &sums, &lse);
+            memcpy((char *)a->out + query * a->out_row_stride + head * a->out_head_stride, sums.o,
                    sizeof(float) * (size_t)dv);
             a->lse[(size_t)query * (size_t)a->shape->n_heads + (size_t)head] = lse;
         }
@@ -163,6 +188,7 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
     prefill_pass(&b);
     if (capture) {
         prefill_capture(&b);
+        b.keys = false;
         for (int i = 0; i < b.n_queries; i++) { /* from the summary's end to the query itself */
             b.lo[i] = b.hi[i];
             b.hi[i] = a->pos0 + a->q0 + i + 1;

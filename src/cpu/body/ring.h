@@ -59,7 +59,7 @@ static bool ring_encode(const float *x, int n_chunks, ring_query *out)
 
 static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
                            macattn_dtype q_dtype, int32_t head, const void *q, int32_t pos,
-                           int32_t end, float lse, const float *out)
+                           int32_t end, float lse0, const float *summary)
 {
     float x[MAI_MAX_CHUNKS * MAI_CHUNK];
     ring_query e;
@@ -81,8 +81,8 @@ static void MAI_FN(insert)(const mai_ring_dims *dims, const mai_ring_view *ring,
     }
     const size_t slot = (size_t)head * K + (size_t)at;
     memcpy(ring->q + slot * dims->q_bytes, q, dims->q_bytes);
-    memcpy(ring->out + slot * (size_t)dims->dv, out, sizeof(float) * (size_t)dims->dv);
-    ring->lse[slot] = lse;
+    memcpy(ring->out + slot * (size_t)dims->width, summary, sizeof(float) * (size_t)dims->width);
+    ring->lse0[slot] = lse0;
     ring->moved[slot] = ring->share[slot] = 0;
     ring->pos[slot] = pos;
     ring->end[slot] = end;
@@ -263,8 +263,8 @@ static void ring_search_begin(const mai_match_args *a, int head, const char *que
     s->promising = at;
     prefetch_bytes(ring_row(a, head, at), dims->q_bytes);
     prefetch_bytes(a->ring->out +
-                       ((size_t)head * (size_t)dims->capacity + (size_t)at) * (size_t)dims->dv,
-                   sizeof(float) * (size_t)dims->dv);
+                       ((size_t)head * (size_t)dims->capacity + (size_t)at) * (size_t)dims->width,
+                   sizeof(float) * (size_t)dims->width);
 }
 
 /* Scan on until few rows are left, and look at those. */

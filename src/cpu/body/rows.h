@@ -85,6 +85,13 @@ MAI_INLINE V v_softcap(V x, float cap)
     return v_mul(t, v_set1((float)(cap * MAI_LOG2E)));
 }
 
+/* The cap's derivative, 1 - tanh^2, where the capped logit is x in units of log 2; 0 for -inf. */
+MAI_INLINE V v_softcap_slope(V x, float cap)
+{
+    const V t = v_max(v_set1(-1.0f), v_mul(x, v_set1((float)(1 / (cap * MAI_LOG2E)))));
+    return v_sub(v_set1(1.0f), v_mul(t, t));
+}
+
 /* Byte offsets of token t's K and V from the caches' starts, kv_head 0. */
 MAI_INLINE void token_offsets(const mai_tokens *tokens, int64_t t, int64_t *k, int64_t *v)
 {
