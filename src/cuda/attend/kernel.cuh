@@ -31,31 +31,42 @@ __device__ __forceinline__ void compute_segments(const mai_cu_params &p, AttendS
     const int warp = threadIdx.x / 32;
     const float factor = p.scale * LOG2E * p.k_scale;
     State<T> state;
+    Rows<T> keys;
     bool is_empty = true;
 #pragma unroll 1
     for (int segment = T::FIRST_SEGMENT; segment < MAI_SEGMENTS; segment++) {
         const int2 part = x.part[segment];
+        const bool keeps = T::KEEPS && x.keeps && segment <= MAI_FAR;
         Seen<T> seen;
         if (part.y >= 0) {
             seen.load(p, x, segment, part.y);
             if (is_empty) state.clear();
+            if (keeps) keys.clear();
             is_empty = false;
         }
 #pragma unroll 1
         for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
             float s[T::NT][4];
+            KeyWeights<T> key_weights;
+            Weights<T> weights;
             copy_wait<T::STAGES - 2>();
             __syncwarp();
             scores<T>(s, queries, shared_address(sh.stage[warp][stage][0]));
-            softmax<T>(p, factor, s, state, seen, t);
-            add_values<T>(s, state, shared_address(sh.stage[warp][stage][1]));
+            softmax<T>(p, factor, s, state, seen, t, key_weights);
+            weights.take(s);
+            add_rows<T>(weights, state.o, shared_address(sh.stage[warp][stage][1]));
+            if (keeps) {
+                add_keys<T>(p, s, key_weights, weights, keys,
+                            shared_address(sh.stage[warp][stage][0]));
+            }
             __syncwarp();
             loader.next();
             stage = stage + 1 == T::STAGES ? 0 : stage + 1;
         }
         /* Fresh and near tokens are of one class: the state goes on. */
         if (is_empty || segment == MAI_FRESH) continue;
-        join_warps<T>(p, sh, state, x, mai_class_of(segment), heads);
+        if (T::KEEPS && segment == MAI_NEAR && x.place == MAI_PLACE_WHOLE) heads.fetch_summaries(p, x);
+        join_warps<T>(p, sh, state, keys, x, mai_class_of(segment), heads);
         is_empty = true;
     }
 }
@@ -69,6 +80,7 @@ __device__ __forceinline__ void finish_item(const mai_cu_params &p, AttendShared
 {
     if (x.place < 0) return;
     if (x.place != MAI_PLACE_WHOLE) {
+        if (T::KEEPS) heads.fetch_summaries(p, x);
         if (!gather_parts<T>(p, sh, x, group, heads)) return;
     } else if (T::JUDGES && x.outcome == MAI_REFUSED) {
         fetch_old<T>(p, x, heads);
@@ -127,11 +139,15 @@ __global__ void __launch_bounds__(T::THREADS, 1)
 }
 
 /* What table.cu lists of an instantiation. */
-template <class T, class Judging>
+template <class Kv, int D, int HEADS, int WARPS, int STAGES>
 mai_cu_attend_kernel describe(macattn_dtype kv_dtype)
 {
+    using T = Traits<Kv, D, HEADS, WARPS, STAGES, Use::PLAIN>;
     return mai_cu_attend_kernel{(const void *)attend_kernel<T>,
-                                (const void *)attend_kernel<Judging>,
+                                (const void *)attend_kernel<
+                                    Traits<Kv, D, HEADS, WARPS, STAGES, Use::KEEPS>>,
+                                (const void *)attend_kernel<
+                                    Traits<Kv, D, HEADS, WARPS, STAGES, Use::JUDGES>>,
                                 kv_dtype,
                                 T::D,
                                 T::HEADS,
