@@ -67,6 +67,7 @@ void stream_create(bench_run *run, const bench_shape *shape, int32_t ring, int64
     s->cfg.budget =
         0.5f; /* between hits, which are nearly the same, and misses, which have nothing to do */
     s->cfg.ring = ring;
+    s->cfg.fresh_tokens = 0;
     s->cfg.band = (int32_t)o->band;
     s->cfg.min_tokens = 0;
     s->cfg.max_tokens = n_tokens;
@@ -208,6 +209,22 @@ double stream_exact_us(stream *s, const stream_step *step)
 
 /* ------------------------------------------------------------------------------------- check -- */
 
+/* The summary of tokens [0, end) made for the query `old`, and its lse for the query `now`. */
+static double far_summary(const stream *s, const macattn_row *row, int32_t head, int64_t end,
+                          const float *old, const float *now, double *far)
+{
+    macattn_kv kv = tensors_kv_view(&s->kv, 0, 0);
+    macattn_batch batch = {.struct_size = sizeof batch, .n_rows = 1, .rows = row};
+    const size_t d = (size_t)s->cfg.head_dim, at = (size_t)head * d;
+    double *q = tool_alloc(2 * d * sizeof *q), *kbar = q + d;
+    for (size_t i = 0; i < d; i++) q[i] = (double)old[at + i];
+    double lse = ref_range_keys(&s->cfg, &batch, row, &kv, head, q, 0, end, far, kbar);
+    for (size_t i = 0; s->cfg.lse_order > 0 && i < d; i++)
+        lse += (double)s->cfg.scale * ((double)now[at + i] - q[i]) * kbar[i];
+    free(q);
+    return lse;
+}
+
 static double head_error(const stream *s, const stream_step *step, int32_t sequence, int32_t head,
                          double *expected, double *far)
 {
@@ -215,11 +232,11 @@ static double head_error(const stream *s, const stream_step *step, int32_t seque
     macattn_row row = {.slot = -1, .page = sequence};
     int32_t source = step->source[head];
     int64_t end = source < 0 ? 0 : ring_end(s, source);
-    double lse, far_lse;
+    double lse;
     bench_reference(&s->cfg, &kv, &row, 0, head, step->q, end, s->n_tokens, expected, &lse);
     if (source >= 0) {
         const float *old = s->ring_q + (size_t)source * query_values(s);
-        bench_reference(&s->cfg, &kv, &row, 0, head, old, 0, end, far, &far_lse);
+        const double far_lse = far_summary(s, &row, head, end, old, step->q, far);
         ref_merge(s->cfg.v_head_dim, expected, &lse, far, far_lse);
     }
     return bench_error(s->out + (size_t)head * (size_t)s->cfg.v_head_dim, expected,

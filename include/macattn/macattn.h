@@ -116,18 +116,19 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  PAPER : reuse iff ||q - p|| < sqrt(2 head_dim) (1 - tau), p being the nearest query in the ring
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
  *          `min_tokens` tokens. MAC-Attention section 3 (match).
- *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a KV
- *          head is at most `budget` (root mean square over these heads). The unit of a head's error,
- *          ||o - exact||, is the root mean square of the outputs of the layer's heads, a running
- *          mean: an error counts by what it does to the layer. The nearest query in the ring is the
- *          candidate, whatever its distance; the error is estimated from the share of the
- *          probability mass its summary carried in the result it was made for (known before anything
- *          is read), from the distance, also that at which the summary was itself reused, and from
- *          what such reuse was seen to cost this head of this layer: each refused candidate is
- *          compared with the exact result, which is computed anyway, and a prompt shows it of some
- *          of its queries. Nothing is reused before a head has shown enough of these. Heads whose
- *          candidates are refused time after time stop searching and try again now and then. A head's
- *          own budget, if it is to have one: macattn_set_head_budget. */
+ *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a
+ *          KV head is at most `budget` (root mean square over these heads). The unit of a head's
+ *          error, ||o - exact||, is the root mean square of the outputs of the layer's heads, a
+ *          running mean: an error counts by what it does to the layer. The nearest query in the
+ *          ring is the candidate, whatever its distance; the error is estimated from the share of
+ *          the probability mass its summary carried in the result it was made for (known before
+ *          anything is read), from the distance, also that at which the summary was itself
+ *          reused, and from what such reuse was seen to cost this head of this layer: each
+ *          refused candidate is compared with the exact result, which is computed anyway, and a
+ *          prompt shows it of some of its queries. Nothing is reused before a head has shown
+ *          enough of these. Heads whose candidates are refused time after time stop searching and
+ *          try again now and then. A head's own budget, if it is to have one:
+ *          macattn_set_head_budget. */
 typedef enum macattn_policy {
     MACATTN_POLICY_EXACT = 0,
     MACATTN_POLICY_PAPER = 1,
@@ -171,8 +172,8 @@ typedef struct macattn_config {
     int32_t max_slots;     /*!< sequences held at a time, >= 1 (default 1) */
     int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
     macattn_policy policy; /*!< default BUDGET */
-    int32_t ring;          /*!< K: queries remembered per slot, layer and head, up to 4096; 0 (default) =
-                                 MACATTN_DEFAULT_RING(policy) */
+    int32_t ring;          /*!< K: queries remembered per slot, layer and head, up to 4096;
+                                 0 (default) = MACATTN_DEFAULT_RING(policy) */
     int32_t band;          /*!< r: newest tokens never covered by a summary; 0 (default) =
                                  MACATTN_DEFAULT_BAND(policy) */
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (4) */
@@ -197,14 +198,14 @@ typedef struct macattn_config {
     void *alloc_user;
 
     /* State, continued. */
-    int32_t lse_order; /*!< how the lse of a summary follows the query that reuses it, p being the one
-                                 it was made for:
+    int32_t lse_order; /*!< how the lse of a summary follows the query that reuses it, p being
+                                 the one it was made for, both after RoPE:
                                  0  as published: not at all, lse(q) = lse(p)
                                  1  (default) to first order: lse(q) = lse(p) + scale (q - p).kbar,
                                     kbar being the mean of the keys that the summary covers,
-                                    weighted as the summary weights them. Queries are those after
-                                    RoPE. It costs head_dim floats an entry, and a product of
-                                    weights and keys where something is remembered */
+                                    weighted as the summary weights them. It costs head_dim floats
+                                    an entry, and a product of weights and keys where something is
+                                    remembered */
 } macattn_config;
 
 /*! macattn_config_init() : fill `config` with the defaults named above and zeros.
@@ -323,11 +324,12 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *           truncated, forked or loaded since the plan was made. */
 MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io);
 
-/*! macattn_set_head_budget() : BUDGET: the error allowed, in units of the layer, in the output of one head of one
- *  layer, in [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
- *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
- *  measures it). From the next macattn_decode or macattn_prefill on, for all slots; saved states know
- *  nothing of it. Until then every head has the configuration's `budget`.
+/*! macattn_set_head_budget() : BUDGET: the error allowed, in units of the layer, in the output of
+ *  one head of one layer, in [0, 1]; -1 = all layers, all heads. Heads differ in how much their
+ *  error changes what the model predicts, so one number for all spends too much on some and too
+ *  little on others (`macattn tune` measures it). From the next macattn_decode or macattn_prefill
+ *  on, for all slots; saved states know nothing of it. Until then every head has the
+ *  configuration's `budget`.
  *  0 : the head's whole group, which shares a KV head, neither searches nor remembers: it costs what
  *  exact attention costs, and gives it bit for bit. What it remembered before is kept. If its budget
  *  is raised later it goes on with that, and with what it remembers from then on: a prompt that
@@ -400,9 +402,10 @@ typedef struct macattn_stats {
                                   remembering */
     uint64_t judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
     uint64_t samples;  /*!< BUDGET: refused candidates that were compared with the exact result */
-    double error2_layer, error2_head; /*!< sums over the samples of the square of the error that using
-                                  the candidate would have made: in units of the layer, as judged,
-                                  and relative to the head's own exact output; each at most 2^2 */
+    double error2_layer, error2_head; /*!< sums over the samples of the square of the error that
+                                  using the candidate would have made: in units of the layer, as
+                                  judged, and relative to the head's own exact output; each at
+                                  most 2^2 */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

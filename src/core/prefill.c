@@ -150,7 +150,7 @@ static void insert(const captured *x)
     ring->share[at] = mai_share(x->far_lse, x->lse);
 }
 
-/* ------------------------------------------------------------------------------ from a prompt -- */
+/* ----------------------------------------------------------------------------- what it shows -- */
 
 static mai_match search(const captured *x, void *scratch)
 {

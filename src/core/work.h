@@ -41,11 +41,11 @@ typedef struct mai_scratch {
 typedef struct mai_work {
     mai_buffer q, start, keys, decisions, items; /* keys: [row][n_kv_heads], of mai_attend_args */
     mai_buffer partial_out, partial_lse, lse;    /* partial_out: [chunk][n_heads][width] */
-    mai_buffer capture_out, capture_lse;         /* [capture][n_heads], far_out of mai_prefill_args */
+    mai_buffer capture_out, capture_lse;         /* [capture][n_heads]: far of mai_prefill_args */
     mai_buffer samples;                          /* [sample][n_heads] mai_prompt_sample */
     mai_buffer refused_out, below, scratch;      /* refused_out: [row][n_heads][dv]; below: [row] */
-    mai_scratch_layout layout;       /* of each worker's scratch */
-    float *zeros;                    /* [dv] the sink's value */
+    mai_scratch_layout layout;                   /* of each worker's scratch */
+    float *zeros;                                /* [dv] the sink's value */
 } mai_work;
 
 /* What a plan asks for. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The budget policy: what is refused is exact to the bit, what is used stays within the budget,
- * a group is judged as one, heads may have budgets of their own, what never pays rests, and none
- * of it depends on threads. */
+ * which is in units of the layer, prompts teach, a group is judged as one, heads may have budgets
+ * of their own, what never pays rests, and none of it depends on threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,18 +25,24 @@ static macattn_config budget_config(float budget)
     return cfg;
 }
 
-static void plan_step(macattn *m, test_bench *b, int64_t n)
+/* Plan the row [n - n_queries, n) of a slot. */
+static void plan_row(macattn *m, test_bench *b, int32_t slot, int64_t n, int32_t n_queries)
 {
-    test_bench_row(b, 0, 0, 0, &seq, n, 1);
+    test_bench_row(b, 0, slot, 0, &seq, n, n_queries);
     b->batch.n_rows = 1;
     assert_ok(m, macattn_plan(m, &b->batch));
     test_bench_queries(b, 1, &seq, 0);
     /* Without RoPE: how far a query is then says how far its result is. */
-    for (int32_t h = 0; h < HEADS; h++) {
+    for (int32_t i = 0; i < n_queries * HEADS; i++) {
         float q[DIM], q_match[DIM];
-        test_query(&seq, &b->cfg, n - 1, 0, h, q, q_match);
-        test_bench_set_query(b, 0, h, q_match, q_match);
+        test_query(&seq, &b->cfg, n - n_queries + i / HEADS, 0, i % HEADS, q, q_match);
+        test_bench_set_query(b, i / HEADS, i % HEADS, q_match, q_match);
     }
+}
+
+static void plan_step(macattn *m, test_bench *b, int64_t n)
+{
+    plan_row(m, b, 0, n, 1);
 }
 
 /* A budget of nothing, or next to nothing: exact attention, bit for bit, although candidates are
@@ -389,8 +395,8 @@ static void count_hits(macattn *m, test_bench *b, int64_t from, int64_t to, int6
     }
 }
 
-/* Where nothing is ever accepted, few steps search, but all remember; a larger budget finds what
- * they left. One head without a budget keeps its group from reuse, and no other. */
+/* Where nothing is ever accepted, few steps search; a larger budget finds what they left. One head
+ * without a budget keeps its group from reuse, and no other. */
 static void test_head_budgets(void **state)
 {
     (void)state;
@@ -500,6 +506,323 @@ static void test_batch(void **state)
     macattn_destroy(m);
 }
 
+/* ----------------------------------------------------------------------------------- prompts -- */
+
+enum { PROMPT = 400, PROMPT_RING = 128 };
+
+static macattn_config prompt_config(float budget)
+{
+    macattn_config cfg = budget_config(budget);
+    cfg.ring = PROMPT_RING;
+    return cfg;
+}
+
+static void prefill_row(macattn *m, test_bench *b, int64_t n, int32_t n_queries)
+{
+    plan_row(m, b, 0, n, n_queries);
+    assert_ok(m, macattn_prefill(m, 0, &b->io));
+}
+
+/* What decoding the query at `pos` shows of every head, if only the prompt's queries from `first`
+ * on are remembered, and the layer's unit is as in `like`: a record of one sample. */
+static void decode_one(const macattn_config *cfg, const float *sinks, int64_t first, int64_t pos,
+                       const mai_record *like, mai_record *shown, double *distance2, float *before)
+{
+    macattn *m = test_create(cfg);
+    test_bench b = test_bench_of(m, 1, PROMPT, PROMPT);
+    b.io.sinks = sinks;
+    b.io.q_match = NULL;
+    prefill_row(m, &b, first, (int32_t)first);
+    b.io.q_match = b.q_match;
+    prefill_row(m, &b, pos, (int32_t)(pos - first));
+    for (int32_t h = 0; h < HEADS; h++) {
+        m->records[h] = (mai_record){
+            .budget = like[h].budget, .output2 = like[h].output2, .n_outputs = like[h].n_outputs};
+    }
+    plan_step(m, &b, pos + 1);
+    assert_ok(m, macattn_decode(m, 0, &b.io));
+    for (int32_t h = 0; h < HEADS; h++) {
+        const mai_decision *d = test_decision(m, 0, h);
+        assert_true(d->refused);
+        assert_int_equal(m->records[h].n_samples, 1);
+        shown[h] = m->records[h];
+        distance2[h] = d->distance2;
+        before[h] = m->slots[0].rings[0]->view.moved[h * cfg->ring + d->entry];
+    }
+    test_bench_destroy(&b);
+    macattn_destroy(m);
+}
+
+static void close_to(const char *what, float got, double want)
+{
+    if (!(fabs((double)got - want) <= 2e-3 * fabs(want) + 1e-9))
+        fail_msg("%s: %.9g, not %.9g", what, (double)got, want);
+}
+
+/* After a prompt a head's record is what decoding the same queries, all of them refused, would have
+ * made of it. */
+static void test_prompt_as_decode(void **state)
+{
+    (void)state;
+    static const float sinks[HEADS] = {0.5f, -1, 2, 0, 1, -3, 0.25f, 4};
+    for (int variant = 0; variant < 3; variant++) {
+        macattn_config cfg = prompt_config(0.1f);
+        cfg.lse_order = variant < 2;
+        cfg.softcap = variant == 1 ? 4.0f : 0.0f;
+        macattn *m = test_create(&cfg);
+        test_bench b = test_bench_of(m, 1, PROMPT, PROMPT);
+        b.io.sinks = variant == 2 ? NULL : sinks;
+        prefill_row(m, &b, PROMPT, PROMPT);
+        const int n_samples = mai_prompt_samples(PROMPT_RING);
+        assert_int_equal(n_samples, PROMPT_RING / MAI_PROMPT_APART);
+        mai_record want[HEADS];
+        for (int32_t h = 0; h < HEADS; h++) want[h] = (mai_record){.budget = 0.1f};
+        for (int i = 0; i < n_samples; i++) {
+            const int64_t pos =
+                PROMPT - PROMPT_RING + mai_prompt_sample_at(i, n_samples, PROMPT_RING);
+            mai_record shown[HEADS];
+            double distance2[HEADS];
+            float before[HEADS];
+            decode_one(&cfg, b.io.sinks, PROMPT - PROMPT_RING, pos, m->records, shown, distance2,
+                       before);
+            for (int32_t h = 0; h < HEADS; h++) {
+                const mai_judgement j =
+                    mai_expect(&want[h], distance2[h], shown[h].weight, before[h]);
+                mai_record_sample(&want[h], &j, distance2[h], sqrtf(shown[h].error2));
+                double norm2 = 0;
+                for (int32_t k = 0; k < DIM; k++) {
+                    const double x = (double)b.out[(pos * HEADS + h) * DIM + k];
+                    norm2 += x * x;
+                }
+                mai_note_output(&want[h], (float)norm2);
+            }
+        }
+        for (int32_t h = 0; h < HEADS; h++) {
+            const mai_record *got = &m->records[h];
+            assert_int_equal(got->n_samples, n_samples);
+            assert_int_equal(got->n_outputs, n_samples);
+            assert_true(want[h].error2 > 1e-9f);
+            close_to("error2", got->error2, (double)want[h].error2);
+            close_to("predicted2", got->predicted2, (double)want[h].predicted2);
+            close_to("weight", got->weight, (double)want[h].weight);
+            close_to("distance", got->distance, (double)want[h].distance);
+            close_to("output2", got->output2, (double)want[h].output2);
+        }
+        test_bench_destroy(&b);
+        macattn_destroy(m);
+    }
+}
+
+/* Which of a call's remembered queries are samples: evenly spread, the last included, and so few
+ * that they cost little. */
+static void test_prompt_samples(void **state)
+{
+    (void)state;
+    for (int n = 0; n < 3000; n++) {
+        const int samples = mai_prompt_samples(n);
+        assert_true(samples <= MAI_PROMPT_SAMPLES && samples * MAI_PROMPT_APART <= n);
+        for (int i = 0, before = -1; i < samples; i++) {
+            const int at = mai_prompt_sample_at(i, samples, n);
+            assert_true(at - before >= n / samples && at - before <= n / samples + 1);
+            if (i + 1 == samples) assert_int_equal(at, n - 1);
+            before = at;
+        }
+    }
+    assert_int_equal(mai_prompt_samples(256), MAI_MIN_SAMPLES);
+}
+
+/* The swap of a summary is what merging the parts anew gives. */
+static void test_swap(void **state)
+{
+    (void)state;
+    test_rng rng = {3};
+    for (int i = 0; i < 2000; i++) {
+        double far = test_normal(&rng), far_lse = 4 * test_normal(&rng);
+        double used = test_normal(&rng), used_lse = far_lse + 3 * test_normal(&rng);
+        const double near = test_normal(&rng), near_lse = 4 * test_normal(&rng);
+        double out = near, lse = near_lse, hit = near, hit_lse = near_lse;
+        ref_merge(1, &out, &lse, &far, far_lse);
+        ref_merge(1, &hit, &hit_lse, &used, used_lse);
+        const mai_swap s = mai_swap_far((float)far_lse, (float)used_lse, (float)lse);
+        const double off = (double)s.in * (used - out) - (double)s.out * (far - out);
+        /* Where the far part is nearly all, the rest is a small difference. */
+        const double rest = exp(near_lse - lse);
+        if (!(fabs(off - (hit - out)) < 1e-5 + 1e-5 / (rest + exp(used_lse - lse))))
+            fail_msg("%.9g, not %.9g", off, hit - out);
+    }
+    const mai_swap far_off = mai_swap_far(0, 500, 0.5f);
+    assert_true(far_off.in == 1 && far_off.out == 0);
+}
+
+/* What prompts teach does not depend on threads, nor on the order in which they finish: rows of a
+ * batch in chunks. */
+static void test_prompt_threads(void **state)
+{
+    (void)state;
+    enum { ROWS = 3 };
+    macattn_config cfg = prompt_config(0.1f);
+    cfg.max_slots = ROWS;
+    macattn *m[2];
+    for (int i = 0; i < 2; i++) {
+        const test_sequence s[ROWS] = {{11, 5, 0.05}, {12, 3, 0.1}, {13, 9, 0.2}};
+        cfg.n_threads = 1 + 2 * i;
+        m[i] = test_create(&cfg);
+        test_bench b = test_bench_of(m[i], ROWS, 300, 60);
+        for (int64_t n = 60; n <= 300; n += 60) {
+            for (int32_t r = 0; r < ROWS; r++) { /* with tokens added behind its back */
+                test_bench_row(&b, r, r, r, &s[r], n, 60);
+                b.rows[r].n_queries = 60 - 7 * r;
+            }
+            test_bench_run(&b, m[i], ROWS, s);
+        }
+        test_bench_destroy(&b);
+    }
+    assert_int_equal(m[0]->records[0].n_outputs, 14 + 14 + 10);
+    for (int32_t h = 0; h < HEADS; h++) assert_true(m[0]->records[h].n_samples > 20);
+    test_same_bits("records", m[0]->records, m[1]->records, sizeof(mai_record) * HEADS);
+    assert_memory_equal(m[0]->habits, m[1]->habits, sizeof(mai_habit) * 2);
+    macattn_destroy(m[0]);
+    macattn_destroy(m[1]);
+}
+
+/* A prompt is enough to begin with; it ends rests if it shows that they are not needed any more. */
+static void test_prompt_begins(void **state)
+{
+    (void)state;
+    for (int variant = 0; variant < 3; variant++) {
+        macattn_config cfg = prompt_config(variant == 1 ? 1e-30f : 0.3f);
+        cfg.ring = 256;
+        cfg.min_tokens = variant == 2 ? PROMPT + 1 : 0;
+        macattn *m = test_create(&cfg);
+        test_bench b = test_bench_of(m, 1, PROMPT + 10, PROMPT);
+        for (int i = 0; i < 2; i++)
+            m->habits[i] = (mai_habit){.rest = 30, .pause = 32, .refusals = 40};
+        prefill_row(m, &b, PROMPT, PROMPT);
+        assert_int_equal(m->records[0].n_samples, variant == 2 ? 0 : MAI_MIN_SAMPLES);
+        assert_int_equal(m->habits[0].rest, variant == 0 ? 0 : 30);
+        assert_int_equal(m->habits[1].refusals, variant == 0 ? 0 : 40);
+        for (int i = 0; i < 2; i++) m->habits[i] = (mai_habit){0};
+        plan_step(m, &b, PROMPT + 1);
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        for (int32_t h = 0; h < HEADS; h++)
+            assert_int_equal(test_decision(m, 0, h)->hit, variant == 0);
+        test_bench_destroy(&b);
+        macattn_destroy(m);
+    }
+}
+
+/* -------------------------------------------------------------------------------------- unit -- */
+
+/* The values of one KV head are a thousandth of the other's: whatever its heads are off by hardly
+ * moves the layer, and they are used, however far they are off by their own measure. */
+static void test_unit(void **state)
+{
+    (void)state;
+    const macattn_config cfg = budget_config(0.004f);
+    macattn *m = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
+    int64_t hits[2] = {0, 0}, samples = 0, refused = 0;
+    for (int64_t n = 1; n < 500; n++) {
+        plan_step(m, &b, n);
+        float k[DIM], v[DIM];
+        test_token(&seq, &b.cfg, n - 1, 1, k, v);
+        for (int i = 0; i < DIM; i++) v[i] *= 1e-3f;
+        test_kv_put(&b.kv, &b.cfg, 0, n - 1, 1, k, v);
+        const bool known = mai_layer_unit2(m->records, HEADS) > 0;
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        for (int32_t h = 0; h < HEADS; h++) {
+            hits[h / 4] += test_decision(m, 0, h)->hit;
+            refused += test_decision(m, 0, h)->refused;
+            samples += test_decision(m, 0, h)->refused && known;
+        }
+    }
+    macattn_stats stats[2], all = {.struct_size = sizeof all};
+    assert_ok(m, macattn_stats_get(m, -1, -1, &all));
+    assert_int_equal((int64_t)all.samples, samples);
+    assert_true(refused - samples <= HEADS && samples > 0);
+    for (int i = 0; i < 2; i++) {
+        stats[i] = (macattn_stats){.struct_size = sizeof *stats};
+        assert_ok(m, macattn_stats_get(m, 0, 4 * i, &stats[i]));
+        assert_true(stats[i].samples > 10 && stats[i].error2_head > 0);
+    }
+    const double own = sqrt(stats[1].error2_head / (double)stats[1].samples),
+                 layer = sqrt(stats[1].error2_layer / (double)stats[1].samples);
+    print_message("hits %lld and %lld of 1996; errors of the small heads %.3g, of the layer %.2g\n",
+                  (long long)hits[0], (long long)hits[1], own, layer);
+    assert_true(own > 5 * (double)cfg.budget && layer < (double)cfg.budget);
+    assert_true(hits[1] > 4 * 400 && hits[0] < hits[1] / 2);
+    assert_ok(m, macattn_stats_reset(m));
+    assert_ok(m, macattn_stats_get(m, -1, -1, &all));
+    assert_true(all.samples == 0 && all.error2_layer == 0 && all.error2_head == 0);
+    test_bench_destroy(&b);
+    macattn_destroy(m);
+}
+
+/* ------------------------------------------------------------------------------------- rests -- */
+
+/* Every entry is what the reference has for the query of its position. */
+static void check_entries(macattn *m, test_bench *b)
+{
+    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+    const size_t width = (size_t)m->ring_dims.width;
+    for (int32_t h = 0; h < HEADS; h++) {
+        for (int32_t i = 0; i < ring->count[h]; i++) {
+            const size_t at = (size_t)(h * m->cfg.ring + i);
+            float q[DIM], q_match[DIM];
+            double x[DIM], out[DIM], kbar[DIM];
+            test_query(&seq, &b->cfg, ring->pos[at], 0, h, q, q_match);
+            for (int k = 0; k < DIM; k++) x[k] = (double)q_match[k];
+            (void)ref_range_keys(&b->cfg, &b->batch, b->rows, &b->kv.view, h, x,
+                                 b->cfg.fresh_tokens, ring->end[at], out, kbar);
+            test_close("a summary", ring->out + at * width, out, DIM, 1e-5);
+            test_close("its keys", ring->out + at * width + DIM, kbar, DIM, 1e-5);
+        }
+    }
+}
+
+/* While a group rests it remembers nothing, until shortly before it searches again; and what it
+ * then finds was made as always. */
+static void test_rest_remembers_nothing(void **state)
+{
+    (void)state;
+    const macattn_config cfg = budget_config(1e-30f);
+    macattn *m = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, CAPACITY, 1);
+    int64_t idle = 0, woken = 0;
+    for (int64_t n = 1; n < 300; n++) {
+        const mai_habit habit = m->habits[1];
+        plan_step(m, &b, n);
+        const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+        const int32_t before = ring->head[4];
+        /* What an earlier step has left must not matter. */
+        test_poison(m->work.partial_out.ptr, m->work.partial_out.bytes);
+        test_poison(m->work.refused_out.ptr, m->work.refused_out.bytes);
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        const bool covers = n > cfg.band + cfg.fresh_tokens;
+        const bool remembers = covers && habit.rest <= MAI_WAKE;
+        assert_int_equal(ring->head[4] != before, remembers);
+        idle += covers && !remembers;
+        woken += habit.rest > 0 && remembers;
+    }
+    assert_true(idle > 100 && woken >= 3 * MAI_WAKE);
+    check_entries(m, &b);
+    /* Wide awake, and allowed to: what is found is used, and right. */
+    assert_ok(m, macattn_set_head_budget(m, -1, -1, 0.5f));
+    for (int i = 0; i < 2; i++) m->habits[i] = (mai_habit){0};
+    int64_t hits = 0;
+    for (int64_t n = 300; n < 320; n++) {
+        plan_step(m, &b, n);
+        test_poison(m->work.partial_out.ptr, m->work.partial_out.bytes);
+        assert_ok(m, macattn_decode(m, 0, &b.io));
+        ref_attend(&b.cfg, &b.batch, &b.io, b.want, b.want_lse);
+        for (int32_t h = 0; h < HEADS; h++) hits += test_decision(m, 0, h)->hit;
+        test_close("after a rest", b.out, b.want, HEADS * DIM, 0.1);
+    }
+    assert_true(hits > 100);
+    test_bench_destroy(&b);
+    macattn_destroy(m);
+}
+
 static void test_bad_budgets(void **state)
 {
     (void)state;
@@ -539,6 +862,13 @@ int main(void)
         cmocka_unit_test(test_head_budgets),
         cmocka_unit_test(test_no_budget_remembers_nothing),
         cmocka_unit_test(test_batch),
+        cmocka_unit_test(test_prompt_samples),
+        cmocka_unit_test(test_swap),
+        cmocka_unit_test(test_prompt_as_decode),
+        cmocka_unit_test(test_prompt_threads),
+        cmocka_unit_test(test_prompt_begins),
+        cmocka_unit_test(test_unit),
+        cmocka_unit_test(test_rest_remembers_nothing),
         cmocka_unit_test(test_bad_budgets),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

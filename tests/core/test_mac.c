@@ -234,6 +234,50 @@ static void test_types(void **state)
     }
 }
 
+/* Heads fill blocks of four differently; the cap's derivative weights keys apart from values. */
+static void test_groups(void **state)
+{
+    (void)state;
+    for (int32_t i = 0; i < 14; i++) {
+        macattn_config cfg = reuse_config(2 * (1 + i % 7), 2, i % 3 ? 64 : 96);
+        cfg.k_dtype = (macattn_dtype)(i % 4);
+        cfg.softcap = i % 2 ? 6.0f : 0.0f;
+        cfg.fresh_tokens = i % 5;
+        whole_stream(&cfg, 2, 90);
+    }
+}
+
+/* With order 0 the rule is the published one: the reference's without a mean of keys, and whatever
+ * the order, the same decisions. */
+static void test_order_zero(void **state)
+{
+    (void)state;
+    macattn_config cfg = reuse_config(6, 2, 64);
+    cfg.lse_order = 0;
+    whole_stream(&cfg, 3, 150);
+    macattn *zero = test_create(&cfg);
+    cfg.lse_order = 1;
+    macattn *one = test_create(&cfg);
+    test_bench b = test_bench_of(zero, 1, 150, 1);
+    int64_t hits = 0, differ = 0;
+    for (int64_t n = 1; n <= 150; n++) {
+        test_bench_step(&b, zero, 0, &sequences[0], n, 1);
+        float out[6 * 64];
+        memcpy(out, b.out, sizeof out);
+        test_bench_step(&b, one, 0, &sequences[0], n, 1);
+        differ += memcmp(out, b.out, sizeof out) != 0;
+        for (int32_t h = 0; h < 6; h++) {
+            const mai_decision *x = test_decision(zero, 0, h), *y = test_decision(one, 0, h);
+            assert_true(x->hit == y->hit && x->start == y->start && x->entry == y->entry);
+            hits += x->hit;
+        }
+    }
+    assert_true(hits > 200 && differ > 50);
+    test_bench_destroy(&b);
+    macattn_destroy(zero);
+    macattn_destroy(one);
+}
+
 static void test_odd_dims(void **state)
 {
     (void)state;
@@ -678,6 +722,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stream),
         cmocka_unit_test(test_types),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_order_zero),
         cmocka_unit_test(test_odd_dims),
         cmocka_unit_test(test_settings),
         cmocka_unit_test(test_softcap_scale_sinks),

@@ -3,15 +3,26 @@
  * is reused and from where on is computed. */
 #include "decode.h"
 
-/* Bit i: head h0 + i does not search in this step. */
-static uint32_t heads_asleep(const mai_run *run, int h0, int n)
+/* Whether the query of a KV head's group is remembered. */
+static bool remembers_step(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return !mai_judges(run) || mai_group_remembers_step(mai_record_of(run, kv_head * group), group,
+                                                        mai_habit_of(run, kv_head));
+}
+
+/* Bit i: head h0 + i does not search in this step. `idle`: nor is any of them remembered. */
+static uint32_t heads_asleep(const mai_run *run, int h0, int n, bool *idle)
 {
     const int group = run->m->shape.group;
     uint32_t asleep = 0;
-    for (int i = 0; i < n && mai_judges(run); i++) {
+    *idle = true;
+    for (int i = 0; i < n; i++) {
         const int kv_head = (h0 + i) / group;
-        const mai_record *records = mai_record_of(run, kv_head * group);
-        if (!mai_group_searches(records, group, mai_habit_of(run, kv_head))) asleep |= 1u << i;
+        const mai_record *records = mai_judges(run) ? mai_record_of(run, kv_head * group) : NULL;
+        if (records && !mai_group_searches(records, group, mai_habit_of(run, kv_head)))
+            asleep |= 1u << i;
+        if (remembers_step(run, kv_head)) *idle = false;
     }
     return asleep;
 }
@@ -21,6 +32,10 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
                         mai_match *matches)
 {
     const macattn *m = run->m;
+    bool idle;
+    const uint32_t asleep = heads_asleep(run, h0, n, &idle);
+    for (int i = 0; i < n; i++) matches[i] = (mai_match){.entry = -1};
+    if (idle) return;
     const mai_match_args args = {
         .shape = &m->shape,
         .dims = &m->ring_dims,
@@ -30,19 +45,11 @@ static void match_heads(const mai_run *run, const mai_row_plan *p, int h0, int n
         .q = mai_run_q_match(run, p->first_query, h0),
         .q_head_stride = run->io.q_match_head_stride,
         .radius = mai_policy_get(m->cfg.policy)->radius(&m->cfg, p->row.n_tokens),
-        .asleep = heads_asleep(run, h0, n),
+        .asleep = asleep,
         .max_end = p->far_end,
         .scratch = scratch,
     };
     m->backend->match(&args, matches);
-}
-
-/* Whether the query of a KV head's group is remembered. */
-static bool remembers_step(const mai_run *run, int kv_head)
-{
-    const int group = run->m->shape.group;
-    return !mai_judges(run) || mai_group_remembers_step(mai_record_of(run, kv_head * group), group,
-                                                        mai_habit_of(run, kv_head));
 }
 
 static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,

@@ -38,7 +38,8 @@ static void MAI_FN(merge)(int32_t width, int n, const float *const *o, const flo
         const V w = v_set1(weight);
         sum += (double)weight;
         int j = 0;
-        for (; j + VL <= width; j += VL) v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
+        for (; j + VL <= width; j += VL)
+            v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
         if (j < width) {
             const int rest = width - j;
             v_store_n(out + j, v_fma(v_load_n(o[i] + j, rest), w, v_load_n(out + j, rest)), rest);
