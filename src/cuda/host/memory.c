@@ -130,8 +130,10 @@ macattn_status mai_cu_take_work(macattn_cuda *m)
         (size_t)m->n_blocks * MAI_PLACES * MAI_CLASSES * (size_t)p->heads_per_block;
     const size_t groups =
         (size_t)m->cuda.max_rows * (size_t)c->n_kv_heads * (size_t)p->blocks_per_kv;
+    /* The kernels that can sum up keys have room for them in any case. */
+    const size_t width = (size_t)c->head_dim * (mai_cu_judges(c) || mai_cu_keeps_keys(c) ? 2 : 1);
     const size_t counters = mai_cu_rings_per_slot(c);
-    TAKE(m, &p->partial_out, parts * mai_cu_width(c) * sizeof(float), false, "partial results");
+    TAKE(m, &p->partial_out, parts * width * sizeof(float), false, "partial results");
     TAKE(m, &p->partial_lse, parts * sizeof(float), false, "partial results");
     TAKE(m, &p->arrived, (2 * (size_t)m->n_blocks + groups) * sizeof *p->arrived, true,
          "work lists");
