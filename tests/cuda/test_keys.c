@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The lse of a summary follows the query that reuses it, on the GPU as in tests/core/test_lse_order.c:
- * with whatever the keys have in common, after decoding and after a capture; not under order 0. */
+/* The lse of a summary follows the query that reuses it, with whatever the keys have in common,
+ * after decoding and after a capture; not under order 0. The CPU's: core/test_lse_order.c. */
 #include <math.h>
 #include <stdlib.h>
 

@@ -164,8 +164,8 @@ static void test_slot_operations(void **state)
     duo_destroy(&x);
 }
 
-/* An engine computes a prompt, whole or in parts; capture fills the ring with what the reference has
- * after its own prefill, and decoding goes on alike. */
+/* An engine computes a prompt, whole or in parts; capture fills the ring with what the reference
+ * has after its own prefill, and decoding goes on alike. */
 static void check_capture(const macattn_config *cfg, int32_t prompt, int32_t part)
 {
     duo x;

@@ -65,7 +65,8 @@ __device__ __forceinline__ void compute_segments(const mai_cu_params &p, AttendS
         }
         /* Fresh and near tokens are of one class: the state goes on. */
         if (is_empty || segment == MAI_FRESH) continue;
-        if (T::KEEPS && segment == MAI_NEAR && x.place == MAI_PLACE_WHOLE) heads.fetch_summaries(p, x);
+        if (T::KEEPS && segment == MAI_NEAR && x.place == MAI_PLACE_WHOLE)
+            heads.fetch_summaries(p, x);
         join_warps<T>(p, sh, state, keys, x, mai_class_of(segment), heads);
         is_empty = true;
     }

@@ -194,7 +194,8 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ Shared sh;
     const Prompt prompt(p, x);
     if (prompt.slot < 0) return;
-    const int first = prompt.first(p, x), n = x.n_queries - first, n_samples = mai_prompt_samples(n);
+    const int first = prompt.first(p, x), n = x.n_queries - first;
+    const int n_samples = mai_prompt_samples(n);
     if ((int)blockIdx.x >= n_samples) return;
     const int query = first + mai_prompt_sample_at(blockIdx.x, n_samples, n);
     if (query < x.first || query >= x.first + x.n) return;
