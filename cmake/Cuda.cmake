@@ -13,7 +13,7 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 
 file(GLOB MACATTN_CUDA_SOURCES CONFIGURE_DEPENDS src/cuda/host/*.c src/cuda/*.cu
-  src/cuda/attend/*.cu)
+  src/cuda/attend/*.cu src/cuda/capture/*.cu)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/cuda/attend/kernels.inc)
 file(STRINGS src/cuda/attend/kernels.inc _lines REGEX "^MAI_ATTEND\\(")
 foreach(_line IN LISTS _lines)

@@ -14,7 +14,7 @@
  *    bit what macattn_cuda_attend gives. Neither depends on which block finishes first.
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8:
- *    in f16) and summed in f32; ring summaries are f32.
+ *    in f16) and summed in f32; ring summaries and their means of keys are f32.
  *  - Since lengths are on the device, what macattn_plan would reject cannot be: a row must continue
  *    its slot. A row whose slot is -1 is computed in full and not remembered; a row of length 0
  *    gives 0 and -inf, with a sink 0 and the sink. Use either to pad a captured batch.
@@ -120,16 +120,15 @@ MACATTN_API macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer,
                                                const macattn_cuda_batch *batch,
                                                const macattn_cuda_io *io, void *stream);
 
-/*! macattn_cuda_capture() : fill a slot's ring from a prompt that an engine has computed: its last
- *  min(ring, n_queries) queries with their summaries. The band (and the first fresh_tokens) of each
- *  is computed here, and taken out of the engine's result; where those tokens hold more than 99.9%
- *  of the mass nothing is left to remember, and the query is not. Nor are those of heads whose
- *  group has one without a budget (macattn_set_head_budget).
- *  `row` : the batch row (host number) whose sequence it is; its n_tokens includes all the queries,
- *  the last of which is the newest token.
- *  `io`  : q, q_match, out and lse of the `n_queries` queries of that row; out and lse (natural
- *  log, not NULL) are read, not written. out must have out_dtype.
- * @return : as macattn_cuda_decode; E_STATE under EXACT or with a window: nothing is remembered. */
+/*! macattn_cuda_capture() : fill a slot's ring from a prompt that an engine has computed, or from a part
+ *  of one: its last min(ring, n_queries) queries with their summaries, which are computed here. Under
+ *  BUDGET some of these queries show, with the engine's results, what reuse would have cost, as in
+ *  macattn_prefill. Heads whose group has a budget of 0 remember nothing.
+ *  `row` : the batch row (host number) whose sequence it is; its n_tokens includes all the queries, the
+ *  last of which is the newest token.
+ *  `io`  : q, q_match, out and lse of the `n_queries` queries of that row; out and lse (natural log, not
+ *  NULL) are read, not written. out must have out_dtype.
+ * @return : as macattn_cuda_decode; E_STATE under EXACT or with a window, which remember nothing. */
 MACATTN_API macattn_status macattn_cuda_capture(macattn_cuda *m, int32_t layer,
                                                 const macattn_cuda_batch *batch, int32_t row,
                                                 int32_t n_queries, const macattn_cuda_io *io,

@@ -29,15 +29,18 @@ typedef struct mai_cu_judged {
 } mai_cu_judged;
 
 /* The rings. Entry i of (slot, layer, head) is at ((slot * n_layers + layer) * n_heads + head) *
- * ring + i in each array; head[] (where the next one goes) and count[] have one element a ring. */
+ * ring + i in each array; head[] (where the next one goes) and count[] have one element a ring.
+ * A summary is one vector: the output, in units of the stored V, and under lse_order 1 the mean of
+ * the keys it covers, kbar, in units of the stored K (core/backend.h). Its lse for a query q is
+ * lse0 + scale q.kbar. */
 typedef struct mai_cu_rings {
     int8_t *q8; /* [head_dim] */
     mai_cu_meta *meta;
     int32_t *pos;          /* position of the token the query was made for */
-    float *lse;            /* natural log */
+    float *lse0;           /* natural log */
     mai_cu_judged *judged; /* NULL unless the policy judges */
     char *q;               /* [head_dim] in q_dtype */
-    float *out;            /* [head_dim] */
+    float *summary;        /* [width] */
     int32_t *head, *count;
 } mai_cu_rings;
 
@@ -48,7 +51,15 @@ typedef enum mai_outcome { MAI_NO_CANDIDATE, MAI_USED, MAI_REFUSED } mai_outcome
 typedef struct mai_cu_counters {
     unsigned long long steps, hits, tokens_total, tokens_skipped;
     unsigned long long distance[MACATTN_DISTANCE_BINS];
+    unsigned long long samples;
+    double error2_layer, error2_head;
 } mai_cu_counters;
+
+/* What a head's result showed: its squared norm, and that of the difference which a refused
+ * candidate would have made; both in units of the stored V. norm2 < 0: there are no tokens. */
+typedef struct mai_cu_seen {
+    float norm2, off2;
+} mai_cu_seen;
 
 typedef struct mai_cu_params {
     /* shape and policy */
@@ -56,6 +67,7 @@ typedef struct mai_cu_params {
     int32_t heads_per_block, blocks_per_kv; /* query heads one thread block computes together */
     int32_t even_blocks;                    /* mai_even_blocks */
     int32_t ring, band, fresh, window, min_tokens, n_sms;
+    int32_t keys; /* 1: summaries have a mean of keys */
     float scale, k_scale, v_scale, radius2;
     mai_softcap softcap;
     macattn_dtype q_dtype, kv_dtype, out_dtype;
@@ -68,9 +80,6 @@ typedef struct mai_cu_params {
     const int32_t *slots, *n_tokens, *pages, *page_indptr;
     int64_t page_table_stride;
     int32_t page_shift; /* -1: contiguous */
-    /* capture: row i stands for query `capture_query` + i of `capture_queries` of the row
-     * `capture_row`, and only fresh and near tokens are computed. capture_row < 0: none */
-    int32_t capture_row, capture_query, capture_queries;
 
     const char *q, *q_match, *k, *v;
     int64_t q_row_stride, q_head_stride, m_row_stride, m_head_stride;
@@ -86,8 +95,8 @@ typedef struct mai_cu_params {
     macattn_cuda_decision *found; /* [n_rows][n_heads] by the search */
     /* [n_rows][n_heads] what became of it; found itself unless judged */
     macattn_cuda_decision *decisions;
-    float *partial_out; /* [block][place][class][heads_per_block][head_dim] */
-    float *partial_lse; /* the same without head_dim; base 2 */
+    float *partial_out; /* [block][place][class][heads_per_block][width of the kernel's sums] */
+    float *partial_lse; /* the same without width; base 2 */
     /* How many have arrived, 0 between calls: [block][place] blocks of the bundle that begins
      * there, then [group] bundles. */
     uint32_t *arrived;
@@ -97,14 +106,17 @@ typedef struct mai_cu_params {
     mai_record *records;       /* [n_layers][n_heads] */
     mai_habit *habits;         /* [n_layers][n_kv_heads] */
     mai_judgement *judgements; /* [n_rows][n_heads] of what was found */
-    float *errors;             /* [n_rows][n_heads] seen of refused candidates */
+    mai_cu_seen *seen;         /* [n_rows][n_heads] */
+    float *unit2;              /* mai_layer_unit2 as the step found it */
     int32_t *outcomes;         /* [n_rows][n_kv_heads] mai_outcome */
     uint32_t *learnt;          /* [n_kv_heads] groups complete in this step; 0 between calls */
 } mai_cu_params;
 
 /* One instantiation of the attention kernel. */
 typedef struct mai_cu_attend_kernel {
-    const void *function, *judging; /* the latter for policies that judge */
+    const void *plain;   /* exact attention, and reuse without means of keys */
+    const void *keeping; /* with them */
+    const void *judging; /* for policies that judge, with or without */
     macattn_dtype kv_dtype;
     int32_t head_dim, heads; /* heads: most a thread block computes together */
     int32_t unit;            /* tokens */
@@ -131,12 +143,29 @@ int mai_cu_slot_truncate(const mai_cu_params *p, int32_t slot, int64_t n_tokens,
 int mai_cu_set_budget(const mai_cu_params *p, int layer0, int layer1, int head0, int head1,
                       float budget, void *stream);
 
-/* capture.cu. Queries p->capture_query.. of `capture_row`, p->n_rows of them: `full_out` and
- * `full_lse` are the engine's results (strides as out's, lse packed), p->out (f32, packed) and
- * p->lse those without the far tokens. */
-int mai_cu_capture_insert(const mai_cu_params *p, const void *full_out, int64_t full_row_stride,
-                          int64_t full_head_stride, macattn_dtype full_dtype, const float *full_lse,
-                          int32_t slot_row, void *stream);
+/* A prompt that an engine has computed: the newest `n_queries` tokens of a row. Queries, the
+ * engine's outputs and lse are those of the parameters, by query. */
+typedef struct mai_cu_prompt {
+    int32_t row, n_queries;
+    int32_t first, n; /* queries that are looked at in one go: at most MAI_CU_CAPTURED */
+    /* Work memory. */
+    float *summary; /* [n][n_heads][width], over [F, b) of each query */
+    float *lse;     /* [n][n_heads] of those, natural log */
+    int32_t *place; /* [n][n_heads] entries made before it; complemented if it makes none */
+    mai_prompt_sample *samples; /* [MAI_PROMPT_SAMPLES][n_heads] */
+} mai_cu_prompt;
+
+enum { MAI_CU_CAPTURED = 256 };
+
+/* capture/. In this order for queries [first, first + n): their summaries; which of them make an
+ * entry; what those that are samples show; the entries. Then, for the whole prompt, what the
+ * samples teach. Prepare: once per device. */
+int mai_cu_far_prepare(macattn_dtype kv_dtype, int head_dim);
+int mai_cu_far_launch(const mai_cu_params *p, const mai_cu_prompt *x, void *stream);
+int mai_cu_place_launch(const mai_cu_params *p, const mai_cu_prompt *x, void *stream);
+int mai_cu_show_launch(const mai_cu_params *p, const mai_cu_prompt *x, void *stream);
+int mai_cu_insert_launch(const mai_cu_params *p, const mai_cu_prompt *x, void *stream);
+int mai_cu_learn_launch(const mai_cu_params *p, const mai_cu_prompt *x, void *stream);
 
 #ifdef __cplusplus
 }

@@ -11,6 +11,7 @@
  * A thread block searches one ring after another, three blocks on a multiprocessor. The codes of
  * the next ring are on their way to shared memory as soon as those of this one have been seen;
  * bounds stay in registers. So loads go on while candidates are compared and entries written. */
+#include "device/judge.cuh"
 #include "device/kv.cuh"
 #include "device/ring.cuh"
 #include "schedule.h"
@@ -105,17 +106,21 @@ __device__ void copy_first(const mai_cu_params &p, Shared<D> &sh, int i)
         copy_piece<D>(p, sh, ring_of(p, slot, head), 0, min(p.ring, piece_entries<D>()));
 }
 
-/* Warp 0: what the judge says before the search. */
+/* Warp 0: what the judge says before the search, as mai_group_searches and
+ * mai_group_remembers_step do, a lane for each head. Returns whether there is anything to do. */
 template <int D>
-__device__ void ask_group(const mai_cu_params &p, Shared<D> &sh, int head)
+__device__ bool ask_group(const mai_cu_params &p, Shared<D> &sh, int head)
 {
     const int kv_head = head / p.group, lane = threadIdx.x;
     const mai_record *records = p.records + (size_t)p.layer * p.n_heads + kv_head * p.group;
-    bool remembers = true;
+    const int rest = p.judges ? p.habits[p.layer * p.n_kv_heads + kv_head].rest : 0;
+    bool has_budget = true;
     for (int h = lane; p.judges && h < p.group; h += 32)
-        remembers = remembers && records[h].budget > 0;
-    remembers = __all_sync(ALL, remembers);
-    if (lane == 0) sh.remembers = remembers, sh.searches = remembers && !rests(p, head);
+        has_budget = has_budget && records[h].budget > 0;
+    has_budget = __all_sync(ALL, has_budget);
+    const bool remembers = has_budget && rest <= MAI_WAKE;
+    if (lane == 0) sh.remembers = remembers, sh.searches = has_budget && rest == 0;
+    return remembers;
 }
 
 /* Encode the query; warp 0. */
@@ -266,7 +271,7 @@ __device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search
         if (is_nearer(sh.best[w], best)) best = sh.best[w];
     }
     const bool hit = best.entry >= 0 && best.distance2 < (double)p.radius2;
-    const bool remembers = x.keeps && sh.finite && sh.remembers;
+    const bool remembers = x.keeps && sh.remembers && sh.finite;
     if (lane == 0) {
         const size_t at = (size_t)x.row * p.n_heads + x.head;
         p.found[at] = macattn_cuda_decision{hit ? best.end : x.fresh, hit ? best.entry : -1,
@@ -275,11 +280,20 @@ __device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search
         if (p.judges && hit) p.judgements[at] = judge(p, x, best);
     }
     /* The summary is wanted next, by one of the blocks that attend. */
-    if (hit && 8 * lane < D / 4) {
-        const float *summary = p.rings.out + (x.ring * (size_t)p.ring + best.entry) * D + 32 * lane;
+    if (hit && 32 * lane < width_of(p)) {
+        const size_t entry = x.ring * (size_t)p.ring + (size_t)best.entry;
+        const float *summary = p.rings.summary + entry * (size_t)width_of(p) + 32 * lane;
         asm volatile("prefetch.global.L2 [%0];" ::"l"(summary));
     }
     if (remembers) ring_begin<D / 32>(p, x.ring, x.next, e, q, x.n - 1, x.b);
+}
+
+/* One warp of one block: before any block that attends learns anything. */
+__device__ void note_unit(const mai_cu_params &p)
+{
+    if (!p.judges || blockIdx.x != 0 || threadIdx.x / 32 != WARPS - 1) return;
+    const float unit2 = layer_unit2(p.records + (size_t)p.layer * p.n_heads, p.n_heads);
+    if (threadIdx.x % 32 == 0) *p.unit2 = unit2;
 }
 
 template <int D>
@@ -290,6 +304,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     Shared<D> &sh = *(Shared<D> *)memory;
     const int n_searches = p.n_rows * p.n_heads;
     let_next_start();
+    note_unit(p);
 #pragma unroll 1
     for (int i = blockIdx.x; i < n_searches; i += gridDim.x) {
         const Search x(p, i);
@@ -301,13 +316,10 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
                                 threadIdx.x * (D / 32), q);
         }
         if (i == blockIdx.x) copy_first<D>(p, sh, i);
-        if (threadIdx.x < 32) {
-            e = take_query<D>(sh, q);
-            ask_group<D>(p, sh, x.head);
-        }
+        if (threadIdx.x < 32 && ask_group<D>(p, sh, x.head)) e = take_query<D>(sh, q);
         __syncthreads();
         const bool wanted =
-            x.keeps && sh.finite && sh.searches && x.n >= p.min_tokens && p.radius2 > 0;
+            x.keeps && sh.searches && sh.finite && x.n >= p.min_tokens && p.radius2 > 0;
         search<D>(p, sh, x, wanted, i + gridDim.x);
         if (threadIdx.x < 32) decide<D>(p, sh, x, e, q);
         __syncthreads();

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "cuda/host/object.h"
+
 const test_sequence duo_sequences[4] = {{11, 6, 0.7}, {12, 3, 0.7}, {13, 40, 0.5}, {14, 1, 0.1}};
 
 macattn_config reuse_config(macattn_dtype kv, int32_t heads, int32_t kv_heads, int32_t d)
@@ -119,6 +121,101 @@ void duo_check(duo *x, const char *what, double tolerance)
                    x->b.want + i * d, x->cfg.head_dim, tolerance);
         check_lse(what, (int32_t)(i / (size_t)x->cfg.n_heads),
                   (int32_t)(i % (size_t)x->cfg.n_heads), lse[i], x->b.want_lse[i]);
+    }
+    free(out), free(lse);
+}
+
+/* A ring on the host. */
+typedef struct host_ring {
+    int32_t head, count;
+    mai_cu_meta *meta;
+    int32_t *pos;
+    float *lse0, *summary;
+} host_ring;
+
+static host_ring download_ring(const duo *x, int32_t slot, int32_t layer, int32_t head)
+{
+    const macattn_config *c = &x->cfg;
+    const mai_cu_rings *r = &x->m->params.rings;
+    const size_t at =
+        ((size_t)slot * (size_t)c->n_layers + (size_t)layer) * (size_t)c->n_heads + (size_t)head;
+    const size_t n = (size_t)c->ring, width = (size_t)c->head_dim * (c->lse_order ? 2 : 1);
+    host_ring ring;
+    int32_t *numbers[2] = {download(r->head + at, 4), download(r->count + at, 4)};
+    ring.head = *numbers[0], ring.count = *numbers[1];
+    free(numbers[0]), free(numbers[1]);
+    ring.meta = download(r->meta + at * n, n * sizeof *ring.meta);
+    ring.pos = download(r->pos + at * n, n * sizeof *ring.pos);
+    ring.lse0 = download(r->lse0 + at * n, n * sizeof *ring.lse0);
+    ring.summary = download(r->summary + at * n * width, n * width * sizeof *ring.summary);
+    return ring;
+}
+
+static void free_ring(host_ring *ring)
+{
+    free(ring->meta), free(ring->pos), free(ring->lse0), free(ring->summary);
+}
+
+static double norm(const double *x, int32_t n)
+{
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++) sum += x[i] * x[i];
+    return sqrt(sum);
+}
+
+static void check_entry(const duo *x, int32_t head, const host_ring *ring, int32_t at,
+                        const ref_entry *want)
+{
+    const int32_t d = x->cfg.head_dim;
+    const double tolerance = 2 * relative_tolerance(x->cfg.k_dtype, F32);
+    const float *summary = ring->summary + (size_t)at * (size_t)(x->cfg.lse_order ? 2 * d : d);
+    assert_int_equal(ring->pos[at], want->pos);
+    assert_int_equal(ring->meta[at].end, want->end);
+    check_head("a summary", at, head, (const char *)summary, F32, want->out, d, tolerance);
+    double slack = 2e-3 + 2e-4 * (fabs(want->lse) + fabs(want->lse0));
+    if (x->cfg.lse_order) {
+        check_head("its keys", at, head, (const char *)(summary + d), F32, want->kbar, d,
+                   tolerance);
+        slack += tolerance * (double)x->cfg.scale * norm(want->q, d) * norm(want->kbar, d);
+    }
+    if (!(fabs((double)ring->lse0[at] - want->lse0) <= slack))
+        fail_msg("entry %d of head %d: lse0 %.9g, not %.9g", at, head, (double)ring->lse0[at],
+                 want->lse0);
+}
+
+int64_t duo_check_rings(duo *x, int32_t slot)
+{
+    int64_t entries = 0;
+    for (int32_t i = 0; i < x->cfg.n_layers * x->cfg.n_heads; i++) {
+        const int32_t layer = i / x->cfg.n_heads, head = i % x->cfg.n_heads, K = x->cfg.ring;
+        host_ring ring = download_ring(x, slot, layer, head);
+        assert_int_equal(ring.count, ref_mac_count(x->ref, slot, layer, head));
+        for (int32_t k = 0; k < ring.count; k++) {
+            const ref_entry want = ref_mac_entry(x->ref, slot, layer, head, k);
+            check_entry(x, head, &ring, (ring.head - ring.count + k + K) % K, &want);
+        }
+        entries += ring.count;
+        free_ring(&ring);
+    }
+    return entries;
+}
+
+void duo_capture(duo *x, const test_sequence *s)
+{
+    const int32_t n = x->b.rows[0].n_queries;
+    const size_t heads = (size_t)n * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
+    float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);
+    assert_true(out && lse);
+    for (int32_t layer = 0; layer < x->cfg.n_layers; layer++) {
+        test_bench_queries(&x->b, 1, s, layer);
+        duo_upload(x);
+        ref_mac_prefill(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse);
+        for (size_t i = 0; i < heads * d; i++) out[i] = (float)x->b.want[i];
+        for (size_t i = 0; i < heads; i++) lse[i] = (float)x->b.want_lse[i];
+        assert_cuda(cudaMemcpy(x->io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
+        assert_cuda(cudaMemcpy(x->io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
+        assert_gpu_ok(x->m, macattn_cuda_capture(x->m, layer, &x->batch, 0, n, &x->io, NULL));
+        assert_cuda(cudaDeviceSynchronize());
     }
     free(out), free(lse);
 }

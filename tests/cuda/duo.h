@@ -31,6 +31,11 @@ void duo_destroy(duo *x);
 /* Bring the bench's rows, queries, keys and values to the device, and poison the outputs there. */
 void duo_upload(duo *x);
 void duo_check(duo *x, const char *what, double tolerance);
+/* Fails unless the slot's rings are the reference's: which queries are remembered, and their
+ * summaries. Returns how many entries there are. */
+int64_t duo_check_rings(duo *x, int32_t slot);
+/* Every layer's prompt of the bench's only row, computed by the reference and captured. */
+void duo_capture(duo *x, const test_sequence *s);
 /* One decode step of the bench's rows for all layers. */
 void duo_decode(duo *x, const test_sequence *s);
 /* An engine has computed a prompt of n tokens, the whole of the slot's sequence: capture it. */

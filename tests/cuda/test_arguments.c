@@ -204,11 +204,18 @@ static void test_what_is_the_cpus(void **state)
     size_t bytes = 0;
     cfg.isa = "none that exists", cfg.n_threads = -5, cfg.spin_us = -1;
     assert_int_equal(macattn_cuda_state_bytes(&cfg, &bytes), MACATTN_OK);
-    /* 2 layers, 8 heads, 16 entries of 64 codes, 24 bytes, 64 f16, 64 f32; head and count. */
-    assert_int_equal(bytes, 2 * HEADS * (16 * (64 + 24 + 128 + 256) + 8));
+    /* 2 layers, 8 heads, 16 entries of 64 codes, 24 bytes, 64 f16, 64 f32 of values and of keys;
+     * head and count. */
+    assert_int_equal(bytes, 2 * HEADS * (16 * (64 + 24 + 128 + 512) + 8));
     cfg.policy = MACATTN_POLICY_BUDGET;
     assert_int_equal(macattn_cuda_state_bytes(&cfg, &bytes), MACATTN_OK);
+    assert_int_equal(bytes, 2 * HEADS * (16 * (64 + 24 + 8 + 128 + 512) + 8));
+    cfg.lse_order = 0;
+    assert_int_equal(macattn_cuda_state_bytes(&cfg, &bytes), MACATTN_OK);
     assert_int_equal(bytes, 2 * HEADS * (16 * (64 + 24 + 8 + 128 + 256) + 8));
+    cfg.ring = 0; /* as the policy has it */
+    assert_int_equal(macattn_cuda_state_bytes(&cfg, &bytes), MACATTN_OK);
+    assert_int_equal(bytes, 2 * HEADS * (256 * (64 + 24 + 8 + 128 + 256) + 8));
     cfg.policy = MACATTN_POLICY_EXACT;
     assert_int_equal(macattn_cuda_state_bytes(&cfg, &bytes), MACATTN_OK);
     assert_int_equal(bytes, 0);

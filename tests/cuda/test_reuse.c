@@ -22,6 +22,7 @@ static void check_steps(const macattn_config *cfg, int steps)
     }
     assert_true(x.hits > 0 && x.misses > 0);
     assert_true(x.ties * 100 < x.hits);
+    for (int32_t slot = 0; slot < 4; slot++) assert_true(duo_check_rings(&x, slot) > 0);
     duo_destroy(&x);
 }
 
@@ -41,6 +42,8 @@ static void test_decode(void **state)
     check_steps(&cfg, steps);
     cfg = reuse_config(BF16, 8, 2, 128);
     cfg.softcap = 8, cfg.ring = 300;
+    check_steps(&cfg, steps);
+    cfg.lse_order = 0;
     check_steps(&cfg, steps);
 }
 
@@ -154,43 +157,67 @@ static void test_slot_operations(void **state)
         duo_row(&x, 0, 0, length, 1);
         x.b.batch.n_rows = 1;
         duo_decode(&x, &s);
+        if (what < 5) (void)duo_check_rings(&x, 0);
         length++;
     }
     assert_true(x.hits > 0 && x.misses > 0);
     duo_destroy(&x);
 }
 
-/* An engine computes a prompt, capture fills the ring; decoding goes on as the reference's does
- * after its own prefill. */
+/* An engine computes a prompt, whole or in parts; capture fills the ring with what the reference
+ * has after its own prefill, and decoding goes on alike. */
+static void check_capture(const macattn_config *cfg, int32_t prompt, int32_t part)
+{
+    duo x;
+    duo_create(&x, cfg, 4, prompt + 40, part);
+    for (int32_t n = 0; n < prompt; n += part) {
+        duo_row(&x, 0, 2, n + part, part);
+        x.b.batch.n_rows = 1;
+        duo_capture(&x, &duo_sequences[2]);
+        const int64_t remembered = duo_check_rings(&x, 2);
+        assert_true(n + part < prompt || remembered > 0);
+    }
+    for (int i = 1; i <= 30; i++) {
+        duo_row(&x, 0, 2, prompt + i, 1);
+        x.b.batch.n_rows = 1;
+        duo_decode(&x, &duo_sequences[2]);
+    }
+    assert_true(x.hits > 0);
+    (void)duo_check_rings(&x, 2);
+    duo_destroy(&x);
+}
+
 static void test_capture(void **state)
 {
     (void)state;
     macattn_config cfg = reuse_config(F16, 8, 2, 128);
     cfg.ring = 40;
-    duo x;
-    duo_create(&x, &cfg, 4, 400, 150);
-    for (int32_t layer = 0; layer < cfg.n_layers; layer++) duo_capture(&x, layer, 2, 150);
-    for (int i = 1; i <= 30; i++) {
-        duo_row(&x, 0, 2, 150 + i, 1);
-        x.b.batch.n_rows = 1;
-        duo_decode(&x, &duo_sequences[2]);
-    }
-    assert_true(x.hits > 0);
-    duo_destroy(&x);
+    check_capture(&cfg, 150, 150);
+    check_capture(&cfg, 150, 30);
+    cfg.fresh_tokens = 5, cfg.softcap = 6;
+    check_capture(&cfg, 96, 48);
+    cfg = reuse_config(F8, 12, 1, 64);
+    cfg.lse_order = 0;
+    check_capture(&cfg, 100, 100);
+    cfg = reuse_config(BF16, 3, 1, 256);
+    check_capture(&cfg, 100, 100);
+    if (small()) return;
+    /* More than fits into one go. */
+    cfg = reuse_config(BF16, 4, 2, 64);
+    cfg.ring = 300;
+    check_capture(&cfg, 500, 500);
 }
 
 /* One graph, captured once, replayed while lengths grow: the same bits as calls one by one. */
-static void test_graph(void **state)
+static void check_graph(const macattn_config *cfg)
 {
-    (void)state;
-    const macattn_config cfg = reuse_config(BF16, 8, 2, 128);
     duo x, y;
     cudaStream_t stream;
     cudaGraph_t graph;
     cudaGraphExec_t exec;
     assert_cuda(cudaStreamCreate(&stream));
-    duo_create(&x, &cfg, 2, 300, 1);
-    duo_create(&y, &cfg, 2, 300, 1);
+    duo_create(&x, cfg, 2, 300, 1);
+    duo_create(&y, cfg, 2, 300, 1);
     x.batch.n_rows = 2;
     assert_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     assert_gpu_ok(x.m, macattn_cuda_decode(x.m, 0, &x.batch, &x.io, stream));
@@ -217,7 +244,10 @@ static void test_graph(void **state)
     assert_gpu_ok(x.m, macattn_cuda_stats_get(x.m, 0, -1, &stats));
     assert_int_equal(stats.steps, 100 * 2 * 8);
     assert_int_equal(stats.hits + stats.misses, stats.steps);
-    assert_true(stats.hits > 0 && stats.tokens_skipped > 0);
+    if (cfg->policy == MACATTN_POLICY_PAPER)
+        assert_true(stats.hits > 0 && stats.tokens_skipped > 0);
+    else
+        assert_true(stats.samples > 0);
     uint64_t binned = 0;
     for (int i = 0; i < MACATTN_DISTANCE_BINS; i++) binned += stats.distance[i];
     assert_int_equal(binned, stats.hits);
@@ -230,6 +260,15 @@ static void test_graph(void **state)
     assert_cuda(cudaStreamDestroy(stream));
     duo_destroy(&x);
     duo_destroy(&y);
+}
+
+static void test_graph(void **state)
+{
+    (void)state;
+    macattn_config cfg = reuse_config(BF16, 8, 2, 128);
+    check_graph(&cfg);
+    cfg.policy = MACATTN_POLICY_BUDGET, cfg.budget = 1;
+    check_graph(&cfg);
 }
 
 /* A query that is not finite is computed, not remembered, and spoils nothing after it. */

@@ -12,9 +12,10 @@ namespace mai {
 /* What a warp knows of the heads of a group that it completes: head warp + k * WARPS in slot k. */
 template <class T>
 struct Heads {
-    Reused<T::V, T::JUDGES> reused[T::SLOTS];
-    Sum<T::V> far[T::SLOTS], out[T::SLOTS]; /* of what this block computed, if that is all */
-    Sum<T::V> old[T::SLOTS];                /* from partial results, when the group is complete */
+    Reused<T> reused[T::SLOTS];
+    Sum<T::W> far[T::SLOTS]; /* of what this block computed, if that is all */
+    Sum<T::V> out[T::SLOTS];
+    Sum<T::W> old[T::SLOTS]; /* from partial results, when the group is complete */
 
     template <class F>
     static __device__ __forceinline__ void each(int heads, F f)
@@ -35,8 +36,8 @@ struct Heads {
 
     __device__ void begin(const mai_cu_params &p, const Item &x)
     {
-        each(heads_of(p, x.block),
-             [&](int k, int head) { reused[k].fetch_summary(p, x.row, first_head(p, x) + head); });
+        each(heads_of(p, x.block), [&](int k, int head) { reused[k].fetch_slot(p, x.row); });
+        if (!T::KEEPS) fetch_summaries(p, x);
         clear();
     }
 
@@ -46,19 +47,29 @@ struct Heads {
         for (int k = 0; k < T::SLOTS; k++) far[k].clear(), out[k].clear();
     }
 
+    __device__ void fetch_summaries(const mai_cu_params &p, const Item &x)
+    {
+        each(heads_of(p, x.block),
+             [&](int k, int head) { reused[k].fetch_summary(p, x.row, first_head(p, x) + head); });
+    }
+
     /* What all parts of a class came to, normalised. */
-    __device__ __forceinline__ void set(int k, int which, const Sum<T::V> &sum)
+    __device__ __forceinline__ void set(int k, int which, const Sum<T::W> &sum)
     {
         if (T::JUDGES && which == MAI_CLASS_OLD) old[k] = sum;
         if (which == MAI_CLASS_FAR) far[k] = sum;
-        if (which == MAI_CLASS_OUT) out[k] = sum;
+        if (which == MAI_CLASS_OUT) {
+            out[k].top = sum.top, out[k].sum = sum.sum;
+#pragma unroll
+            for (int i = 0; i < T::V; i++) out[k].o[i] = sum.o[i];
+        }
     }
 
     __device__ void complete(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            complete_head<T::V, T::JUDGES>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome,
-                                           reused[k], old[k], far[k], out[k]);
+            complete_head<T>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k],
+                             old[k], far[k], out[k]);
         });
     }
 };
@@ -70,15 +81,48 @@ __device__ __forceinline__ int place_of_old(const Item &x)
     return x.place == MAI_PLACE_WHOLE ? MAI_PLACE_BEGINS : x.place;
 }
 
+/* A warp's sums, into the room for joining. */
+template <class T>
+__device__ __forceinline__ void put_rows(AttendShared<T> &sh, const Rows<T> &x)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int head = 8 * j + 2 * c + h;
+#pragma unroll
+            for (int m = 0; m < T::D / 16; m++) {
+                sh.o[warp][head][T::Kv::value_dim(m, g, 0)] = x.of[m][j][h];
+                sh.o[warp][head][T::Kv::value_dim(m, g, 1)] = x.of[m][j][2 + h];
+            }
+        }
+    }
+}
+
+/* A head's sums of all warps, joined: a lane's dims. */
+template <class T>
+__device__ __forceinline__ void join_rows(const AttendShared<T> &sh, int head, float base, float *x)
+{
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int w = 0; w < T::WARPS; w++) {
+        const float weight = fast_exp2(sh.top[w][head] - base);
+#pragma unroll
+        for (int i = 0; i < T::V; i++) x[i] += weight * sh.o[w][head][lane * T::V + i];
+    }
+}
+
 /* Join the warps' states of a class: kept by the warps that complete the heads or, if other blocks
  * compute some of the group, written as a partial result. The old class always is: it is rare, and
- * registers are not. */
+ * registers are not. Means of keys take the same room in their turn. */
 template <class T>
 __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const State<T> &state,
-                           const Item &x, int which, Heads<T> &heads)
+                           const Rows<T> &keys, const Item &x, int which, Heads<T> &heads)
 {
-    constexpr int V = T::V;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+    const bool keeps = T::KEEPS && x.keeps && which != MAI_CLASS_OUT;
+    Sum<T::W> joined[T::SLOTS];
 #pragma unroll
     for (int j = 0; j < T::NT; j++) {
 #pragma unroll
@@ -87,32 +131,37 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
             float sum = state.sum[j][h];
             for (int i = 4; i < 32; i <<= 1) sum += __shfl_xor_sync(ALL, sum, i);
             if (g == 0) sh.top[warp][head] = state.top[j][h], sh.sum[warp][head] = sum;
-#pragma unroll
-            for (int m = 0; m < T::D / 16; m++) {
-                sh.o[warp][head][T::Kv::value_dim(m, g, 0)] = state.o[m][j][h];
-                sh.o[warp][head][T::Kv::value_dim(m, g, 1)] = state.o[m][j][2 + h];
-            }
         }
     }
+    put_rows<T>(sh, state.o);
     __syncthreads();
     heads.each(heads_of(p, x.block), [&](int k, int head) {
         float top = -INFINITY;
         for (int w = 0; w < T::WARPS; w++) top = fmaxf(top, sh.top[w][head]);
-        Sum<V> joined;
-        joined.clear();
-        joined.top = top;
+        joined[k].clear();
+        joined[k].top = top;
         const float base = top == -INFINITY ? 0.0f : top;
 #pragma unroll
-        for (int w = 0; w < T::WARPS; w++) {
-            const float weight = fast_exp2(sh.top[w][head] - base);
-            joined.sum += weight * sh.sum[w][head];
-#pragma unroll
-            for (int i = 0; i < V; i++) joined.o[i] += weight * sh.o[w][head][lane * V + i];
-        }
-        joined.normalise();
+        for (int w = 0; w < T::WARPS; w++)
+            joined[k].sum += fast_exp2(sh.top[w][head] - base) * sh.sum[w][head];
+        join_rows<T>(sh, head, base, joined[k].o);
+    });
+    if (keeps) {
+        __syncthreads();
+        put_rows<T>(sh, keys);
+        __syncthreads();
+        heads.each(heads_of(p, x.block), [&](int k, int head) {
+            join_rows<T>(sh, head, joined[k].top == -INFINITY ? 0.0f : joined[k].top,
+                         joined[k].o + T::W - T::V);
+        });
+    }
+    heads.each(heads_of(p, x.block), [&](int k, int head) {
+        joined[k].normalise();
         const bool is_old = T::JUDGES && which == MAI_CLASS_OLD;
-        if (x.place == MAI_PLACE_WHOLE && !is_old) heads.set(k, which, joined);
-        else put_partial<V>(p, partial_at(p, blockIdx.x, place_of_old(x), which, head), joined);
+        if (x.place == MAI_PLACE_WHOLE && !is_old) heads.set(k, which, joined[k]);
+        else
+            put_partial<T>(p, partial_at(p, blockIdx.x, place_of_old(x), which, head), keeps,
+                           joined[k]);
     });
     __syncthreads();
 }
@@ -181,9 +230,11 @@ __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const 
         heads.each(heads_of(p, x.block), [&](int k, int head) {
 #pragma unroll 1
             for (int which = T::FIRST_CLASS; which < MAI_CLASSES; which++) {
-                const Sum<T::V> sum = gather<T::V>(p, parts, which, head, begin, last, step);
+                const bool keeps = T::KEEPS && x.keeps && which != MAI_CLASS_OUT;
+                const Sum<T::W> sum =
+                    gather<T>(p, parts, which, keeps, head, begin, last, step);
                 if (is_final) heads.set(k, which, sum);
-                else put_partial<T::V>(p, partial_at(p, begin, place, which, head), sum);
+                else put_partial<T>(p, partial_at(p, begin, place, which, head), keeps, sum);
             }
         });
         if (is_final) return true;
@@ -200,8 +251,7 @@ __device__ void fetch_old(const mai_cu_params &p, const Item &x, Heads<T> &heads
         heads.old[k].clear();
         if (x.part[MAI_OLD].y < 0) return;
         const int at = partial_at(p, blockIdx.x, place_of_old(x), MAI_CLASS_OLD, head);
-        load_partial<T::V>(p.partial_out + (size_t)at * T::D + (threadIdx.x & 31) * T::V,
-                           heads.old[k].o);
+        load_partial_sum<T>(p, at, T::KEEPS && x.keeps, heads.old[k].o);
         heads.old[k].top = __ldcg(p.partial_lse + at);
     });
 }

@@ -31,31 +31,43 @@ __device__ __forceinline__ void compute_segments(const mai_cu_params &p, AttendS
     const int warp = threadIdx.x / 32;
     const float factor = p.scale * LOG2E * p.k_scale;
     State<T> state;
+    Rows<T> keys;
     bool is_empty = true;
 #pragma unroll 1
     for (int segment = T::FIRST_SEGMENT; segment < MAI_SEGMENTS; segment++) {
         const int2 part = x.part[segment];
+        const bool keeps = T::KEEPS && x.keeps && segment <= MAI_FAR;
         Seen<T> seen;
         if (part.y >= 0) {
             seen.load(p, x, segment, part.y);
             if (is_empty) state.clear();
+            if (keeps) keys.clear();
             is_empty = false;
         }
 #pragma unroll 1
         for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
             float s[T::NT][4];
+            KeyWeights<T> key_weights;
+            Weights<T> weights;
             copy_wait<T::STAGES - 2>();
             __syncwarp();
             scores<T>(s, queries, shared_address(sh.stage[warp][stage][0]));
-            softmax<T>(p, factor, s, state, seen, t);
-            add_values<T>(s, state, shared_address(sh.stage[warp][stage][1]));
+            softmax<T>(p, factor, s, state, seen, t, key_weights);
+            weights.take(s);
+            add_rows<T>(weights, state.o, shared_address(sh.stage[warp][stage][1]));
+            if (keeps) {
+                add_keys<T>(p, s, key_weights, weights, keys,
+                            shared_address(sh.stage[warp][stage][0]));
+            }
             __syncwarp();
             loader.next();
             stage = stage + 1 == T::STAGES ? 0 : stage + 1;
         }
         /* Fresh and near tokens are of one class: the state goes on. */
         if (is_empty || segment == MAI_FRESH) continue;
-        join_warps<T>(p, sh, state, x, mai_class_of(segment), heads);
+        if (T::KEEPS && segment == MAI_NEAR && x.place == MAI_PLACE_WHOLE)
+            heads.fetch_summaries(p, x);
+        join_warps<T>(p, sh, state, keys, x, mai_class_of(segment), heads);
         is_empty = true;
     }
 }
@@ -69,6 +81,7 @@ __device__ __forceinline__ void finish_item(const mai_cu_params &p, AttendShared
 {
     if (x.place < 0) return;
     if (x.place != MAI_PLACE_WHOLE) {
+        if (T::KEEPS) heads.fetch_summaries(p, x);
         if (!gather_parts<T>(p, sh, x, group, heads)) return;
     } else if (T::JUDGES && x.outcome == MAI_REFUSED) {
         fetch_old<T>(p, x, heads);

@@ -7,6 +7,37 @@
 
 namespace mai {
 
+/* The square of an error of off2, in some unit, for the statistics. */
+static __device__ __forceinline__ double error2_in(float off2, float unit2)
+{
+    const float most = MAI_WORST_ERROR * MAI_WORST_ERROR;
+    return off2 > 0 ? (double)fminf(off2 / unit2, most) : 0;
+}
+
+/* A head's refused candidate in a row. */
+static __device__ void learn_sample(const mai_cu_params &p, int row, int head, float unit2,
+                                    mai_record *record, mai_cu_counters *counters)
+{
+    const size_t i = (size_t)row * p.n_heads + head;
+    const mai_judgement j = p.judgements[i];
+    const mai_cu_seen seen = {__ldcg(&p.seen[i].norm2), __ldcg(&p.seen[i].off2)};
+    mai_record_sample(record, &j, (double)p.found[i].distance2, sqrtf(seen.off2 / unit2));
+    if (!(unit2 > 0)) return;
+    counters->samples++;
+    counters->error2_layer += error2_in(seen.off2, unit2);
+    counters->error2_head += error2_in(seen.off2, seen.norm2);
+}
+
+/* The output that is noted is of one row, or of the next that has tokens. */
+static __device__ void learn_output(const mai_cu_params &p, int row, int head, mai_record *record)
+{
+    for (int i = 0; i < p.n_rows; i++) {
+        const float norm2 = __ldcg(&p.seen[(size_t)row * p.n_heads + head].norm2);
+        if (!(norm2 < 0)) return mai_note_output(record, norm2);
+        row = row + 1 == p.n_rows ? 0 : row + 1;
+    }
+}
+
 /* One warp: the groups of one KV head in all rows, samples in the order of the rows, as the CPU
  * does it. A lane looks after a head's record. */
 static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_head)
@@ -14,10 +45,13 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
     const int lane = threadIdx.x & 31;
     mai_habit *const at = p.habits + (size_t)p.layer * p.n_kv_heads + kv_head;
     mai_habit habit = *at;
+    const float unit2 = __ldcg(p.unit2);
     int n_used = 0, n_refused = 0;
     for (int h0 = 0; h0 < p.group; h0 += 32) {
+        const bool is_head = h0 + lane < p.group;
         const int head = kv_head * p.group + min(h0 + lane, p.group - 1);
         mai_record record = p.records[(size_t)p.layer * p.n_heads + head];
+        mai_cu_counters *counters = p.counters + (size_t)p.layer * p.n_heads + head;
         for (int r0 = 0; r0 < p.n_rows; r0 += 32) {
             const int row = r0 + lane;
             const int outcome = row < p.n_rows ? __ldcg(&p.outcomes[row * p.n_kv_heads + kv_head])
@@ -28,12 +62,12 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
                 n_refused += __popc(refused);
             }
             for (unsigned left = refused; left != 0; left &= left - 1) {
-                const size_t i = (size_t)(r0 + __ffs(left) - 1) * p.n_heads + head;
-                const mai_judgement j = p.judgements[i];
-                mai_record_sample(&record, &j, (double)p.found[i].distance2, __ldcg(&p.errors[i]));
+                if (is_head) learn_sample(p, r0 + __ffs(left) - 1, head, unit2, &record, counters);
             }
         }
-        if (h0 + lane < p.group) p.records[(size_t)p.layer * p.n_heads + head] = record;
+        if (!is_head) continue;
+        learn_output(p, mai_noted_row(&habit, p.n_rows), head, &record);
+        p.records[(size_t)p.layer * p.n_heads + head] = record;
     }
     mai_habit_note(&habit, n_used, n_refused);
     if (lane == 0) *at = habit;
@@ -43,7 +77,7 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
 template <class T>
 __device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
 {
-    if (!decides(p) || threadIdx.x != 0) return;
+    if (threadIdx.x != 0) return;
     p.outcomes[x.row * p.n_kv_heads + x.kv_head] = x.outcome;
     sh.completed[sh.n_completed++] = x.kv_head;
 }

@@ -19,10 +19,27 @@ __device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
     x.block = in_row - x.kv_head * p.blocks_per_kv;
     x.pages = row_pages(p, x.row);
     x.first_unit = 0;
+    x.keeps = false;
     x.outcome = MAI_USED;
     const int n = row_tokens(p, x.row), b = p.reuse ? mai_far_end(n, p.band, p.fresh) : -1;
     x.reads = {n, b, p.reuse ? b : p.window > 0 ? max(0, n - p.window) : 0, 0};
     return x;
+}
+
+/* What is wanted of a head's decision. */
+struct Found {
+    int start, entry, next;
+};
+
+template <class T>
+__device__ __forceinline__ Found load_found(const macattn_cuda_decision *d)
+{
+    if (T::KEEPS) {
+        const int4 x = __ldcg((const int4 *)d);
+        return Found{x.x, x.y, x.w};
+    }
+    const int2 x = __ldcg((const int2 *)d);
+    return Found{x.x, x.y, -1};
 }
 
 /* The decisions of the heads that share a KV head: those of the group say what it reads, all of
@@ -30,35 +47,41 @@ __device__ __forceinline__ Item make_item(const mai_cu_params &p, int group)
 template <class T>
 __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
 {
-    if (!decides(p)) return;
+    if (!p.reuse) return;
     const size_t at = (size_t)x.row * p.n_heads + x.kv_head * p.group;
     const int head0 = x.block * p.heads_per_block, head1 = head0 + heads_of(p, x.block);
     int earliest = x.reads.b, latest = 0;
-    bool all = true;
+    bool all = true, any = false, remembers = false;
     float error2 = 0;
 #pragma unroll 1
     for (int i = 0; i < p.group; i += 8) {
-        int2 found[8]; /* start, entry */
+        Found found[8];
         float error[8];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             const size_t head = at + min(i + j, p.group - 1);
-            found[j] = __ldcg((const int2 *)&p.found[head]);
+            found[j] = load_found<T>(&p.found[head]);
             if (T::JUDGES) error[j] = __ldcg(&p.judgements[head].error);
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             if (i + j >= p.group) continue;
-            if (T::JUDGES) all = all && found[j].y >= 0, error2 += error[j] * error[j];
+            any = any || found[j].entry >= 0, remembers = remembers || found[j].next >= 0;
+            if (T::JUDGES) all = all && found[j].entry >= 0, error2 += error[j] * error[j];
             if (i + j < head0 || i + j >= head1) continue;
-            earliest = min(earliest, found[j].x), latest = max(latest, found[j].x);
+            earliest = min(earliest, found[j].start), latest = max(latest, found[j].start);
         }
     }
     x.reads.start = earliest;
-    if (!T::JUDGES) return;
-    x.outcome = !all ? MAI_NO_CANDIDATE : error2 <= (float)p.group ? MAI_USED : MAI_REFUSED;
-    if (x.outcome == MAI_NO_CANDIDATE) x.reads.start = min(p.fresh, x.reads.b);
-    if (x.outcome == MAI_REFUSED) x.reads.latest = latest;
+    if (!T::KEEPS) return;
+    x.keeps = p.keys && remembers;
+    if (T::JUDGES) {
+        x.outcome = !all ? MAI_NO_CANDIDATE : error2 <= (float)p.group ? MAI_USED : MAI_REFUSED;
+        if (x.outcome == MAI_NO_CANDIDATE) x.reads.start = min(p.fresh, x.reads.b);
+        if (x.outcome == MAI_REFUSED) x.reads.latest = latest;
+    }
+    /* Nothing is taken from a ring and nothing put there: exact attention. */
+    if (!any && !remembers) x.reads = {x.reads.n, -1, 0, 0};
 }
 
 __device__ __forceinline__ mai_segments segments_of(const mai_cu_params &p, const Item &x, int unit)

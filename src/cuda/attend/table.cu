@@ -34,13 +34,19 @@ extern "C" const mai_cu_attend_kernel *mai_cu_attend_find(macattn_dtype kv_dtype
 
 extern "C" int mai_cu_attend_prepare(const mai_cu_attend_kernel *kernel, int *blocks_per_sm)
 {
-    for (const void *function : {kernel->function, kernel->judging}) {
+    for (const void *function : {kernel->plain, kernel->keeping, kernel->judging}) {
         const cudaError_t status = cudaFuncSetAttribute(
             function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kernel->shared_bytes);
         if (status != cudaSuccess) return status;
     }
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks_per_sm, kernel->function,
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks_per_sm, kernel->plain,
                                                          kernel->threads, kernel->shared_bytes);
+}
+
+static const void *which(const mai_cu_attend_kernel *kernel, const mai_cu_params *p)
+{
+    if (!p->reuse) return kernel->plain;
+    return p->judges ? kernel->judging : p->keys ? kernel->keeping : kernel->plain;
 }
 
 /* After the search the kernel may be brought in before that one has ended: it waits for its results
@@ -59,6 +65,5 @@ extern "C" int mai_cu_attend_launch(const mai_cu_attend_kernel *kernel, const ma
     config.attrs = &attribute;
     config.numAttrs = after_match ? 1 : 0;
     void *args[] = {(void *)p};
-    const bool judges = p->judges && p->reuse && p->capture_row < 0;
-    return cudaLaunchKernelExC(&config, judges ? kernel->judging : kernel->function, args);
+    return cudaLaunchKernelExC(&config, which(kernel, p), args);
 }

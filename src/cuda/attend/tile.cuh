@@ -137,25 +137,55 @@ struct Queries {
     }
 };
 
-/* One warp's state of a part: O^T as accumulators, and for the lane's two heads of each n-tile the
- * greatest logit and the lane's share of the sum. */
+/* One warp's sums of weighted rows of V, or K: transposed, as accumulators. */
 template <class T>
-struct State {
-    float o[T::D / 16][T::NT][4];
-    float top[T::NT][2], sum[T::NT][2];
+struct Rows {
+    float of[T::D / 16][T::NT][4];
 
-    __device__ void clear()
+    __device__ __forceinline__ void clear()
     {
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
-            for (int m = 0; m < T::D / 16; m++) {
-                o[m][j][0] = o[m][j][1] = o[m][j][2] = o[m][j][3] = 0.0f;
-            }
+            for (int m = 0; m < T::D / 16; m++)
+                of[m][j][0] = of[m][j][1] = of[m][j][2] = of[m][j][3] = 0.0f;
+        }
+    }
+
+    __device__ __forceinline__ void rescale(int j, const float scale[2])
+    {
+#pragma unroll
+        for (int m = 0; m < T::D / 16; m++) {
+            of[m][j][0] *= scale[0], of[m][j][1] *= scale[1];
+            of[m][j][2] *= scale[0], of[m][j][3] *= scale[1];
+        }
+    }
+};
+
+/* One warp's state of a part: for the lane's two heads of each n-tile also the greatest logit and
+ * the lane's share of the sum. */
+template <class T>
+struct State {
+    Rows<T> o;
+    float top[T::NT][2], sum[T::NT][2];
+
+    __device__ __forceinline__ void clear()
+    {
+        o.clear();
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
             top[j][0] = top[j][1] = -INFINITY;
             sum[j][0] = sum[j][1] = 0.0f;
         }
     }
+};
+
+/* What the softmax of a tile means for sums of keys: how sums so far are scaled, and by what each
+ * token's weight differs from that of its value. That is the soft cap's derivative, so that the
+ * mean of keys is the gradient of the lse; without a cap it is not set. */
+template <class T>
+struct KeyWeights {
+    float scale[T::NT][2], slope[T::NT][4];
 };
 
 /* For the lane's two heads of each n-tile: the tokens they see of a part, [first, end). */
@@ -167,7 +197,7 @@ struct Seen {
     {
         const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
         const macattn_cuda_decision *d = p.found + (size_t)x.row * p.n_heads + first_head(p, x);
-        const bool own = segment <= MAI_FAR && decides(p) && x.outcome != MAI_NO_CANDIDATE;
+        const bool own = segment <= MAI_FAR && p.reuse && x.outcome != MAI_NO_CANDIDATE;
         const bool is_old = T::JUDGES && segment == MAI_OLD;
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
@@ -214,20 +244,32 @@ __device__ __forceinline__ void scores(float s[T::NT][4], const Queries<T> &q, u
     }
 }
 
+/* The derivative of the soft cap where it gives `capped`. */
+__device__ __forceinline__ float slope_at(const mai_cu_params &p, float capped)
+{
+    const float x = capped / p.softcap.top;
+    return 1.0f - x * x;
+}
+
 /* Logits to probabilities relative to the new maximum, the old state scaled to it. */
 template <class T>
 __device__ __forceinline__ void softmax(const mai_cu_params &p, float factor, float s[T::NT][4],
-                                        State<T> &state, const Seen<T> &seen, int t)
+                                        State<T> &state, const Seen<T> &seen, int t,
+                                        KeyWeights<T> &keys)
 {
     const int g = (threadIdx.x & 31) / 4;
 #pragma unroll
     for (int j = 0; j < T::NT; j++) {
-        float scale[2];
+        float *const scale = keys.scale[j];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int first = seen.first[j][h], end = seen.end[j][h];
             const int t_low = t + g, t_high = t + g + 8;
             float low = logit(p, factor, s[j][h]), high = logit(p, factor, s[j][2 + h]);
+            if (T::KEEPS && p.softcap.top > 0) {
+                keys.slope[j][h] = slope_at(p, low);
+                keys.slope[j][2 + h] = slope_at(p, high);
+            }
             if (t_low < first || t_low >= end) low = -INFINITY;
             if (t_high < first || t_high >= end) high = -INFINITY;
             float top = fmaxf(low, high);
@@ -240,36 +282,66 @@ __device__ __forceinline__ void softmax(const mai_cu_params &p, float factor, fl
             s[j][2 + h] = fast_exp2(high - base);
             state.sum[j][h] = state.sum[j][h] * scale[h] + s[j][h] + s[j][2 + h];
         }
+        state.o.rescale(j, scale);
+    }
+}
+
+/* Probabilities as B operands. */
+template <class T>
+struct Weights {
+    uint32_t b[T::NT][2];
+
+    __device__ __forceinline__ void take(const float s[T::NT][4])
+    {
 #pragma unroll
-        for (int m = 0; m < T::D / 16; m++) {
-            state.o[m][j][0] *= scale[0], state.o[m][j][1] *= scale[1];
-            state.o[m][j][2] *= scale[0], state.o[m][j][3] *= scale[1];
+        for (int j = 0; j < T::NT; j++) {
+            b[j][0] = transpose_matrix(T::Kv::pack(s[j][0], s[j][1]));
+            b[j][1] = transpose_matrix(T::Kv::pack(s[j][2], s[j][3]));
+        }
+    }
+};
+
+/* Add a tile's rows of V, or of K. */
+template <class T>
+__device__ __forceinline__ void add_rows(const Weights<T> &weights, Rows<T> &sums, uint32_t tile)
+{
+#pragma unroll
+    for (int m = 0; m < T::D / 16; m += T::Kv::MTILES) {
+        uint32_t a[T::Kv::MTILES][4];
+        T::Kv::template load_values<T::PIECES>(a, tile, m);
+#pragma unroll
+        for (int i = 0; i < T::Kv::MTILES; i++) {
+#pragma unroll
+            for (int j = 0; j < T::NT; j++)
+                T::Kv::multiply(sums.of[m + i][j], a[i], weights.b[j][0], weights.b[j][1]);
         }
     }
 }
 
+/* Weights of values to weights of keys. Returns whether they differ. */
 template <class T>
-__device__ __forceinline__ void add_values(const float s[T::NT][4], State<T> &state,
-                                           uint32_t v_tile)
+__device__ __forceinline__ bool weigh_keys(const mai_cu_params &p, float s[T::NT][4],
+                                           const KeyWeights<T> &keys)
 {
-    uint32_t probability[T::NT][2];
+    if (!(p.softcap.top > 0)) return false;
 #pragma unroll
     for (int j = 0; j < T::NT; j++) {
-        probability[j][0] = transpose_matrix(T::Kv::pack(s[j][0], s[j][1]));
-        probability[j][1] = transpose_matrix(T::Kv::pack(s[j][2], s[j][3]));
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[j][i] *= keys.slope[j][i];
     }
+    return true;
+}
+
+/* Add a tile's keys. s: weights of values, `weights` the same. */
+template <class T>
+__device__ __forceinline__ void add_keys(const mai_cu_params &p, float s[T::NT][4],
+                                         const KeyWeights<T> &keys, Weights<T> &weights,
+                                         Rows<T> &sums, uint32_t k_tile)
+{
 #pragma unroll
-    for (int m = 0; m < T::D / 16; m += T::Kv::MTILES) {
-        uint32_t a[T::Kv::MTILES][4];
-        T::Kv::template load_values<T::PIECES>(a, v_tile, m);
-#pragma unroll
-        for (int i = 0; i < T::Kv::MTILES; i++) {
-#pragma unroll
-            for (int j = 0; j < T::NT; j++) {
-                T::Kv::multiply(state.o[m + i][j], a[i], probability[j][0], probability[j][1]);
-            }
-        }
-    }
+    for (int j = 0; j < T::NT; j++) sums.rescale(j, keys.scale[j]);
+    if (weigh_keys<T>(p, s, keys)) weights.take(s);
+    add_rows<T>(weights, sums, k_tile);
 }
 
 } // namespace mai

@@ -9,12 +9,19 @@
 
 namespace mai {
 
-/* HEADS: query heads computed together, a multiple of 8. JUDGES: for policies that judge, whose
- * code would take registers and time from the others. */
-template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_, bool JUDGES_>
+/* What an instantiation can do beyond exact attention and plain reuse, each with what is before it.
+ * Their code would take registers and time from the others. */
+enum class Use {
+    PLAIN,
+    KEEPS, /* means of keys, with summaries */
+    JUDGES /* candidates that may be refused */
+};
+
+/* HEADS: query heads computed together, a multiple of 8. */
+template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_, Use USE>
 struct Traits {
     using Kv = Kv_;
-    static constexpr bool JUDGES = JUDGES_;
+    static constexpr bool KEEPS = USE != Use::PLAIN, JUDGES = USE == Use::JUDGES;
     static constexpr int FIRST_SEGMENT = JUDGES ? MAI_OLD : MAI_FAR;
     static constexpr int FIRST_CLASS = JUDGES ? MAI_CLASS_OLD : MAI_CLASS_FAR;
     static constexpr int D = D_, HEADS = HEADS_, WARPS = WARPS_, STAGES = STAGES_;
@@ -24,12 +31,15 @@ struct Traits {
     static constexpr int O_STRIDE = D + 4; /* floats: neighbouring heads in different banks */
     static constexpr int SLOTS = (HEADS + WARPS - 1) / WARPS; /* heads a warp completes */
     static constexpr int V = D / 32;                          /* dims a lane then holds */
+    static constexpr int W = KEEPS ? 2 * V : V; /* of a sum of far tokens: also of its keys */
     static constexpr int MOST_ITEMS = 16;
 };
 
 /* A group of which this block computes something. */
 struct Item {
-    int row, kv_head, block; /* block: of query heads, within kv_head */
+    int row, kv_head;
+    int16_t block; /* of query heads, within kv_head */
+    bool keeps;    /* means of keys are wanted */
     mai_reads reads;
     mai_outcome outcome; /* of its candidates; without a judge: used, if anything was found */
     int64_t pages;       /* row_pages */
@@ -79,11 +89,6 @@ __device__ __forceinline__ int heads_of(const mai_cu_params &p, int block)
 __device__ __forceinline__ int first_head(const mai_cu_params &p, const Item &x)
 {
     return x.kv_head * p.group + x.block * p.heads_per_block;
-}
-
-__device__ __forceinline__ bool decides(const mai_cu_params &p)
-{
-    return p.reuse && p.capture_row < 0;
 }
 
 } // namespace mai

@@ -150,13 +150,22 @@ __device__ __forceinline__ void store_values(macattn_dtype t, char *row, int i, 
     }
 }
 
+/* A query's values as the products take them: in K's type, f16 for fp8. */
+template <int N>
+__device__ __forceinline__ void round_query(macattn_dtype kv_dtype, float *q)
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        q[i] = kv_dtype == MACATTN_DTYPE_BF16 ? __bfloat162float(__float2bfloat16_rn(q[i]))
+                                              : __half2float(__float2half_rn(q[i]));
+    }
+}
+
 /* -------------------------------------------------------------------------------------- rows -- */
 
 __device__ __forceinline__ int row_tokens(const mai_cu_params &p, int row)
 {
-    const int n = p.capture_row < 0
-                      ? p.n_tokens[row]
-                      : p.n_tokens[p.capture_row] - p.capture_queries + p.capture_query + row + 1;
+    const int n = p.n_tokens[row];
     return n > 0 ? n : 0;
 }
 
@@ -168,9 +177,14 @@ __device__ __forceinline__ int row_slot(const mai_cu_params &p, int row)
 /* Index of the first of a row's page numbers; contiguous: the row's only page number. */
 __device__ __forceinline__ int64_t row_pages(const mai_cu_params &p, int row)
 {
-    const int r = p.capture_row < 0 ? row : p.capture_row;
-    if (p.page_shift < 0) return p.pages ? p.pages[r] : r;
-    return p.page_indptr ? p.page_indptr[r] : r * p.page_table_stride;
+    if (p.page_shift < 0) return p.pages ? p.pages[row] : row;
+    return p.page_indptr ? p.page_indptr[row] : row * p.page_table_stride;
+}
+
+/* Values of a summary. */
+__device__ __forceinline__ int width_of(const mai_cu_params &p)
+{
+    return p.keys ? 2 * p.head_dim : p.head_dim;
 }
 
 __device__ __forceinline__ size_t ring_of(const mai_cu_params &p, int slot, int head)

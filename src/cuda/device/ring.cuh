@@ -43,6 +43,7 @@ __device__ EncodedQuery<V> encode_query(const float *q)
     return e;
 }
 
+/* Of all lanes' V values. */
 template <int V>
 __device__ __forceinline__ bool all_finite(const float *x, float lse)
 {
@@ -50,6 +51,23 @@ __device__ __forceinline__ bool all_finite(const float *x, float lse)
 #pragma unroll
     for (int i = 0; i < V; i++) finite = finite && isfinite(x[i]);
     return __all_sync(ALL, finite);
+}
+
+/* scale q.kbar: by how much the lse of a summary is more for q than its lse0. Pairs of pairs are
+ * added, so that what all keys have in common costs few digits. */
+template <int V>
+__device__ __forceinline__ float key_logit(const mai_cu_params &p, const float *q,
+                                           const float *kbar)
+{
+    float sum[V];
+#pragma unroll
+    for (int i = 0; i < V; i++) sum[i] = q[i] * kbar[i];
+#pragma unroll
+    for (int n = V / 2; n > 0; n /= 2) {
+#pragma unroll
+        for (int i = 0; i < n; i++) sum[i] += sum[i + n];
+    }
+    return p.scale * p.k_scale * warp_sum(sum[0]);
 }
 
 /* An entry is made in two steps. First the query: what is searched. `q`: V values per lane, of
@@ -76,27 +94,20 @@ __device__ void ring_begin(const mai_cu_params &p, size_t ring, int next, const 
     }
 }
 
-/* Then the summary, with which it counts. One that is not finite voids the entry: whatever was
- * there before is gone. `count`: entries before. */
+/* Then the summary: V values per lane, and as many of the mean of keys if there is one. */
 template <int V>
-__device__ void ring_complete(const mai_cu_params &p, size_t ring, int next, int count,
-                              const float *summary, float lse, mai_cu_judged judged)
+__device__ void ring_summarise(const mai_cu_params &p, size_t entry, const float *out,
+                               const float *kbar, float lse0, mai_cu_judged judged)
 {
     constexpr int D = 32 * V;
     const int lane = threadIdx.x & 31;
     const mai_cu_rings &r = p.rings;
-    const size_t entry = ring * (size_t)p.ring + (size_t)next;
-    if (!all_finite<V>(summary, lse)) {
-        if (lane == 0) r.meta[entry].end = INT32_MAX;
-        return;
-    }
-    store_values<V>(MACATTN_DTYPE_F32, (char *)(r.out + entry * D), lane * V, summary);
-    if (lane == 0) {
-        r.lse[entry] = lse;
-        if (r.judged) r.judged[entry] = judged;
-        r.head[ring] = next + 1 == p.ring ? 0 : next + 1;
-        if (count < p.ring) r.count[ring] = count + 1;
-    }
+    char *summary = (char *)(r.summary + entry * (size_t)width_of(p));
+    store_values<V>(MACATTN_DTYPE_F32, summary, lane * V, out);
+    if (p.keys) store_values<V>(MACATTN_DTYPE_F32, summary, D + lane * V, kbar);
+    if (lane != 0) return;
+    r.lse0[entry] = lse0;
+    if (r.judged) r.judged[entry] = judged;
 }
 
 } // namespace mai

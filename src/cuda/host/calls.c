@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The calls that compute: attend, decode, capture. */
 #include "arguments.h"
+#include "configuration.h"
 #include "core/policy/policy.h"
 #include "cuda/schedule.h"
 #include "device.h"
@@ -61,17 +62,21 @@ macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer, const macattn
     return launch(m, &p, p.reuse, stream);
 }
 
-/* Queries [first, first + n) of the row: their fresh and near tokens, then the entries. */
-static macattn_status capture_some(macattn_cuda *m, mai_cu_params *p, int32_t first, int32_t n,
-                                   const macattn_cuda_io *io, int32_t slot_row, void *stream)
+/* One part of a prompt after the other, each at most as many queries as there is room for. */
+static int capture(macattn_cuda *m, const mai_cu_params *p, mai_cu_prompt *x, void *stream)
 {
-    p->capture_query = first;
-    p->n_rows = n;
-    p->q = (const char *)io->q + first * p->q_row_stride;
-    MAI_TRY(launch(m, p, false, stream));
-    const int status = mai_cu_capture_insert(p, io->out, io->out_row_stride, io->out_head_stride,
-                                             m->cuda.out_dtype, io->lse, slot_row, stream);
-    return mai_cu_device_status(m, "capture", status);
+    const int32_t most = mai_cu_captured(&m->cfg);
+    x->first = x->n_queries > m->cfg.ring ? x->n_queries - m->cfg.ring : 0;
+    for (; x->first < x->n_queries; x->first += most) {
+        const int32_t left = x->n_queries - x->first;
+        x->n = left < most ? left : most;
+        int status = mai_cu_far_launch(p, x, stream);
+        if (status == 0) status = mai_cu_place_launch(p, x, stream);
+        if (status == 0 && p->judges) status = mai_cu_show_launch(p, x, stream);
+        if (status == 0) status = mai_cu_insert_launch(p, x, stream);
+        if (status != 0) return status;
+    }
+    return p->judges ? mai_cu_learn_launch(p, x, stream) : 0;
 }
 
 macattn_status macattn_cuda_capture(macattn_cuda *m, int32_t layer, const macattn_cuda_batch *batch,
@@ -93,17 +98,12 @@ macattn_status macattn_cuda_capture(macattn_cuda *m, int32_t layer, const macatt
     }
     MAI_TRY(check_slots(m, batch, row + 1));
     mai_cu_params p = mai_cu_params_of(m, batch, &io);
-    p.layer = layer, p.reuse = 1;
-    p.capture_row = row, p.capture_queries = n_queries;
-    p.out_dtype = MACATTN_DTYPE_F32;
-    p.out = (char *)m->capture_out, p.lse = m->capture_lse;
-    p.out_head_stride = (int64_t)sizeof(float) * m->cfg.head_dim;
-    p.out_row_stride = p.out_head_stride * m->cfg.n_heads;
-    int32_t first = n_queries > m->cfg.ring ? n_queries - m->cfg.ring : 0;
-    for (; first < n_queries; first += m->cuda.max_rows) {
-        const int32_t left = n_queries - first;
-        const int32_t n = left < m->cuda.max_rows ? left : m->cuda.max_rows;
-        MAI_TRY(capture_some(m, &p, first, n, &io, row, stream));
-    }
-    return MACATTN_OK;
+    mai_cu_prompt x = m->prompt;
+    int before;
+    p.layer = layer;
+    x.row = row, x.n_queries = n_queries;
+    MAI_TRY(mai_cu_use_device(m, &before));
+    const int status = capture(m, &p, &x, stream);
+    mai_cu_restore_device(m, before);
+    return mai_cu_device_status(m, "capture", status);
 }

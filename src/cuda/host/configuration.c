@@ -100,3 +100,13 @@ bool mai_cu_judges(const macattn_config *c)
 {
     return mai_policy_get(c->policy)->judges && mai_keeps_rings(c);
 }
+
+bool mai_cu_keeps_keys(const macattn_config *c)
+{
+    return mai_keeps_rings(c) && c->lse_order > 0;
+}
+
+int32_t mai_cu_captured(const macattn_config *c)
+{
+    return c->ring < MAI_CU_CAPTURED ? c->ring : MAI_CU_CAPTURED;
+}

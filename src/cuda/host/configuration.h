@@ -10,5 +10,9 @@ macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config);
 macattn_status mai_cu_resolve_cuda(macattn_cuda *m, const macattn_cuda_config *cuda);
 /* Whether what a search finds is a candidate, to be judged. */
 bool mai_cu_judges(const macattn_config *c);
+/* Whether summaries have means of keys. */
+bool mai_cu_keeps_keys(const macattn_config *c);
+/* Queries of a prompt that are looked at in one go: no more than a ring holds. */
+int32_t mai_cu_captured(const macattn_config *c);
 
 #endif /* MAI_CUDA_CONFIGURATION_H */

@@ -8,12 +8,16 @@
 #include "device.h"
 #include "memory.h"
 
+size_t mai_cu_width(const macattn_config *c)
+{
+    return (size_t)c->head_dim * (mai_cu_keeps_keys(c) ? 2 : 1);
+}
+
 static size_t ring_entry_bytes(const macattn_config *c)
 {
-    const size_t d = (size_t)c->head_dim;
-    return d + sizeof(mai_cu_meta) + sizeof(int32_t) + sizeof(float) +
+    return (size_t)c->head_dim + sizeof(mai_cu_meta) + sizeof(int32_t) + sizeof(float) +
            (mai_cu_judges(c) ? sizeof(mai_cu_judged) : 0) +
-           macattn_dtype_row_bytes(c->q_dtype, c->head_dim) + d * sizeof(float);
+           macattn_dtype_row_bytes(c->q_dtype, c->head_dim) + mai_cu_width(c) * sizeof(float);
 }
 
 size_t mai_cu_rings_per_slot(const macattn_config *c)
@@ -58,6 +62,21 @@ static macattn_status take(macattn_cuda *m, void **out, size_t bytes, bool zero,
 
 #define TAKE(m, pointer, bytes, zero, what) MAI_TRY(take(m, (void **)(pointer), bytes, zero, what))
 
+/* For a part of a prompt. */
+static macattn_status take_prompt(macattn_cuda *m)
+{
+    const macattn_config *c = &m->cfg;
+    const size_t queries = (size_t)mai_cu_captured(c) * (size_t)c->n_heads;
+    mai_cu_prompt *x = &m->prompt;
+    TAKE(m, &x->summary, queries * mai_cu_width(c) * sizeof *x->summary, false, "capture");
+    TAKE(m, &x->lse, queries * sizeof *x->lse, false, "capture");
+    TAKE(m, &x->place, queries * sizeof *x->place, false, "capture");
+    if (!mai_cu_judges(c)) return MACATTN_OK;
+    TAKE(m, &x->samples, MAI_PROMPT_SAMPLES * (size_t)c->n_heads * sizeof *x->samples, false,
+         "capture");
+    return MACATTN_OK;
+}
+
 macattn_status mai_cu_take_rings(macattn_cuda *m)
 {
     const macattn_config *c = &m->cfg;
@@ -68,17 +87,17 @@ macattn_status mai_cu_take_rings(macattn_cuda *m)
     TAKE(m, &r->q8, entries * d, false, "rings (codes)");
     TAKE(m, &r->meta, entries * sizeof *r->meta, false, "rings (codes)");
     TAKE(m, &r->pos, entries * sizeof *r->pos, false, "rings");
-    TAKE(m, &r->lse, entries * sizeof *r->lse, false, "rings");
+    TAKE(m, &r->lse0, entries * sizeof *r->lse0, false, "rings");
     TAKE(m, &r->q, entries * macattn_dtype_row_bytes(c->q_dtype, c->head_dim), false,
          "rings (queries)");
-    TAKE(m, &r->out, entries * d * sizeof *r->out, false, "rings (summaries)");
+    TAKE(m, &r->summary, entries * mai_cu_width(c) * sizeof *r->summary, false,
+         "rings (summaries)");
     TAKE(m, &r->head, rings * sizeof *r->head, true, "rings");
     TAKE(m, &r->count, rings * sizeof *r->count, true, "rings");
     TAKE(m, &m->params.found, rows * heads * sizeof *m->params.found, true, "decisions");
     m->params.decisions = m->params.found;
-    TAKE(m, &m->capture_out, rows * heads * d * sizeof(float), false, "capture");
-    TAKE(m, &m->capture_lse, rows * heads * sizeof(float), false, "capture");
-    return MACATTN_OK;
+    m->params.keys = mai_cu_keeps_keys(c);
+    return take_prompt(m);
 }
 
 /* What a policy that judges keeps beside the rings. */
@@ -94,7 +113,8 @@ macattn_status mai_cu_take_judge(macattn_cuda *m)
     TAKE(m, &p->records, layers * heads * sizeof *p->records, true, "records");
     TAKE(m, &p->habits, layers * kv_heads * sizeof *p->habits, true, "records");
     TAKE(m, &p->judgements, rows * heads * sizeof *p->judgements, true, "records");
-    TAKE(m, &p->errors, rows * heads * sizeof *p->errors, true, "records");
+    TAKE(m, &p->seen, rows * heads * sizeof *p->seen, true, "records");
+    TAKE(m, &p->unit2, sizeof *p->unit2, true, "records");
     TAKE(m, &p->outcomes, rows * kv_heads * sizeof *p->outcomes, true, "records");
     TAKE(m, &p->learnt, kv_heads * sizeof *p->learnt, true, "records");
     p->judges = 1;
@@ -110,8 +130,10 @@ macattn_status mai_cu_take_work(macattn_cuda *m)
         (size_t)m->n_blocks * MAI_PLACES * MAI_CLASSES * (size_t)p->heads_per_block;
     const size_t groups =
         (size_t)m->cuda.max_rows * (size_t)c->n_kv_heads * (size_t)p->blocks_per_kv;
+    /* The kernels that can sum up keys have room for them in any case. */
+    const size_t width = (size_t)c->head_dim * (mai_cu_judges(c) || mai_cu_keeps_keys(c) ? 2 : 1);
     const size_t counters = mai_cu_rings_per_slot(c);
-    TAKE(m, &p->partial_out, parts * (size_t)c->head_dim * sizeof(float), false, "partial results");
+    TAKE(m, &p->partial_out, parts * width * sizeof(float), false, "partial results");
     TAKE(m, &p->partial_lse, parts * sizeof(float), false, "partial results");
     TAKE(m, &p->arrived, (2 * (size_t)m->n_blocks + groups) * sizeof *p->arrived, true,
          "work lists");

@@ -7,6 +7,8 @@
 
 /* Rings of one slot: one for each layer and head. */
 size_t mai_cu_rings_per_slot(const macattn_config *c);
+/* Values of a summary. */
+size_t mai_cu_width(const macattn_config *c);
 /* What m->params points to: the rings and decisions, what a policy that judges keeps beside them,
  * and what every object needs. On failure what was taken stays with the object. */
 macattn_status mai_cu_take_rings(macattn_cuda *m);

@@ -24,7 +24,6 @@ static void fill_params(macattn_cuda *m)
     const double radius = mai_policy_get(c->policy)->radius(c, INT64_MAX);
     p->radius2 = radius < 0 ? -1.0f : (float)(radius * radius);
     p->q_dtype = c->q_dtype, p->kv_dtype = c->k_dtype, p->out_dtype = m->cuda.out_dtype;
-    p->capture_row = -1;
 }
 
 static macattn_status choose_kernel(macattn_cuda *m)
@@ -49,6 +48,7 @@ static macattn_status choose_kernel(macattn_cuda *m)
     }
     DEVICE_TRY(m, "kernel", mai_cu_attend_prepare(m->kernel, &per_sm));
     DEVICE_TRY(m, "kernel", mai_cu_match_prepare(c->head_dim));
+    DEVICE_TRY(m, "kernel", mai_cu_far_prepare(c->k_dtype, c->head_dim));
     if (per_sm < 1) return mai_cu_fail(m, MACATTN_E_DEVICE, "the kernel does not fit this device");
     m->n_blocks = sms * per_sm;
     m->params.n_sms = sms;

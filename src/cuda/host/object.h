@@ -20,7 +20,7 @@ struct macattn_cuda {
     mai_cu_counters *host_counters; /* page-locked, [n_layers][n_heads] */
     void *memory[MAX_MEMORY];       /* device memory, to be freed */
     int n_memory;
-    float *capture_out, *capture_lse; /* [max_rows][n_heads][head_dim], [max_rows][n_heads] */
+    mai_cu_prompt prompt; /* its work memory */
     char error[320];
 };
 

@@ -50,10 +50,10 @@ macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from, int32_t to,
         {r->q8, entries * d},
         {r->meta, entries * sizeof *r->meta},
         {r->pos, entries * sizeof *r->pos},
-        {r->lse, entries * sizeof *r->lse},
+        {r->lse0, entries * sizeof *r->lse0},
         {r->judged, r->judged ? entries * sizeof *r->judged : 0},
         {r->q, entries * macattn_dtype_row_bytes(m->cfg.q_dtype, m->cfg.head_dim)},
-        {r->out, entries * d * sizeof *r->out},
+        {r->summary, entries * mai_cu_width(&m->cfg) * sizeof *r->summary},
         {r->head, rings * sizeof *r->head},
         {r->count, rings * sizeof *r->count},
     };
@@ -98,6 +98,9 @@ static void add_counters(macattn_stats *s, const mai_cu_counters *c)
     s->tokens_total += c->tokens_total;
     s->tokens_skipped += c->tokens_skipped;
     for (int i = 0; i < MACATTN_DISTANCE_BINS; i++) s->distance[i] += c->distance[i];
+    s->samples += c->samples;
+    s->error2_layer += c->error2_layer;
+    s->error2_head += c->error2_head;
 }
 
 macattn_status macattn_cuda_stats_get(macattn_cuda *m, int32_t layer, int32_t head,
