@@ -561,7 +561,7 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         out, reason = compute(site, module, query, key, value, attention_mask, scaling, kwargs)
     if site is not None:
         site.engine.calls[f"sdpa: {reason}" if reason else "macattn"] += 1
-        site.query = site.rope = None
+        site.query = site.rope = site.cache_layer = site.tokens = None
     if out is not None:
         return out, None
     for name in ("softcap", "s_aux"):
