@@ -212,6 +212,15 @@ def test_other_masks_are_left_to_sdpa(llama):
                                    rtol=1e-3, atol=1e-3)
 
 
+def test_shapes_without_a_kernel_are_left_to_sdpa():
+    odd, ids = make(LlamaConfig, LlamaForCausalLM, head_dim=12), some_ids(1, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(use(odd, "macattn")(ids).logits, use(odd, "sdpa")(ids).logits)
+    use(odd, "macattn")
+    (reason, n), = calls(odd).items()
+    assert reason.startswith("sdpa: head_dim is 12") and n == 3
+
+
 def test_without_causality_nothing_is_computed_here(llama):
     ids = some_ids(1, 20)
     for module in filter(is_attention, llama.modules()):
