@@ -11,7 +11,7 @@ out=${1:-bench/results/$(date +%F)-cpu.jsonl}
 threads=${THREADS:-$(nproc)}
 cmake --preset release > /dev/null
 cmake --build --preset release > /dev/null
-bench/peers/get-llama.sh > /dev/null
+fetch/get-llama.sh > /dev/null
 : > "$out"
 measure() {
     echo "macattn bench $*" >&2

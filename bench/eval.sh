@@ -23,12 +23,12 @@ evaluate() { # part, options...
     local part=$1
     shift
     echo "eval $part" >&2
-    "$macattn" eval --plugin "$plugin" --threads 1 --json "$out/$(date +%F)-eval-$part.jsonl" "$@" 2> /dev/null
+    "$macattn" eval --plugin "$plugin" --threads 1 --json "$out/$(date +%F)-eval-$part.jsonl" "$@"
 }
 
 for part in "$@"; do
     case $part in
-        weights) python3 bench/dequantize.py --gguf-py "$(bench/peers/get-llama.sh --dir)/src/gguf-py" $q8 "$f16" ;;
+        weights) python3 bench/dequantize.py --gguf-py "$(fetch/get-llama.sh --dir)/src/gguf-py" $q8 "$f16" ;;
         budget) evaluate "$part" -m "$f16" -f "$text" -c 16k -n 512 --windows 8 -p budget \
             --budget 0.001,0.002,0.003,0.005,0.01,0.02,0.03,0.05,0.1 ;;
         paper) evaluate "$part" -m "$f16" -f "$text" -c 16k -n 512 --windows 8 -p paper \

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-# The GPU side of the library (MACATTN_CUDA=ON): src/cuda/*.c, *.cu, and one generated file for each line
-# of src/cuda/kernels.inc, which is the only place to add an instantiation.
+# The GPU side of the library (MACATTN_CUDA=ON): the sources below, and one generated file for each
+# line of src/cuda/attend/kernels.inc, which is the only place to add an instantiation.
 include(CheckLanguage)
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   # 8.0 for everything since Ampere, 9.0 for Hopper; PTX of the newest for what comes after.
@@ -12,9 +12,10 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
 
-file(GLOB MACATTN_CUDA_SOURCES CONFIGURE_DEPENDS src/cuda/*.c src/cuda/*.cu)
-set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/cuda/kernels.inc)
-file(STRINGS src/cuda/kernels.inc _lines REGEX "^MAI_ATTEND\\(")
+file(GLOB MACATTN_CUDA_SOURCES CONFIGURE_DEPENDS src/cuda/host/*.c src/cuda/*.cu
+  src/cuda/attend/*.cu)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS src/cuda/attend/kernels.inc)
+file(STRINGS src/cuda/attend/kernels.inc _lines REGEX "^MAI_ATTEND\\(")
 foreach(_line IN LISTS _lines)
   string(REGEX MATCHALL "[A-Za-z0-9_]+" _fields "${_line}")
   list(GET _fields 1 NAME)
@@ -25,9 +26,9 @@ foreach(_line IN LISTS _lines)
   list(GET _fields 6 WARPS)
   list(GET _fields 7 STAGES)
   set(_file "${CMAKE_CURRENT_BINARY_DIR}/cuda/attend_${NAME}.cu")
-  configure_file(src/cuda/inst.cu.in "${_file}" @ONLY)
+  configure_file(src/cuda/attend/kernel.cu.in "${_file}" @ONLY)
   list(APPEND MACATTN_CUDA_SOURCES "${_file}")
 endforeach()
 
 set_source_files_properties(${MACATTN_CUDA_SOURCES} PROPERTIES
-  INCLUDE_DIRECTORIES "${CMAKE_CURRENT_SOURCE_DIR}/src/cuda;${CUDAToolkit_INCLUDE_DIRS}")
+  INCLUDE_DIRECTORIES "${CUDAToolkit_INCLUDE_DIRS}")

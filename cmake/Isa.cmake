@@ -10,18 +10,17 @@ set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 
 set(MACATTN_ISA_SOURCES "")
 
+# A name without its file stops the configuration: CMake does not find the source.
 macro(_macattn_isa name)
   set(_file "${CMAKE_CURRENT_SOURCE_DIR}/src/cpu/isa/${name}.c")
-  if(EXISTS "${_file}")
-    list(APPEND MACATTN_ISA_SOURCES "${_file}")
-    # Kernels are compiled at -O3 in every build type that optimises, but not with sanitizers, where
-    # it takes minutes.
-    set(_flags ${ARGN})
-    if(NOT MACATTN_SANITIZE)
-      list(APPEND _flags "$<$<NOT:$<CONFIG:Debug>>:-O3>")
-    endif()
-    set_source_files_properties("${_file}" PROPERTIES COMPILE_OPTIONS "${_flags}")
+  list(APPEND MACATTN_ISA_SOURCES "${_file}")
+  # Kernels are compiled at -O3 in every build type that optimises, but not with sanitizers, where
+  # it takes minutes.
+  set(_flags ${ARGN})
+  if(NOT MACATTN_SANITIZE)
+    list(APPEND _flags "$<$<NOT:$<CONFIG:Debug>>:-O3>")
   endif()
+  set_source_files_properties("${_file}" PROPERTIES COMPILE_OPTIONS "${_flags}")
 endmacro()
 
 string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
@@ -30,7 +29,6 @@ if(_processor MATCHES "^(x86_64|amd64)$")
   _macattn_isa(avx512 ${_avx512})
   _macattn_isa(avx2 ${_avx2})
 elseif(_processor MATCHES "^(aarch64|arm64)$")
-  _macattn_isa(neondot -march=armv8.2-a+dotprod)
   _macattn_isa(neon -march=armv8-a)
 endif()
 _macattn_isa(scalar)

@@ -12,4 +12,4 @@ if(_commit STREQUAL "")
   set(_commit "unknown")
 endif()
 file(CONFIGURE OUTPUT "${OUTPUT}" @ONLY CONTENT
-  "/* Written by the build. */\n#define TOOL_COMMIT \"${_commit}\"\n")
+  "/* Written by the build. */\n#define MACATTN_COMMIT \"${_commit}\"\n")

@@ -6,9 +6,11 @@
 
 #include "commands.h"
 #include "commit.h"
-#include "machine.h"
-#include "report.h"
-#include "tool.h"
+#include "common/ceiling.h"
+#include "common/machine.h"
+#include "common/report.h"
+#include "common/samples.h"
+#include "common/say.h"
 
 typedef struct info_options {
     bool json;
@@ -39,15 +41,15 @@ static const char *chosen_isa(void)
 static void measure(const machine_info *machine, double *read, double *fma)
 {
     machine_team *team = machine_team_create(machine->n_cpus);
-    tool_samples rates = {0}, peaks = {0};
+    sample_list rates = {0}, peaks = {0};
     for (int i = 0; i < 7; i++) {
-        tool_samples_add(&rates, machine_read_gbps(team));
-        tool_samples_add(&peaks, machine_fma_gflops(team));
+        sample_list_add(&rates, machine_read_gbps(team));
+        sample_list_add(&peaks, machine_fma_gflops(team));
     }
-    *read = tool_samples_median(&rates);
-    *fma = tool_samples_median(&peaks);
-    tool_samples_free(&rates);
-    tool_samples_free(&peaks);
+    *read = sample_list_median(&rates);
+    *fma = sample_list_median(&peaks);
+    sample_list_free(&rates);
+    sample_list_free(&peaks);
     machine_team_destroy(team);
 }
 
@@ -73,7 +75,7 @@ static void print_json(const machine_info *machine, double read, double fma, boo
 
 static void print_text(const machine_info *machine, double read, double fma, bool measured)
 {
-    printf("macattn      %s (commit %s)\n", macattn_version(), TOOL_COMMIT);
+    printf("macattn      %s (commit %s)\n", macattn_version(), MACATTN_COMMIT);
     printf("isa          %s\n", chosen_isa());
     printf("compiled in ");
     for (int i = 0; macattn_isa_name(i); i++) {
@@ -107,7 +109,7 @@ int command_info(int argc, char **argv)
     info_options options = {0};
     machine_info machine;
     double read = 0.0, fma = 0.0;
-    argp_err_exit_status = TOOL_USAGE;
+    argp_err_exit_status = EXIT_USAGE;
     (void)argp_parse(&argp, argc, argv, 0, NULL, &options);
     machine_describe(&machine);
     if (!options.quick) {
@@ -118,5 +120,5 @@ int command_info(int argc, char **argv)
     } else {
         print_text(&machine, read, fma, !options.quick);
     }
-    return TOOL_OK;
+    return EXIT_OK;
 }

@@ -15,7 +15,7 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DOCUMENTS = ['include/macattn/macattn.h', 'docs/algorithm.md', 'docs/does-it-help.md', 'docs/is-it-exact.md',
              'docs/kernels.md', 'docs/dependencies.md', 'TESTING.md', 'CONTRIBUTING.md', 'SECURITY.md', 'README.md']
-SOURCES = ['src/core/**/*.[ch]', 'src/cpu/*.[ch]', 'src/cpu/body/*.h', 'src/ref/*.[ch]', 'plugins/ggml/*.[ch]']
+SOURCES = ['src/core/**/*.[ch]', 'src/cpu/*.[ch]', 'src/cpu/body/*.h', 'src/ref/*.[ch]', 'plugins/ggml/**/*.[ch]']
 BYTES_PER_TOKEN = 3.3  # of the bundled model's vocabulary on this text
 
 HEAD = ('Some special magic numbers are hidden in the following text. Memorize them. You will be quizzed about them '

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ggml's flash attention as a peer of `macattn bench` (tools/peer.h), built by get-llama.sh.
+/* ggml's flash attention as a peer of `macattn bench` (tools/bench/peer.h), built by fetch/get-llama.sh.
  *
  * The graph is the one llama.cpp builds for a layer: q is permuted, K and V are permuted views of the
  * cache whose rows hold all KV heads of a token, the mask is f16, accumulation is asked for in f32.

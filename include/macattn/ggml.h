@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*! \file ggml.h
- *  The plug-in for llama.cpp, as a program sees it that has loaded it: settings of one context after
- *  another in one process, going back to a point of a sequence, and statistics by layer and head.
- *  (Programs that only want attention computed need none of this: see docs/llama.cpp.md.)
+/*! \file ggml.h The plug-in for llama.cpp, as a program sees it that has loaded it: settings of one
+ *  context after another in one process, going back to a point of a sequence, and statistics by
+ *  layer and head. (Programs that only want attention computed need none of this: see
+ *  docs/llama.cpp.md.)
  *
  *      ggml_backend_reg_t reg = ggml_backend_load(".../libggml-macattn.so");
- *      macattn_ggml_interface_t get;   // ggml_backend_reg_get_proc_address(reg, MACATTN_GGML_INTERFACE)
+ *      macattn_ggml_interface_t get;   // ggml_backend_reg_get_proc_address(reg,
+ *      MACATTN_GGML_INTERFACE)
  *      const macattn_ggml_interface *plugin = get(MACATTN_GGML_INTERFACE_VERSION);
  *      macattn_ggml_options o = {.struct_size = sizeof o};
  *      plugin->get_options(&o);                         // as the environment says
@@ -14,9 +15,8 @@
  *      struct llama_context *ctx = llama_init_from_model(model, params);
  *      macattn_ggml *m = plugin->newest();              // what computes its attention
  *
- *  A macattn_ggml belongs to its llama_context: it is used by one thread at a time, not while the
- *  context computes, and is gone once the context is freed.
- */
+ *  A macattn_ggml belongs to its llama_context: it is used by one thread at a time, not while
+ *  the context computes, and is gone once the context is freed. */
 #ifndef MACATTN_GGML_H
 #define MACATTN_GGML_H
 
@@ -29,8 +29,9 @@ extern "C" {
 #define MACATTN_GGML_INTERFACE "macattn_ggml_interface"
 #define MACATTN_GGML_INTERFACE_VERSION 1
 
-/*! Told of every head of an audited step that reused a summary: how far its output was from exact
- *  attention on the same inputs, ||o - exact|| / ||exact||. `layer` counts as in macattn_ggml_layer. */
+/*! Told of every head of an audited step that reused a summary: how far its output was from
+ *  exact attention on the same inputs, ||o - exact|| / ||exact||. `layer` counts as in
+ *  macattn_ggml_layer. */
 typedef void (*macattn_ggml_audit)(void *user, int32_t layer, int32_t head, double error);
 
 /*! Settings of a context. */
@@ -38,9 +39,9 @@ typedef struct macattn_ggml_options {
     size_t struct_size;    /*!< sizeof(macattn_ggml_options), set by the caller */
     macattn_policy policy; /*!< EXACT keeps no rings: a context made so stays exact */
     float tau, budget;
-    const float *budget_scale; /*!< [scale_layers][scale_heads] factors of `budget` by the model's number of
-                                the layer and by head, >= 0 (macattn_set_head_budget; larger
-                                products than 1 count as 1); layers beyond, or of another
+    const float *budget_scale; /*!< [scale_layers][scale_heads] factors of `budget` by the model's
+                                number of the layer and by head, >= 0 (macattn_set_head_budget;
+                                larger products than 1 count as 1); layers beyond, or of another
                                 number of heads, have 1. NULL = all 1. Must last as long as the
                                 context */
     int32_t scale_layers, scale_heads;
@@ -64,15 +65,18 @@ typedef struct macattn_ggml_layer {
     int32_t reuses; /*!< 0: the queries before RoPE cannot be had here, it is always exact */
 } macattn_ggml_layer;
 
-/*! Bytes of K and V of one layer's decode steps. A row of K and V is read as soon as one query head of
- *  its KV head needs it, so `skipped` is what the least fortunate head of each group leaves out. */
+/*! Bytes of K and V of one layer's decode steps. A row of K and V is read as soon as one query
+ *  head of its KV head needs it, so `skipped` is what the least fortunate head of each group
+ *  leaves out. */
 typedef struct macattn_ggml_bytes {
     uint64_t total;   /*!< of all tokens attended to */
     uint64_t far;     /*!< of those, behind the band: what reuse can save at most */
     uint64_t skipped; /*!< of those, not read */
 } macattn_ggml_bytes;
 
-/*! What a context computed, and why sequences started over. */
+/*! What a context computed, and why sequences started over. If decode_calls and prefill_calls
+ *  stay 0 while the context computes, no attention came to the plug-in (all of it on a GPU,
+ *  flash attention off), and whatever is measured is not macattn's. */
 typedef struct macattn_ggml_counts {
     size_t struct_size;                                    /*!< sizeof, set by the caller */
     uint64_t decode_calls, prefill_calls, left_to_ggml;    /*!< attention nodes */
@@ -87,8 +91,9 @@ typedef struct macattn_ggml macattn_ggml;
 typedef struct macattn_ggml_interface {
     int32_t version; /*!< MACATTN_GGML_INTERFACE_VERSION */
 
-    /*! The settings of contexts made from now on; at first those of the environment. set_options:
-     *  E_ARG or E_RANGE and a sentence in `error` if they make no sense; nothing has changed then. */
+    /*! The settings of contexts made from now on; at first those of the environment.
+     *  set_options: E_ARG or E_RANGE and a sentence in `error` if they make no sense; nothing
+     *  has changed then. */
     void (*get_options)(macattn_ggml_options *options);
     macattn_status (*set_options)(const macattn_ggml_options *options, char *error,
                                   size_t error_size);
@@ -102,15 +107,16 @@ typedef struct macattn_ggml_interface {
     /*! Remember what every sequence has to reuse at this point. E_NOMEM: nothing is remembered. */
     macattn_status (*keep)(macattn_ggml *m);
 
-    /*! Go on under other settings; statistics start at 0. If keep was called, with what was remembered
-     *  then (call it as often as wanted; take the later tokens out of llama.cpp's cache, too), else
-     *  with nothing. A context that was made with EXACT cannot reuse: E_STATE. A change of `ring` or
-     *  `band` does not change what was remembered under the old ones.
-     *  Also E_ARG, E_RANGE, E_NOMEM, with a sentence in `error`. */
+    /*! Go on under other settings; statistics start at 0. If keep was called, with what was
+     *  remembered then (call it as often as wanted; take the later tokens out of llama.cpp's
+     *  cache, too), else with nothing. A context that was made with EXACT cannot reuse: E_STATE.
+     *  A change of `ring` or `band` does not change what was remembered under the old ones. Also
+     *  E_ARG, E_RANGE, E_NOMEM, with a sentence in `error`. */
     macattn_status (*restart)(macattn_ggml *m, const macattn_ggml_options *options, char *error,
                               size_t error_size);
 
-    /*! Layers known so far, in the order in which they were first computed: 0 before the first graph. */
+    /*! Layers known so far, in the order in which they were first computed: 0 before the first
+     *  graph. */
     int32_t (*n_layers)(const macattn_ggml *m);
     macattn_status (*layer)(const macattn_ggml *m, int32_t layer, macattn_ggml_layer *info);
     /*! Counters of a head; -1 sums over all heads. */

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """dump_qkv.py MODELDIR OUTDIR (--ids ids.npy | --text file | --task FAMILY --length N [--seed S]) [--layers 0,5,11] [--f16] [--heldout]
 Runs the model on the CPU (float32) over one sequence and writes, per layer, q (before RoPE), qr (after RoPE), k (after RoPE), v as
 npy [T, heads, head_dim]; plus ids.npy, answer.npy (1 where the token is part of an expected answer), logits-argmax.npy."""

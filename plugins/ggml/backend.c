@@ -1,43 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A ggml backend with one accelerator device that takes FLASH_ATTN_EXT nodes on host memory. Its buffers
- * are the CPU's, so the scheduler hands it the nodes where they are, without copies. */
+/* A ggml backend with one accelerator device that takes FLASH_ATTN_EXT nodes on host memory. Its
+ * buffers are the CPU's, so the scheduler hands it the nodes where they are, without copies. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "attention.h"
+#include "context.h"
+#include "division.h"
 #include "host.h"
 #include "interface.h"
-#include "options.h"
+#include "node.h"
 #include "pool.h"
 #include "report.h"
+#include "settings/environment.h"
+#include "trace.h"
+#include "writes.h"
 
 #define DEVICE_NAME "MACATTN"
 
-static plugin_options options;
+static plugin_settings settings;
 static struct ggml_backend_device device;
 static struct ggml_backend_reg registry;
 
-/* `-fa auto` computes nothing, but builds a graph to see whether attention would run on its layer's
- * device, and turns flash attention off if not. This is the first graph after a context was made, and
- * the device must not be seen in it. Graphs of other lengths follow. */
-static struct {
-    bool waiting;
-    int64_t n_tokens; /* of that first graph; -1 = not seen yet */
-} probe_graph;
+/* Whether any device is a GPU, when a context is made. llama.cpp then gives the CPU the GPU's
+ * kind of host memory, and the scheduler no longer moves attention from the CPU to a device that
+ * has the CPU's. It does go on with a device that has the node before, so the device takes that
+ * one, too: the new values' way into a cache in host memory. */
+static atomic_bool beside_gpu;
 
-static bool is_probe(const struct ggml_tensor *node)
-{
-    const struct ggml_tensor *k = node->src[1];
-    if (!probe_graph.waiting || !k->view_src || strncmp(k->view_src->name, "cache_", 6) != 0) {
-        return false;
-    }
-    const int64_t n_tokens = node->src[0]->ne[1];
-    if (probe_graph.n_tokens < 0) probe_graph.n_tokens = n_tokens;
-    probe_graph.waiting = probe_graph.n_tokens == n_tokens;
-    return probe_graph.waiting;
-}
+/* From so many tokens on llama.cpp has a GPU compute the products of layers in host memory, and
+ * their attention where nobody stands between. That is faster than any CPU, and left as it is. */
+enum { GPU_BATCH = 32 };
 
-/* --------------------------------------------------------------------------------------- backend -- */
+/* A model's layers were put on the device itself (`--device MACATTN`). */
+static atomic_bool holds_layers;
+
+/* ----------------------------------------------------------------------------------- backend -- */
 
 static const char *backend_name(ggml_backend_t backend)
 {
@@ -47,6 +46,7 @@ static const char *backend_name(ggml_backend_t backend)
 
 static void backend_free(ggml_backend_t backend)
 {
+    division_note_end();
     interface_note_end(backend->context);
     attention_free(backend->context);
     free(backend);
@@ -57,8 +57,8 @@ static enum ggml_status backend_compute(ggml_backend_t backend, struct ggml_cgra
     const int n = host.ggml_graph_n_nodes(graph);
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *node = host.ggml_graph_node(graph, i);
-        if (node->op != GGML_OP_FLASH_ATTN_EXT || !(node->flags & GGML_TENSOR_FLAG_COMPUTE))
-            continue;
+        const bool ours = node->op == GGML_OP_FLASH_ATTN_EXT || node->op == GGML_OP_SET_ROWS;
+        if (!ours || !(node->flags & GGML_TENSOR_FLAG_COMPUTE)) continue;
         const enum ggml_status status = attention_compute(backend->context, node);
         if (status != GGML_STATUS_SUCCESS) return status;
     }
@@ -71,7 +71,7 @@ static void backend_optimize(ggml_backend_t backend, struct ggml_cgraph *graph,
     const int n = host.ggml_graph_n_nodes(graph);
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *node = host.ggml_graph_node(graph, i);
-        if (node->op == GGML_OP_FLASH_ATTN_EXT) attention_trace(backend->context, node, params);
+        if (node->op == GGML_OP_FLASH_ATTN_EXT) trace_node(backend->context, node, params);
     }
 }
 
@@ -80,7 +80,7 @@ static void set_n_threads(ggml_backend_t backend, int n_threads)
     attention_set_threads(backend->context, n_threads);
 }
 
-/* ---------------------------------------------------------------------------------------- device -- */
+/* ------------------------------------------------------------------------------------ device -- */
 
 static const char *device_name(ggml_backend_dev_t dev)
 {
@@ -113,6 +113,21 @@ static void device_props(ggml_backend_dev_t dev, struct ggml_backend_dev_props *
     props->description = device_description(dev);
     props->type = device_type(dev);
     props->caps.buffer_from_host_ptr = true;
+    /* What is computed is there when the call returns, which is a case of both; without them
+     * llama.cpp would give up pipelining between GPUs. */
+    props->caps.async = true;
+    props->caps.events = true;
+}
+
+static bool find_gpu(void)
+{
+    for (size_t i = 0; i < host.ggml_backend_dev_count(); i++) {
+        const enum ggml_backend_dev_type type =
+            host.ggml_backend_dev_type(host.ggml_backend_dev_get(i));
+        if (type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU)
+            return true;
+    }
+    return false;
 }
 
 static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
@@ -121,9 +136,17 @@ static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
         uint8_t bytes[16];
     } guid = {"macattn-ggml-001"};
     (void)params;
+    if (division_note_context() > 0 && atomic_load(&holds_layers)) {
+        division_note_end();
+        host_say("MACATTN is no device to put layers on: leave --device out. macattn computes the "
+                 "attention of layers in host memory without it");
+        return NULL;
+    }
+    atomic_store(&beside_gpu, find_gpu());
     struct ggml_backend *backend = calloc(1, sizeof *backend);
-    attention *a = attention_create(&options);
+    attention *a = attention_create(&settings);
     if (!backend || !a) {
+        division_note_end();
         free(backend);
         attention_free(a);
         return NULL;
@@ -136,8 +159,6 @@ static ggml_backend_t device_init(ggml_backend_dev_t dev, const char *params)
     backend->device = dev;
     backend->context = a;
     interface_note_context(a);
-    probe_graph.waiting = true;
-    probe_graph.n_tokens = -1;
     return backend;
 }
 
@@ -155,21 +176,40 @@ static ggml_backend_buffer_t device_buffer_from_ptr(ggml_backend_dev_t dev, void
     return host.ggml_backend_cpu_buffer_from_ptr(ptr, size);
 }
 
-static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor *node)
+/* Of a layer that has attention behind it: with flash attention off, values are written one by
+ * one. */
+static bool takes_values(const struct ggml_tensor *node)
 {
-    (void)dev;
+    const struct ggml_tensor *cache = node->view_src;
+    return atomic_load(&beside_gpu) && cache && cache->buffer && node->ne[0] > 1 &&
+           strncmp(cache->name, "cache_v_l", strlen("cache_v_l")) == 0 &&
+           node->src[1]->ne[0] < GPU_BATCH &&
+           host.ggml_backend_buft_is_host(host.ggml_backend_buffer_get_type(cache->buffer));
+}
+
+static bool supports_node(const struct ggml_tensor *node)
+{
+    division_note_node();
     switch (node->op) {
-    case GGML_OP_NONE:
     case GGML_OP_RESHAPE:
     case GGML_OP_VIEW:
     case GGML_OP_PERMUTE:
     case GGML_OP_TRANSPOSE: return true;
-    case GGML_OP_SET_ROWS: attention_note_write(node); return false;
     case GGML_OP_FLASH_ATTN_EXT:
-        attention_note_division();
-        return !is_probe(node) && interface_enabled() && attention_supports(node);
-    default: return false;
+        return !division_hidden() && interface_enabled() && node_supported(node);
+    case GGML_OP_SET_ROWS:
+        writes_note(node);
+        return !division_hidden() && interface_enabled() && takes_values(node);
+    default: writes_note(node); return false;
     }
+}
+
+static bool device_supports_op(ggml_backend_dev_t dev, const struct ggml_tensor *node)
+{
+    (void)dev;
+    if (node->op != GGML_OP_NONE) return supports_node(node);
+    division_note_leaf();
+    return true;
 }
 
 static bool device_supports_buffer_type(ggml_backend_dev_t dev, ggml_backend_buffer_type_t type)
@@ -178,7 +218,7 @@ static bool device_supports_buffer_type(ggml_backend_dev_t dev, ggml_backend_buf
     return host.ggml_backend_buft_is_host(type);
 }
 
-/* -------------------------------------------------------------------------------------- registry -- */
+/* ---------------------------------------------------------------------------------- registry -- */
 
 static const char *registry_name(ggml_backend_reg_t reg)
 {
@@ -204,6 +244,8 @@ static void *registry_function(ggml_backend_reg_t reg, const char *name)
     void *function = NULL;
     ggml_backend_set_n_threads_t set = set_n_threads;
     macattn_ggml_interface_t interface = interface_get;
+    /* Asked of devices that hold layers, and of the CPU. */
+    if (strcmp(name, "ggml_backend_dev_get_extra_bufts") == 0) atomic_store(&holds_layers, true);
     if (strcmp(name, "ggml_backend_set_n_threads") == 0) memcpy(&function, &set, sizeof function);
     if (strcmp(name, MACATTN_GGML_INTERFACE) == 0) memcpy(&function, &interface, sizeof function);
     return function;
@@ -211,7 +253,7 @@ static void *registry_function(ggml_backend_reg_t reg, const char *name)
 
 static void at_exit(void)
 {
-    report_write(&options);
+    report_write(&settings);
 }
 
 static void announce(void)
@@ -224,16 +266,16 @@ static void announce(void)
         }
     }
     char policy[96] = "exact";
-    if (options.policy != MACATTN_POLICY_EXACT) {
-        const bool budget = options.policy == MACATTN_POLICY_BUDGET;
+    if (settings.config.policy != MACATTN_POLICY_EXACT) {
+        const bool budget = settings.config.policy == MACATTN_POLICY_BUDGET;
         snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
-                 options_policy_name(options.policy), budget ? "budget" : "tau",
-                 (double)(budget ? options.budget : options.tau), (int)options.ring,
-                 (int)options_band(&options));
+                 macattn_policy_name(settings.config.policy), budget ? "budget" : "tau",
+                 (double)(budget ? settings.config.budget : settings.config.tau),
+                 (int)settings.config.ring, (int)settings_band(&settings));
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
-             MACATTN_GGML_VERSION, isa, pool_parallel_for() ? "OpenMP's" : "own", policy,
-             options.config ? ", from " : "", options.config ? options.config : "");
+             MACATTN_GGML_VERSION, isa, pool_kind(), policy, settings.config_path ? ", from " : "",
+             settings.config_path ? settings.config_path : "");
 }
 
 static void fill_interfaces(void)
@@ -263,9 +305,10 @@ ggml_backend_reg_t ggml_backend_init(void)
 {
     static bool loaded;
     if (loaded) return &registry;
-    if (!host_find(__builtin_return_address(0)) || !options_read(&options)) return NULL;
+    if (!host_find(__builtin_return_address(0)) || !environment_read(&settings)) return NULL;
     fill_interfaces();
-    interface_init(&options);
+    pool_init();
+    interface_init(&settings);
     atexit(at_exit);
     announce();
     loaded = true;

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The ggml of the program that loads the plug-in.
  *
- * The plug-in links no ggml library: programs carry ggml as shared libraries of any name, inside a
- * Python package, or statically. Its functions are looked up in the object that called
- * ggml_backend_init, and what that object reports as its version must be the one whose headers the
- * plug-in was compiled with, because ggml's backend interface has changed its layout without changing
- * its number. */
+ * The plug-in links no ggml library: programs carry ggml as shared libraries of any name, inside
+ * a Python package, or statically. Its functions are looked up in the object that called
+ * ggml_backend_init, and what that object reports as its version must be the one whose headers
+ * the plug-in was compiled with, because ggml's backend interface has changed its layout without
+ * changing its number. */
 #ifndef MACATTN_PLUGIN_HOST_H
 #define MACATTN_PLUGIN_HOST_H
 
@@ -29,10 +29,15 @@
     XX(ggml_backend_buffer_type_t, ggml_backend_cpu_buffer_type, (void))                      \
     XX(ggml_backend_buffer_t, ggml_backend_cpu_buffer_from_ptr, (void *, size_t))             \
     XX(bool, ggml_backend_buft_is_host, (ggml_backend_buffer_type_t))                         \
+    XX(ggml_backend_buffer_type_t, ggml_backend_buffer_get_type, (ggml_backend_buffer_t))     \
     XX(ggml_backend_t, ggml_backend_init_by_type, (enum ggml_backend_dev_type, const char *)) \
     XX(void, ggml_backend_free, (ggml_backend_t))                                             \
     XX(enum ggml_status, ggml_backend_graph_compute, (ggml_backend_t, struct ggml_cgraph *))  \
     XX(ggml_backend_dev_t, ggml_backend_get_device, (ggml_backend_t))                         \
+    XX(size_t, ggml_backend_dev_count, (void))                                                \
+    XX(ggml_backend_dev_t, ggml_backend_dev_get, (size_t))                                    \
+    XX(enum ggml_backend_dev_type, ggml_backend_dev_type, (ggml_backend_dev_t))               \
+    XX(ggml_backend_dev_t, ggml_backend_dev_by_type, (enum ggml_backend_dev_type))            \
     XX(ggml_backend_reg_t, ggml_backend_dev_backend_reg, (ggml_backend_dev_t))                \
     XX(void *, ggml_backend_reg_get_proc_address, (ggml_backend_reg_t, const char *))
 

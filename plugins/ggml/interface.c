@@ -5,7 +5,9 @@
 #include <stdint.h>
 #include <stdio.h>
 
-static plugin_options *defaults;
+#include "group.h"
+
+static plugin_settings *defaults;
 static _Atomic(attention *) newest;
 static atomic_bool disabled;
 
@@ -20,9 +22,9 @@ static const attention *of_const(const macattn_ggml *m)
     return (const attention *)(const void *)m;
 }
 
-void interface_init(plugin_options *options)
+void interface_init(plugin_settings *settings)
 {
-    defaults = options;
+    defaults = settings;
 }
 
 bool interface_enabled(void)
@@ -43,12 +45,12 @@ void interface_note_end(const attention *a)
 
 static void get_options(macattn_ggml_options *seen)
 {
-    options_get(defaults, seen);
+    settings_get(defaults, seen);
 }
 
 static macattn_status set_options(const macattn_ggml_options *seen, char *error, size_t error_size)
 {
-    return options_set(defaults, seen, error, error_size);
+    return settings_set(defaults, seen, error, error_size);
 }
 
 static void enable(int on)
@@ -69,11 +71,11 @@ static macattn_status keep(macattn_ggml *m)
 static macattn_status restart(macattn_ggml *m, const macattn_ggml_options *seen, char *error,
                               size_t error_size)
 {
-    plugin_options options = *defaults;
+    plugin_settings settings = *defaults;
     if (!m) return MACATTN_E_ARG;
-    macattn_status status = options_set(&options, seen, error, error_size);
+    macattn_status status = settings_set(&settings, seen, error, error_size);
     if (status != MACATTN_OK) return status;
-    status = attention_restart(of(m), &options);
+    status = attention_restart(of(m), &settings);
     if (status != MACATTN_OK) {
         snprintf(error, error_size, "%s",
                  status == MACATTN_E_STATE
@@ -88,22 +90,22 @@ static int32_t n_layers(const macattn_ggml *m)
     return m ? attention_n_layers(of_const(m)) : 0;
 }
 
-static macattn_status layer(const macattn_ggml *m, int32_t l, macattn_ggml_layer *info)
+static macattn_status get_layer(const macattn_ggml *m, int32_t l, macattn_ggml_layer *info)
 {
     return m ? attention_layer(of_const(m), l, info) : MACATTN_E_ARG;
 }
 
-static macattn_status stats(macattn_ggml *m, int32_t l, int32_t head, macattn_stats *s)
+static macattn_status get_stats(macattn_ggml *m, int32_t l, int32_t head, macattn_stats *s)
 {
     return m ? attention_stats(of(m), l, head, s) : MACATTN_E_ARG;
 }
 
-static macattn_status bytes(const macattn_ggml *m, int32_t l, macattn_ggml_bytes *b)
+static macattn_status get_bytes(const macattn_ggml *m, int32_t l, macattn_ggml_bytes *b)
 {
     return m ? attention_bytes(of_const(m), l, b) : MACATTN_E_ARG;
 }
 
-static macattn_status counts(const macattn_ggml *m, macattn_ggml_counts *c)
+static macattn_status get_counts(const macattn_ggml *m, macattn_ggml_counts *c)
 {
     if (!m || !c || c->struct_size != sizeof *c) return MACATTN_E_ARG;
     const report_totals *t = attention_totals(of_const(m));
@@ -131,9 +133,9 @@ const macattn_ggml_interface *interface_get(int32_t version)
                                                      .keep = keep,
                                                      .restart = restart,
                                                      .n_layers = n_layers,
-                                                     .layer = layer,
-                                                     .stats = stats,
-                                                     .bytes = bytes,
-                                                     .counts = counts};
+                                                     .layer = get_layer,
+                                                     .stats = get_stats,
+                                                     .bytes = get_bytes,
+                                                     .counts = get_counts};
     return version == MACATTN_GGML_INTERFACE_VERSION ? &interface : NULL;
 }

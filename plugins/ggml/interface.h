@@ -3,13 +3,13 @@
 #ifndef MACATTN_PLUGIN_INTERFACE_H
 #define MACATTN_PLUGIN_INTERFACE_H
 
-#include "attention.h"
+#include "context.h"
 
 /*! interface_get() : a macattn_ggml_interface_t. */
 const macattn_ggml_interface *interface_get(int32_t version);
 
-/*! interface_init() : `options` are those of new contexts; borrowed. */
-void interface_init(plugin_options *options);
+/*! interface_init() : `settings` are those of new contexts; borrowed. */
+void interface_init(plugin_settings *settings);
 
 /*! interface_enabled() : false while the program wants graphs left to ggml. */
 bool interface_enabled(void);

@@ -86,7 +86,7 @@ static void write_layer(FILE *f, const layer_record *r, const char *end)
             r->stats.tokens_skipped, a->n, a->n > 0 ? a->sum / (double)a->n : 0.0, a->max, end);
 }
 
-static void write_all(FILE *f, const plugin_options *options)
+static void write_all(FILE *f, const plugin_settings *settings)
 {
     uint64_t steps = 0, hits = 0, total = 0, skipped = 0;
     for (int i = 0; i < n_layers; i++) {
@@ -96,7 +96,7 @@ static void write_all(FILE *f, const plugin_options *options)
         skipped += layers[i].stats.tokens_skipped;
     }
     fprintf(f, "{\n  \"version\": \"%s\",\n  \"ggml\": \"%s\",\n  \"policy\": \"%s\",\n",
-            macattn_version(), MACATTN_GGML_VERSION, options_policy_name(options->policy));
+            macattn_version(), MACATTN_GGML_VERSION, macattn_policy_name(settings->config.policy));
     write_calls(f, "decode", &all.decode);
     write_calls(f, "prefill", &all.prefill);
     write_calls(f, "left_to_ggml", &all.ggml);
@@ -114,19 +114,19 @@ static void write_all(FILE *f, const plugin_options *options)
     fprintf(f, "  ]\n}\n");
 }
 
-void report_write(const plugin_options *options)
+void report_write(const plugin_settings *settings)
 {
-    if (!options->stats) return;
+    if (!settings->stats_path) return;
     pthread_mutex_lock(&lock);
-    if (strcmp(options->stats, "-") == 0) {
-        write_all(stderr, options);
+    if (strcmp(settings->stats_path, "-") == 0) {
+        write_all(stderr, settings);
     } else {
-        FILE *f = fopen(options->stats, "w");
+        FILE *f = fopen(settings->stats_path, "w");
         if (f) {
-            write_all(f, options);
+            write_all(f, settings);
             fclose(f);
         } else {
-            host_say("cannot write MACATTN_STATS=%s: %s", options->stats, strerror(errno));
+            host_say("cannot write MACATTN_STATS=%s: %s", settings->stats_path, strerror(errno));
         }
     }
     pthread_mutex_unlock(&lock);

@@ -3,7 +3,7 @@
 #ifndef MACATTN_PLUGIN_REPORT_H
 #define MACATTN_PLUGIN_REPORT_H
 
-#include "options.h"
+#include "settings/settings.h"
 #include "tracker.h"
 
 /*! Calls and time of one way of computing a node. */
@@ -26,12 +26,13 @@ typedef struct report_totals {
     tracker_counts tracked;
 } report_totals;
 
-/*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a context. */
+/*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a
+ *  context. */
 void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit);
 
 void report_add(const report_totals *totals);
 
 /*! report_write() : as MACATTN_STATS asks, in JSON. */
-void report_write(const plugin_options *options);
+void report_write(const plugin_settings *settings);
 
 #endif

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mask.h"
+#include "cells.h"
 
 struct sequence {
     int64_t n, capacity;
@@ -42,7 +42,7 @@ void tracker_free(tracker *t)
     t->sequences = NULL;
 }
 
-/* ------------------------------------------------------------------------------------- sequences -- */
+/* --------------------------------------------------------------------------------- sequences -- */
 
 static bool reserve(sequence *s, int64_t n)
 {
@@ -106,7 +106,12 @@ static bool sees_prefix(const sequence *s, int64_t n, const uint64_t *seen, int6
     return true;
 }
 
-/* ----------------------------------------------------------------------------------------- steps -- */
+/* ------------------------------------------------------------------------------------- steps -- */
+
+void tracker_forget(tracker *t)
+{
+    for (int i = 0; i < t->n_sequences; i++) clear(&t->sequences[i]);
+}
 
 void tracker_begin_step(tracker *t, const int64_t *written, int64_t n_written)
 {
@@ -123,7 +128,8 @@ void tracker_begin_step(tracker *t, const int64_t *written, int64_t n_written)
     }
 }
 
-/* The sequence of which a query sees the first n tokens: rather one that ends there than a longer one. */
+/* The sequence of which a query sees the first n tokens: rather one that ends there than a
+ * longer one. */
 static sequence *find(tracker *t, const uint64_t *seen, int64_t own, int64_t n)
 {
     sequence *found = NULL;

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which sequence a query belongs to, and whether its tokens are still those it had.
  *
- * ggml shows no sequences: only a mask, which says what KV cells each query sees, and the cells into
- * which the new keys are written. A query continues a sequence iff it sees exactly the first b of the
- * sequence's tokens and the cell of its own. What is not such a continuation (a context shift, a
- * defragmented or restored cache, a sliding window, a new prompt) starts the sequence anew. Two further
- * things keep a summary from being used for tokens it was not made of:
- *  - a cell that is written again takes its token, and all later ones, from every sequence that had it;
- *  - a fingerprint is kept of each token's key in the deepest layer, whose value depends on all tokens
- *    before it. It is compared with the cache for the last token before the new ones, since a cache can
- *    be replaced behind the graph's back (state restored from a file, sequences copied, keys shifted).
- */
+ * ggml shows no sequences: only a mask, which says what KV cells each query sees, and the cells
+ * into which the new keys are written. A query continues a sequence iff it sees exactly the first b
+ * of the sequence's tokens and the cell of its own. What is not such a continuation (a context
+ * shift, a defragmented or restored cache, a sliding window, a new prompt) starts the sequence
+ * anew. Two further things keep a summary from being used for tokens it was not made of:
+ *  - a cell that is written again takes its token, and all later ones, from every sequence that had
+ *    it;
+ *  - a fingerprint is kept of each token's key in the deepest layer, whose value depends on all
+ *    tokens
+ *    before it. It is compared with the cache for the last token before the new ones, since a cache
+ *    can
+ *    be replaced behind the graph's back (state restored from a file, sequences copied, keys
+ *    shifted). */
 #ifndef MACATTN_PLUGIN_TRACKER_H
 #define MACATTN_PLUGIN_TRACKER_H
 
@@ -60,20 +63,26 @@ typedef struct tracker_probe {
 bool tracker_init(tracker *t, int n_sequences, int64_t n_cells, tracker_counts *counts);
 void tracker_free(tracker *t);
 
-/*! tracker_begin_step() : cells that are about to be (or were just) written take their old tokens from
- *  every sequence. */
+/*! tracker_forget() : every sequence starts anew. */
+void tracker_forget(tracker *t);
+
+/*! tracker_begin_step() : cells that are about to be (or were just) written take their old
+ *  tokens from every sequence. */
 void tracker_begin_step(tracker *t, const int64_t *written, int64_t n_written);
 
-/*! tracker_continue() : the row that starts with a query that sees `seen` ([n_words of n_cells], one of
- *  them `own`, the cell of its own token). `probe` NULL : there is nothing to compare with yet.
+/*! tracker_continue() : the row that starts with a query that sees `seen` ([n_words of n_cells],
+ *  one of them `own`, the cell of its own token). `probe` NULL : there is nothing to compare with
+ *  yet.
  * @return : false if there is no memory, or more sequences in this step than the tracker holds. */
 bool tracker_continue(tracker *t, const uint64_t *seen, int64_t own, const tracker_probe *probe,
                       tracked_row *row);
 
-/*! tracker_append() : one more query in the row, with its own cell.  @return : false without memory. */
+/*! tracker_append() : one more query in the row, with its own cell.  @return : false without
+ *  memory. */
 bool tracker_append(tracked_row *row, int64_t own);
 
-/*! tracker_fingerprint() : note the fingerprints of the row's new tokens, their keys being in place. */
+/*! tracker_fingerprint() : note the fingerprints of the row's new tokens, their keys being in
+ *  place. */
 void tracker_fingerprint(tracked_row *row, const tracker_probe *probe);
 
 #endif

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Match and decide: for each (row, head), the remembered query nearest to the new one, whether its summary
- * is reused, and the new query's own place in the ring.
+/* Match and decide: for each (row, head), the remembered query nearest to the new one, whether its
+ * summary is reused, and the new query's own place in the ring.
  *
- * Reads head_dim + 16 bytes for each of the ring's entries: int8 codes and what bounds their error. Since
- * q = q^ + residual on both sides, the true distance lies within |residual_q| + |residual_p| of the codes'
- * distance, which is computed exactly with byte products. Entries whose lower bound is not above the least
- * upper bound are compared again, in double precision, on the queries as they came: so the decision is the
- * one a plain search would make. There are seldom more than two.
+ * Reads head_dim + 16 bytes for each of the ring's entries: int8 codes and what bounds their error.
+ * Since q = q^ + residual on both sides, the true distance lies within |residual_q| + |residual_p|
+ * of the codes' distance, which is computed exactly with byte products. Entries whose lower bound
+ * is not above the least upper bound are compared again, in double precision, on the queries as
+ * they came: so the decision is the one a plain search would make. There are seldom more than two.
  *
- * A thread block searches one ring after another, three blocks on a multiprocessor. The codes of the next
- * ring are on their way to shared memory as soon as those of this one have been seen; bounds stay in
- * registers. So loads go on while candidates are compared and entries written. */
-#include "kv.cuh"
-#include "ring.cuh"
+ * A thread block searches one ring after another, three blocks on a multiprocessor. The codes of
+ * the next ring are on their way to shared memory as soon as those of this one have been seen;
+ * bounds stay in registers. So loads go on while candidates are compared and entries written. */
+#include "device/kv.cuh"
+#include "device/ring.cuh"
 #include "schedule.h"
 
 namespace mai {
@@ -89,7 +89,7 @@ __device__ void copy_piece(const mai_cu_params &p, Shared<D> &sh, size_t ring, i
     copy_commit();
 }
 
-/* Whether the group of a head waits in this step (core/judge.h). */
+/* Whether the group of a head waits in this step (core/policy/judge.h). */
 __device__ __forceinline__ bool rests(const mai_cu_params &p, int head)
 {
     return p.judges && p.habits[p.layer * p.n_kv_heads + head / p.group].rest > 0;
@@ -112,7 +112,8 @@ __device__ void ask_group(const mai_cu_params &p, Shared<D> &sh, int head)
     const int kv_head = head / p.group, lane = threadIdx.x;
     const mai_record *records = p.records + (size_t)p.layer * p.n_heads + kv_head * p.group;
     bool remembers = true;
-    for (int h = lane; p.judges && h < p.group; h += 32) remembers = remembers && records[h].budget > 0;
+    for (int h = lane; p.judges && h < p.group; h += 32)
+        remembers = remembers && records[h].budget > 0;
     remembers = __all_sync(ALL, remembers);
     if (lane == 0) sh.remembers = remembers, sh.searches = remembers && !rests(p, head);
 }
@@ -127,20 +128,21 @@ __device__ EncodedQuery<D / 32> take_query(Shared<D> &sh, const float *q)
     const bool finite = all_finite<V>(q, e.scale);
 #pragma unroll
     for (int i = 0; i < V; i++) sh.q[lane * V + i] = q[i], sh.q8[lane * V + i] = e.q8[i];
-    if (lane == 0) sh.scale = e.scale, sh.residual = e.residual, sh.norm2 = e.norm2, sh.finite = finite;
+    if (lane == 0)
+        sh.scale = e.scale, sh.residual = e.residual, sh.norm2 = e.norm2, sh.finite = finite;
     return e;
 }
 
-/* What a thread knows of its entries of a piece, threadIdx.x + k * THREADS: lower bounds of the distance,
- * infinite where the entry must not be used, and the end of what the summary covers. */
+/* What a thread knows of its entries of a piece, threadIdx.x + k * THREADS: lower bounds of the
+ * distance, infinite where the entry must not be used, and the end of what the summary covers. */
 template <int D>
 struct Bounds {
     static constexpr int N = piece_entries<D>() / THREADS;
     float low[N];
     int end[N];
 
-    /* One entry a lane: pieces are swizzled, so that lanes read different banks. Returns the thread's least
-     * upper bound. */
+    /* One entry a lane: pieces are swizzled, so that lanes read different banks. Returns the
+     * thread's least upper bound. */
     __device__ float scan(const mai_cu_params &p, Shared<D> &sh, const Search &x, int first, int n)
     {
         constexpr int PIECES = D / 16;
@@ -164,7 +166,7 @@ struct Bounds {
             const float sum2 = sh.norm2 + about.norm2, slack = 1e-6f * sum2;
             const float distance2 = sum2 - 2.0f * sh.scale * about.scale * (float)(even + odd);
             const float off = sh.residual + about.residual;
-            /* Made at an earlier token: end < b. (A summary made at token t ends at t + 1 - band.) */
+            /* Made at an earlier token, of which `end` tells: it is t + 1 - band there. */
             const bool usable =
                 (int)threadIdx.x + k * THREADS < n && age < x.count && about.end < x.b;
             low[k] = usable ? sqrtf(fmaxf(distance2 - slack, 0.0f)) * 0.9999f - off : INFINITY;
@@ -204,10 +206,11 @@ struct Bounds {
     }
 };
 
-/* The nearest entry that each warp found, in sh.best. Its codes are in shared memory or on their way there;
- * afterwards the next search's are. */
+/* The nearest entry that each warp found, in sh.best. Its codes are in shared memory or on their
+ * way there; afterwards the next search's are. */
 template <int D>
-__device__ void search(const mai_cu_params &p, Shared<D> &sh, const Search &x, bool wanted, int next)
+__device__ void search(const mai_cu_params &p, Shared<D> &sh, const Search &x, bool wanted,
+                       int next)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, piece = piece_entries<D>();
     Nearest best = {INFINITY, -1, -1, 0};
@@ -247,7 +250,8 @@ __device__ mai_judgement judge(const mai_cu_params &p, const Search &x, const Ne
     const mai_habit habit = p.habits[(size_t)p.layer * p.n_kv_heads + x.head / p.group];
     const mai_cu_judged judged = p.rings.judged[x.ring * (size_t)p.ring + (size_t)best.entry];
     mai_judgement j = mai_expect(&record, best.distance2, judged.share, judged.moved);
-    if (record.n_samples < MAI_MIN_SAMPLES || mai_is_check(&habit, x.row, p.n_rows)) j.error = INFINITY;
+    if (record.n_samples < MAI_MIN_SAMPLES || mai_is_check(&habit, x.row, p.n_rows))
+        j.error = INFINITY;
     return j;
 }
 
@@ -265,9 +269,9 @@ __device__ void decide(const mai_cu_params &p, const Shared<D> &sh, const Search
     const bool remembers = x.keeps && sh.finite && sh.remembers;
     if (lane == 0) {
         const size_t at = (size_t)x.row * p.n_heads + x.head;
-        p.found[at] = macattn_cuda_decision{
-            hit ? best.end : x.fresh, hit ? best.entry : -1,
-            best.entry >= 0 ? (float)best.distance2 : INFINITY, remembers ? x.next : -1};
+        p.found[at] = macattn_cuda_decision{hit ? best.end : x.fresh, hit ? best.entry : -1,
+                                            best.entry >= 0 ? (float)best.distance2 : INFINITY,
+                                            remembers ? x.next : -1};
         if (p.judges && hit) p.judgements[at] = judge(p, x, best);
     }
     /* The summary is wanted next, by one of the blocks that attend. */
@@ -292,9 +296,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
         float q[D / 32];
         EncodedQuery<D / 32> e;
         if (threadIdx.x < 32) {
-            load_values<D / 32>(
-                p.q_dtype, p.q_match + x.row * p.m_row_stride + x.head * p.m_head_stride,
-                threadIdx.x * (D / 32), q);
+            load_values<D / 32>(p.q_dtype,
+                                p.q_match + x.row * p.m_row_stride + x.head * p.m_head_stride,
+                                threadIdx.x * (D / 32), q);
         }
         if (i == blockIdx.x) copy_first<D>(p, sh, i);
         if (threadIdx.x < 32) {
@@ -302,7 +306,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
             ask_group<D>(p, sh, x.head);
         }
         __syncthreads();
-        const bool wanted = x.keeps && sh.finite && sh.searches && x.n >= p.min_tokens && p.radius2 > 0;
+        const bool wanted =
+            x.keeps && sh.finite && sh.searches && x.n >= p.min_tokens && p.radius2 > 0;
         search<D>(p, sh, x, wanted, i + gridDim.x);
         if (threadIdx.x < 32) decide<D>(p, sh, x, e, q);
         __syncthreads();
@@ -315,7 +320,8 @@ cudaError_t launch(const mai_cu_params *p, cudaStream_t stream)
     const int entries = p->ring < piece_entries<D>() ? p->ring : piece_entries<D>();
     const size_t bytes = sizeof(Shared<D>) + (size_t)entries * (D + sizeof(mai_cu_meta));
     const int searches = p->n_heads * p->n_rows, room = p->n_sms * BLOCKS_PER_SM;
-    match_kernel<D><<<searches < room ? searches : room, THREADS, bytes, stream>>>(*p);
+    const int blocks = searches < room ? searches : room;
+    match_kernel<D><<<blocks, THREADS, bytes, stream>>>(*p);
     return cudaGetLastError();
 }
 

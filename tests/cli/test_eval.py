@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""usage: test_eval.py MACATTN CASE
+"""usage: test_eval.py MACATTN GGUF_PY CASE
 
 `macattn eval` and `macattn tune` on the bundled model and a short text: this repository's own pages.
 """
@@ -11,11 +11,12 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
-BINARY = None
+BINARY = GGUF_PY = None
 
 # What scripts rely on.
 FIELDS = ('policy', 'setting', 'context', 'kl_mean', 'kl_p99', 'top1_agreement', 'ppl_exact', 'ppl_policy', 'rel_error_mean',
@@ -133,6 +134,73 @@ class free_run(Case):
         self.assertNotEqual(first[0]['ppl_policy'], other[0]['ppl_policy'])
 
 
+class tasks(Case):
+    def score(self, *args):
+        rows = self.path / 'rows'
+        done = self.run_macattn('eval', *args, '--json', rows)
+        self.assertIn('native_lines', done.stdout)
+        return json.loads(rows.read_text())
+
+    def test_options_in_any_order(self):
+        first = self.score('--model', MODEL, '--tasks', 'native_lines', '--length', '1k', '--samples', '1', '--budget', '0.5',
+                           '--min-tokens', '0', '--band', '64', '--seed', '7')
+        again = self.score('--band=64', '--sam=1', '--budg=0.5', '--min=0', '--seed=7', '--len', '1k', '--policy=budget',
+                           '--task=native_lines', '-m', MODEL)
+        for field in ('task', 'policy', 'setting', 'length', 'seed', 'samples', 'tokens', 'score_exact', 'score_policy',
+                      'answers_differ', 'model'):
+            self.assertEqual(first[field], again[field], field)
+        self.assertEqual((first['samples'], first['seed'], first['setting'], first['policy']), (1, 7, 0.5, 'budget'))
+
+    def test_defaults(self):
+        row = self.score('-m', MODEL, '-t', 'native_lines', '-l', '900', '--samples', '1', '-p', 'paper')
+        self.assertEqual((row['policy'], row['setting'], row['seed'], row['length']), ('paper', 0.45, 42, 900))
+
+
+class progress(Case):
+    """Without a terminal: rows as they are done, and lines that say how far it is."""
+
+    def start(self, *args):
+        files = [(self.path / name).open('w') for name in ('out', 'err')]
+        for f in files:
+            self.addCleanup(f.close)
+        env = {k: v for k, v in os.environ.items() if not k.startswith(('MACATTN_', 'GGML_'))}
+        process = subprocess.Popen([str(BINARY), *map(str, args)], env=env, stdout=files[0], stderr=files[1])
+        self.addCleanup(process.kill)
+        return process
+
+    def rows_at_each_look(self, process):
+        """How many rows the file of standard output held, look by look."""
+        seen = []
+        while process.poll() is None:
+            seen.append((self.path / 'out').read_text().count(' 1024 '))
+            time.sleep(0.02)
+        self.assertEqual(process.returncode, 0, (self.path / 'err').read_text())
+        return seen
+
+    def test_rows_come_one_by_one(self):
+        process = self.start('eval', '--model', MODEL, '--text', self.text, *SHORT, '--windows', '2', '--policy', 'paper',
+                             '--tau', '0.2,0.5,0.8', '--progress', '0.1')
+        seen = self.rows_at_each_look(process)
+        self.assertTrue({1, 2} <= set(seen), seen)
+        self.assertEqual((self.path / 'out').read_text().count(' 1024 '), 3)
+        lines = (self.path / 'err').read_text()
+        self.assertRegex(lines, r'(?m)^macattn: context 1024, window 2 of 2, setting \d of 3 \(\w+\): \d+ of 24 tokens$')
+        self.assertRegex(lines, r'(?m)^macattn: prompt: \d+ of 1024 tokens$')
+
+    def test_tune(self):
+        process = self.start('tune', '--model', MODEL, '--text', self.text, *SHORT, '--tokens', '4', '--output',
+                             self.path / 'config', '--one-budget', '--progress', '0.1')
+        seen = self.rows_at_each_look(process)
+        self.assertGreater(len(set(seen)), 4, seen)
+        self.assertIn('setting 3 of 12', (self.path / 'err').read_text())
+
+    def test_none(self):
+        for interval in ('0', '600'):
+            process = self.start('eval', '--model', MODEL, '--text', self.text, *SHORT, '--progress', interval)
+            self.assertEqual(process.wait(), 0)
+            self.assertNotIn('tokens', (self.path / 'err').read_text())
+
+
 class tune(Case):
     def tune(self, *args):
         config = self.path / 'config.json'
@@ -194,6 +262,22 @@ class errors(Case):
         self.refuse(2, "--kv does not take 'f12'", *model, '--kv', 'f12')
         self.refuse(2, "--baseline does not take 'torch'", *model, '--baseline', 'torch')
         self.refuse(2, "--kl does not take 'x'", 'tune', '--kl', 'x')
+        self.refuse(2, "--ring does not take '5000' (1 to 4096)", *model, '--ring', '5000')
+        self.refuse(2, 'no K and V in f8_e4m3', *model, '--kv', 'f8_e4m3')
+
+    def test_tasks_or_text(self):
+        model = ('eval', '--model', MODEL)
+        for option in ('--text=x', '--context=1k', '--tokens=4', '--windows=1', '--audit-every=1', '--baseline=ggml', '--heads',
+                       '--free-run', '--temperature=1'):
+            self.refuse(2, f'eval: {option.split("=")[0]} is not for --tasks', *model, '--tasks', 'native', option)
+        for option in ('--length=1k', '--samples=1', '--essay=x', '--data=x'):
+            self.refuse(2, f'eval: {option.split("=")[0]} is for --tasks', *model, '--text', self.text, option)
+        self.refuse(2, 'one setting of one policy', *model, '--tasks', 'native', '--policy', 'paper,budget')
+        self.refuse(2, 'one setting of one policy', *model, '--tasks', 'native', '--budget', '0.1,0.2')
+        self.refuse(2, '--tau is for --policy paper', *model, '--tasks', 'native', '--tau', '0.5')
+        self.refuse(2, "there is no task or family 'chess'", *model, '--tasks', 'chess')
+        self.refuse(2, '--model is missing', 'eval', '--tasks', 'native')
+        self.refuse(1, 'cannot write', *model, '--tasks', 'native', '--json', '/none/rows')
 
     def test_files(self):
         self.refuse(1, 'llama.cpp does not load', 'eval', '--model', self.text, '--text', self.text)
@@ -205,6 +289,16 @@ class errors(Case):
         self.refuse(1, 'cannot write', 'tune', '--model', MODEL, '--text', self.text, '--output', '/none/config')
         self.refuse(1, 'no document has the', 'eval', '--model', MODEL, '--text', self.text, *SHORT, '--context', '64k')
 
+    def test_nothing_computed(self):
+        """Heads of 20 are none of the library's: ggml computes all, and comparing it with itself says nothing."""
+        model = self.path / 'model.gguf'
+        subprocess.run([sys.executable, ROOT / 'tests' / 'ggml' / 'make_model.py', GGUF_PY, 'gpt2', model, '80'], check=True)
+        self.text.write_text('one word after the other ' * 400)    # its vocabulary is small
+        sentence = 'no attention of model.gguf was computed by macattn'
+        self.refuse(1, sentence, 'eval', '--model', model, '--text', self.text, *SHORT)
+        self.refuse(1, sentence, 'eval', '--model', model, '--tasks', 'native_lines', '--samples', '1', '--length', '2k')
+        self.refuse(1, sentence, 'tune', '--model', model, '--text', self.text, *SHORT, '--output', self.path / 'config')
+
     def test_nothing_to_reuse(self):
         """A cache in f32 reaches attention as a copy: always exact, and said so."""
         self.refuse(1, 'can reuse anything', 'eval', '--model', MODEL, '--text', self.text, *SHORT, '--kv', 'f32')
@@ -212,4 +306,5 @@ class errors(Case):
 
 if __name__ == '__main__':
     BINARY = pathlib.Path(sys.argv[1]).resolve()
-    unittest.main(argv=[sys.argv[0], *sys.argv[2:]], verbosity=2)
+    GGUF_PY = sys.argv[2]
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]], verbosity=2)

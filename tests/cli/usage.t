@@ -26,7 +26,7 @@ macattn bench: --heads does not take '6/4'
 ...
 [2]
 $ macattn bench attend --kv f12
-macattn bench: --kv does not take 'f12'
+macattn bench: --kv does not take 'f12' (f32, f16, bf16, q8_0, f8_e4m3)
 ...
 [2]
 $ macattn bench attend --context 1k,x
@@ -44,6 +44,20 @@ macattn bench: --isa does not take 'sse9'
 $ macattn bench attend --peer nobody
 macattn bench: --peer does not take 'nobody'
 ...
+[2]
+$ macattn bench mac --ring 5000
+macattn bench: --ring does not take '5000' (1 to 4096)
+...
+[2]
+$ macattn bench match --ring 64,1
+macattn: bench: --ring has to be at least 2
+[2]
+$ macattn bench mac --policy fastest
+macattn bench: --policy does not take 'fastest' (exact, paper, budget)
+...
+[2]
+$ macattn bench mac --policy exact
+macattn: bench: --policy exact has nothing to reuse; bench attend measures it
 [2]
 $ macattn bench mac --hit-ratio 1.5
 macattn bench: --hit-ratio does not take '1.5'

@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#include "budgets.h"
-#include "metrics.h"
+#include "eval/budgets.h"
+#include "eval/metrics.h"
 
 #define NEAR(x, y) assert_true(fabs((x) - (y)) <= 1e-6 * (1.0 + fabs(y)))
 
@@ -95,7 +95,7 @@ static void sums(void **state)
     }
     NEAR(metrics_kl_mean(&m), 1.02);
     NEAR(metrics_kl_max(&m), 3.0);
-    NEAR(tool_samples_quantile(&m.kl, 0.5), 1.0);
+    NEAR(sample_list_quantile(&m.kl, 0.5), 1.0);
     NEAR(metrics_agreement(&m), 0.9);
     NEAR(metrics_margin_max(&m), 0.9);
     NEAR(metrics_ppl_exact(&m), 4.0);

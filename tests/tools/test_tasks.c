@@ -12,6 +12,10 @@
 
 #include <cmocka.h>
 
+#include "tasks/longbench.h"
+#include "tasks/longgen.h"
+#include "tasks/pieces.h"
+#include "tasks/scoring.h"
 #include "tasks/tasks.h"
 
 /* Words: what spaces separate. */

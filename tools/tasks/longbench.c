@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* LongBench v2 from the user's own copy: a JSON array, or one object a line. */
+#include "longbench.h"
+
 #include <cjson/cJSON.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "tasks.h"
 
 int64_t task_truncate_middle(int32_t *tokens, int64_t n, int64_t limit)
 {

@@ -1,18 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Long structured generation after LongGenBench (Wu et al.): one instruction, a long answer in numbered blocks, and
- * things that must be in certain blocks: once, in a range, or every so often. The scenarios, counts, block
- * marks and the completion rate (CR) are theirs; the events are ours, and instead of a judge's yes or no a check is
- * met if its block contains the event's words in order (letters small, runs of other characters one space). So
- * the score has another name.
+/* Long structured generation after LongGenBench (Wu et al.): one instruction, a long answer in
+ * numbered blocks, and things that must be in certain blocks: once, in a range, or every so often.
+ * The scenarios, counts, block marks and the completion rate (CR) are theirs; the events are ours,
+ * and instead of a judge's yes or no a check is met if its block contains the event's words in
+ * order (letters small, runs of other characters one space). So the score has another name.
  *
- * A sample's `outputs` are the events, its `tags` the block of each; the first output and tag are the block's
- * word and how many there are. */
+ * A sample's `outputs` are the events, its `tags` the block of each; the first output and tag
+ * are the block's word and how many there are. */
+#include "longgen.h"
+
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "pieces.h"
 
 typedef struct scenario {
     const char *word, *about, *thing;
@@ -30,7 +34,7 @@ static const scenario scenarios[] = {
     {"Block", "the plan of a city of 361 blocks, block by block", "the block", 361}};
 
 /* An event of two words that no other sample part contains by chance. */
-static char *event(tool_rng *rng)
+static char *event(random_state *rng)
 {
     char *key = task_key(rng), *word = task_word(rng, 3);
     text t = {NULL, 0, 0};
@@ -53,7 +57,7 @@ static bool build(const task *self, const task_options *o, int64_t index, int64_
 {
     (void)units, (void)error, (void)error_size;
     const scenario *s = &scenarios[self->variant];
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     text t = {NULL, 0, 0}, prefix = {NULL, 0, 0};
     add_check(sample, s->word, s->number);
     text_printf(&t,
@@ -62,14 +66,14 @@ static bool build(const task *self, const task_options *o, int64_t index, int64_
                 "'*** finished' after the last.\n",
                 s->about, s->number, s->word);
     for (int i = 0; i < 5; i++) { /* once */
-        const int block = 1 + (int)tool_random_below(&rng, s->number);
+        const int block = 1 + (int)random_below(&rng, s->number);
         char *what = event(&rng);
         text_printf(&t, "In %s %d, %s must mention %s.\n", s->word, block, s->thing, what);
         add_check(sample, what, block);
         free(what);
     }
     for (int i = 0; i < 2; i++) { /* in a range of three */
-        const int block = 1 + (int)tool_random_below(&rng, s->number - 2);
+        const int block = 1 + (int)random_below(&rng, s->number - 2);
         char *what = event(&rng);
         text_printf(&t, "From %s %d to %s %d, %s must mention %s each time.\n", s->word, block,
                     s->word, block + 2, s->thing, what);
@@ -77,8 +81,8 @@ static bool build(const task *self, const task_options *o, int64_t index, int64_
         free(what);
     }
     for (int i = 0; i < 2; i++) { /* every so often */
-        const int first = 1 + (int)tool_random_below(&rng, 5);
-        const int step = s->number / 8 + (int)tool_random_below(&rng, 4);
+        const int first = 1 + (int)random_below(&rng, 5);
+        const int step = s->number / 8 + (int)random_below(&rng, 4);
         char *what = event(&rng);
         text_printf(&t, "Every %d parts, beginning with %s %d, %s must mention %s.\n", step,
                     s->word, first, s->thing, what);
@@ -119,7 +123,7 @@ void task_longgen_rates(const task_sample *sample, const char *answer, double *c
 {
     const char *word = sample->outputs.items[0];
     const int number = atoi(sample->tags.items[0]);
-    char **blocks = tool_alloc(((size_t)number + 1) * sizeof *blocks);
+    char **blocks = memory_alloc(((size_t)number + 1) * sizeof *blocks);
     text whole = {NULL, 0, 0};
     text_add(&whole, sample->answer_prefix);
     text_add(&whole, answer);

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the bundled model was trained to answer (model/training/tasks.py), with seeds of its own: several questions
- * to one context, so that the context need be computed once. An answer is right if its line is. */
+/* What the bundled model was trained to answer (model/training/tasks.py), with seeds of its own:
+ * several questions to one context, so that the context need be computed once. An answer is
+ * right if its line is. */
+#include "native.h"
+
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "pieces.h"
 
 #define QUESTIONS 20 /* to a context */
 #define LISTED 8     /* keys in a question for a list */
@@ -16,7 +21,7 @@ typedef struct fact {
     char *key; /* of a needle; else NULL */
 } fact;
 
-static fact needle_fact(tool_rng *rng)
+static fact needle_fact(random_state *rng)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0};
     char *key = task_key(rng), *value = task_digits(rng, 7);
@@ -25,7 +30,7 @@ static fact needle_fact(tool_rng *rng)
     return (fact){text_take(&line), text_take(&question), value, key};
 }
 
-static fact pair_fact(tool_rng *rng)
+static fact pair_fact(random_state *rng)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0}, answer = {NULL, 0, 0};
     char *key = task_word(rng, 4), *value = task_digits(rng, 6);
@@ -36,7 +41,7 @@ static fact pair_fact(tool_rng *rng)
     return (fact){text_take(&line), text_take(&question), text_take(&answer), NULL};
 }
 
-static fact line_fact(tool_rng *rng, int64_t i)
+static fact line_fact(random_state *rng, int64_t i)
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0}, answer = {NULL, 0, 0};
     char *value = task_digits(rng, 5);
@@ -47,8 +52,9 @@ static fact line_fact(tool_rng *rng, int64_t i)
     return (fact){text_take(&line), text_take(&question), text_take(&answer), NULL};
 }
 
-/* The i-th line of chains of three names; any of them may be asked for: 0, 1 or 2 assignments away. */
-static fact variable_fact(tool_rng *rng, int64_t i, char chain[3][16], char value[8])
+/* The i-th line of chains of three names; any of them may be asked for: 0, 1 or 2 assignments
+ * away. */
+static fact variable_fact(random_state *rng, int64_t i, char chain[3][16], char value[8])
 {
     text line = {NULL, 0, 0}, question = {NULL, 0, 0};
     const int64_t hop = i % 3;
@@ -73,13 +79,13 @@ static fact variable_fact(tool_rng *rng, int64_t i, char chain[3][16], char valu
 static const char *const heads[] = {
     NEEDLES_HEAD, NEEDLES_HEAD,
     "Extract the value corresponding to the specified key in the JSON object below.\n\n{\n",
-    "Below is a record of lines. Each line has a line name and its REGISTER_CONTENT. Memorize "
-    "them.\n\n",
+    ("Below is a record of lines. Each line has a line name and its REGISTER_CONTENT. Memorize "
+     "them.\n\n"),
     "Memorize and track the chains of variable assignment hidden in the following text.\n\n"};
 
-static fact *make_facts(kind what, tool_rng *rng, int64_t n)
+static fact *make_facts(kind what, random_state *rng, int64_t n)
 {
-    fact *facts = tool_alloc((size_t)n * sizeof *facts);
+    fact *facts = memory_alloc((size_t)n * sizeof *facts);
     char chain[3][16] = {{0}}, value[8] = {0};
     for (int64_t i = 0; i < n; i++) {
         facts[i] = what == NEEDLES || what == LISTS ? needle_fact(rng)
@@ -90,7 +96,8 @@ static fact *make_facts(kind what, tool_rng *rng, int64_t n)
     return facts;
 }
 
-/* Questions are spread over the context; the second term takes turns between the names of a chain. */
+/* Questions are spread over the context; the second term takes turns between the names of a
+ * chain. */
 static void ask_for_one(text *t, task_sample *sample, const fact *facts, int64_t n,
                         int64_t question)
 {
@@ -104,11 +111,11 @@ static void ask_for_one(text *t, task_sample *sample, const fact *facts, int64_t
 static void ask_for_list(text *t, task_sample *sample, const fact *facts, int64_t n,
                          const task *self, const task_options *o, int64_t index)
 {
-    tool_rng rng = task_rng(self->name, ~o->seed, index);
+    random_state rng = task_rng(self->name, ~o->seed, index);
     bool asked[2 * QUESTIONS] = {false};
     text_add(t, "Question: What are the special magic values for ");
     for (int listed = 0; listed < LISTED;) {
-        const int64_t i = tool_random_below(&rng, n);
+        const int64_t i = random_below(&rng, n);
         if (asked[i]) continue;
         asked[i] = true;
         text_printf(t, listed++ ? ", %s" : "%s", facts[i].key);
@@ -119,14 +126,14 @@ static void ask_for_list(text *t, task_sample *sample, const fact *facts, int64_
     text_add(t, " mentioned in the text?\nAnswer:\n");
 }
 
-/* Pairs and lines are all of the context; needles and assignments lie in prose, as many as are asked for twice
- * over. `units`: lines. */
+/* Pairs and lines are all of the context; needles and assignments lie in prose, as many as are
+ * asked for twice over. `units`: lines. */
 static bool build(const task *self, const task_options *o, int64_t index, int64_t units,
                   task_sample *sample, char *error, size_t error_size)
 {
     (void)error, (void)error_size;
     const kind what = (kind)self->variant;
-    tool_rng rng = task_rng(self->name, o->seed, index / QUESTIONS);
+    random_state rng = task_rng(self->name, o->seed, index / QUESTIONS);
     const bool in_prose = what != PAIRS && what != LINES;
     const int64_t n = in_prose ? (what == VARIABLES ? 3 : 2) * QUESTIONS : units + QUESTIONS;
     fact *facts = make_facts(what, &rng, n);

@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* RULER's tasks: haystacks, counts, sizes and metrics as published, the sentences around them and the filler our
- * own. What a sample hides depends on its seed alone; more units only add filler around it. */
+/* RULER's tasks: haystacks, counts, sizes and metrics as published, the sentences around them
+ * and the filler our own. What a sample hides depends on its seed alone; more units only add
+ * filler around it. */
+#include "ruler.h"
+
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "tasks.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "pieces.h"
 
 /* ------------------------------------------------------------------------------ needle tasks -- */
 
@@ -25,7 +30,7 @@ static const needle_spec needle_specs[] = {
     {NEEDLES, false, false, 1, 1, 1}, {NEEDLES, true, true, 1, 1, 1},
     {ESSAY, false, false, 1, 4, 1},   {ESSAY, false, false, 4, 1, 4}};
 
-static char *new_key(const needle_spec *spec, tool_rng *rng, const text_list *others)
+static char *new_key(const needle_spec *spec, random_state *rng, const text_list *others)
 {
     for (;;) {
         char *key = spec->uuid_keys ? task_uuid(rng) : task_key(rng);
@@ -34,7 +39,7 @@ static char *new_key(const needle_spec *spec, tool_rng *rng, const text_list *ot
     }
 }
 
-static char *new_value(const needle_spec *spec, tool_rng *rng)
+static char *new_value(const needle_spec *spec, random_state *rng)
 {
     return spec->uuid_values ? task_uuid(rng) : task_digits(rng, 7);
 }
@@ -51,7 +56,7 @@ static const char noise[] = "The grass is green. The sky is blue. The sun is yel
                             "There and back again.";
 
 /* The units that needles are put between, one a list item. */
-static void make_haystack(const needle_spec *spec, const task_options *o, tool_rng *rng,
+static void make_haystack(const needle_spec *spec, const task_options *o, random_state *rng,
                           int64_t units, const text_list *keys, text_list *hay)
 {
     if (spec->hay == NOISE) {
@@ -90,17 +95,18 @@ static int by_depth(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Depths in [0, 1], ascending: of 40 even ones without replacement in an essay, anywhere elsewhere. */
-static void draw_depths(haystack hay, int n, tool_rng *rng, double *depths)
+/* Depths in [0, 1], ascending: of 40 even ones without replacement in an essay, anywhere
+ * elsewhere. */
+static void draw_depths(haystack hay, int n, random_state *rng, double *depths)
 {
     bool taken[40] = {false};
     for (int i = 0; i < n; i++) {
         int64_t step;
         if (hay != ESSAY) {
-            depths[i] = (double)tool_random_below(rng, 1 << 20) / (1 << 20);
+            depths[i] = (double)random_below(rng, 1 << 20) / (1 << 20);
             continue;
         }
-        do step = tool_random_below(rng, 40);
+        do step = random_below(rng, 40);
         while (taken[step]);
         taken[step] = true;
         depths[i] = (double)step / 39.0;
@@ -125,7 +131,7 @@ static bool build_needles(const task *self, const task_options *o, int64_t index
 {
     (void)error, (void)error_size;
     const needle_spec *spec = &needle_specs[self->variant];
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     text_list keys = {NULL, 0, 0}, needles = {NULL, 0, 0}, hay = {NULL, 0, 0}, asked = {NULL, 0, 0};
     double depths[16];
     for (int k = 0; k < spec->keys; k++) {
@@ -142,7 +148,7 @@ static bool build_needles(const task *self, const task_options *o, int64_t index
     }
     /* Which needle comes first must not tell which is asked for. */
     for (int64_t i = needles.n - 1; i > 0; i--) {
-        const int64_t j = tool_random_below(&rng, i + 1);
+        const int64_t j = random_below(&rng, i + 1);
         char *swap = needles.items[i];
         needles.items[i] = needles.items[j], needles.items[j] = swap;
     }
@@ -169,12 +175,13 @@ static bool build_needles(const task *self, const task_options *o, int64_t index
     return true;
 }
 
-/* --------------------------------------------------------------------------- variable tracking -- */
+/* ------------------------------------------------------------------------- variable tracking -- */
 
 #define HOPS 4
 
-/* One chain in noise; names of `letters` capitals. The names go to `names`, the value is returned. */
-static char *add_chain(text *t, tool_rng *rng, int letters, int64_t units, text_list *names)
+/* One chain in noise; names of `letters` capitals. The names go to `names`, the value is
+ * returned. */
+static char *add_chain(text *t, random_state *rng, int letters, int64_t units, text_list *names)
 {
     text_list lines = {NULL, 0, 0}, hay = {NULL, 0, 0};
     double depths[HOPS + 1];
@@ -182,7 +189,7 @@ static char *add_chain(text *t, tool_rng *rng, int letters, int64_t units, text_
     while (names->n < HOPS + 1) {
         text name = {NULL, 0, 0};
         for (int i = 0; i < letters; i++) {
-            text_printf(&name, "%c", 'A' + (int)tool_random_below(rng, 26));
+            text_printf(&name, "%c", 'A' + (int)random_below(rng, 26));
         }
         char *s = text_take(&name);
         if (text_list_has(names, s))
@@ -221,7 +228,7 @@ static bool build_vt(const task *self, const task_options *o, int64_t index, int
     (void)error, (void)error_size;
     static const char intro[] =
         "Follow the chain(s) of variable assignment hidden in this text.\n\n";
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     text t = {NULL, 0, 0}, prefix = {NULL, 0, 0};
     text_list shown = {NULL, 0, 0};
     /* A solved one first, with shorter names. */
@@ -239,12 +246,12 @@ static bool build_vt(const task *self, const task_options *o, int64_t index, int
     return true;
 }
 
-/* -------------------------------------------------------------------------------- word counting -- */
+/* ----------------------------------------------------------------------------- word counting -- */
 
-static void shuffle(text_list *list, tool_rng *rng)
+static void shuffle(text_list *list, random_state *rng)
 {
     for (int64_t i = list->n - 1; i > 0; i--) {
-        const int64_t j = tool_random_below(rng, i + 1);
+        const int64_t j = random_below(rng, i + 1);
         char *swap = list->items[i];
         list->items[i] = list->items[j], list->items[j] = swap;
     }
@@ -257,11 +264,11 @@ static int by_text(const void *a, const void *b)
 }
 
 /* n different words. */
-static void draw_words(text_list *words, tool_rng *rng, int64_t n)
+static void draw_words(text_list *words, random_state *rng, int64_t n)
 {
     while (words->n < n) {
         while (words->n < n + n / 50 + 1) {
-            text_list_add(words, task_word(rng, 2 + (int)tool_random_below(rng, 3)));
+            text_list_add(words, task_word(rng, 2 + (int)random_below(rng, 3)));
         }
         qsort(words->items, (size_t)words->n, sizeof *words->items, by_text);
         int64_t kept = 0;
@@ -279,7 +286,7 @@ static void draw_words(text_list *words, tool_rng *rng, int64_t n)
 }
 
 /* A numbered list in which `common` of `total` words come `often` times, the others `seldom`. */
-static void add_word_list(text *t, tool_rng *rng, int64_t total, int64_t common, int often,
+static void add_word_list(text *t, random_state *rng, int64_t total, int64_t common, int often,
                           int seldom, text_list *answers)
 {
     text_list words = {NULL, 0, 0}, all = {NULL, 0, 0};
@@ -309,7 +316,7 @@ static bool build_cwe(const task *self, const task_options *o, int64_t index, in
     static const char answer[] =
         " Answer: The top 10 words that appear most often in the list are:";
     const bool is_short = o->length < 4096;
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     text t = {NULL, 0, 0};
     text_list shown = {NULL, 0, 0};
     text_add(&t, intro);
@@ -332,14 +339,13 @@ static bool build_fwe(const task *self, const task_options *o, int64_t index, in
                       task_sample *sample, char *error, size_t error_size)
 {
     (void)error, (void)error_size;
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     const int64_t n = units * (o->length / 32 > 0 ? o->length / 32 : 1);
     const int64_t vocabulary = o->length / 50 > 5 ? o->length / 50 : 5;
     text_list words = {NULL, 0, 0}, all = {NULL, 0, 0};
     while (words.n < vocabulary) {
         text word = {NULL, 0, 0};
-        for (int i = 0; i < 6; i++)
-            text_printf(&word, "%c", 'a' + (int)tool_random_below(&rng, 26));
+        for (int i = 0; i < 6; i++) text_printf(&word, "%c", 'a' + (int)random_below(&rng, 26));
         text_list_add(&words, text_take(&word));
     }
     for (int64_t i = 0; i < vocabulary; i++) {
@@ -361,7 +367,7 @@ static bool build_fwe(const task *self, const task_options *o, int64_t index, in
     return true;
 }
 
-/* ------------------------------------------------------------------------- question answering -- */
+/* ------------------------------------------------------------------------ question answering -- */
 
 typedef struct qa_set {
     text_list documents; /* different ones */
@@ -495,11 +501,11 @@ static void free_qa(qa_set *set)
 }
 
 /* Gold documents, then near ones, then any, until there are `n`. */
-static void choose_documents(const qa_set *set, const cJSON *question, int64_t n, tool_rng *rng,
+static void choose_documents(const qa_set *set, const cJSON *question, int64_t n, random_state *rng,
                              text_list *chosen)
 {
     static const char *const order[] = {"gold", "near"};
-    bool *taken = tool_alloc((size_t)set->documents.n * sizeof *taken);
+    bool *taken = memory_alloc((size_t)set->documents.n * sizeof *taken);
     for (size_t i = 0; i < sizeof order / sizeof order[0]; i++) {
         const cJSON *one;
         cJSON_ArrayForEach(one, cJSON_GetObjectItemCaseSensitive(question, order[i]))
@@ -512,7 +518,7 @@ static void choose_documents(const qa_set *set, const cJSON *question, int64_t n
         }
     }
     for (int64_t tries = 0; chosen->n < n && tries < 20 * n; tries++) {
-        const int64_t at = tool_random_below(rng, set->documents.n);
+        const int64_t at = random_below(rng, set->documents.n);
         if (taken[at]) continue;
         taken[at] = true;
         text_list_add(chosen, text_copy(set->documents.items[at]));
@@ -527,7 +533,7 @@ static bool build_qa(const task *self, const task_options *o, int64_t index, int
                                "answer and do not output "
                                "any other words.\n\n";
     qa_set set;
-    tool_rng rng = task_rng(self->name, o->seed, index);
+    random_state rng = task_rng(self->name, o->seed, index);
     if (!read_qa(self, o->data, &set, error, error_size)) {
         free_qa(&set);
         return false;

@@ -6,12 +6,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tool.h"
+#include "common/memory.h"
+#include "common/say.h"
 
 static void *grown(void *old, size_t bytes)
 {
     void *p = realloc(old, bytes);
-    if (!p) tool_die(TOOL_FAILED, "no memory for %zu bytes", bytes);
+    if (!p) die(EXIT_FAILED, "no memory for %zu bytes", bytes);
     return p;
 }
 
@@ -37,7 +38,7 @@ void text_printf(text *t, const char *format, ...)
     va_start(args, format);
     va_copy(again, args);
     const int n = vsnprintf(NULL, 0, format, args);
-    char *s = tool_alloc((size_t)n + 1);
+    char *s = memory_alloc((size_t)n + 1);
     vsnprintf(s, (size_t)n + 1, format, again);
     va_end(again);
     va_end(args);
@@ -96,7 +97,7 @@ char *text_list_join(const text_list *list)
 char *text_copy(const char *s)
 {
     const size_t n = strlen(s) + 1;
-    char *copy = tool_alloc(n);
+    char *copy = memory_alloc(n);
     memcpy(copy, s, n);
     return copy;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # One run on one GPU: read ceiling and torch SDPA, FlashInfer, macattn, the public MAC kernel; each part in a
-# process of its own with a time limit. What it needs is made by get-gpu-peers.sh.
+# process of its own with a time limit. What it needs is made by fetch/get-gpu-peers.sh.
 #
 # usage: run.sh FOLDER    PARTS="read bulk sdpa fi macattn mac"  TOTAL_S=350  OUT=...
 HERE=$(cd "$(dirname "$0")" && pwd)

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "measure.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/memory.h"
+#include "common/random.h"
+#include "common/samples.h"
+#include "common/say.h"
+#include "logits.h"
+
+/* ------------------------------------------------------------------------------------ passes -- */
+
+/* One window's measurement. */
+typedef struct measurement {
+    eval_model *m;
+    const eval_plan *plan;
+    const int32_t *prompt;
+    int32_t *tokens; /* [n_tokens + 1] from the prompt's end on */
+    logit_store baseline, policy;
+    int setting, n_settings; /* for the progress line */
+} measurement;
+
+/* Compute the tokens after the prompt under `options`, and keep all logits. */
+static void pass(measurement *r, const macattn_ggml_options *options, bool by_ggml, bool writes,
+                 logit_store *store, sample_list *us)
+{
+    const size_t row = (size_t)store->vocab * sizeof(float);
+    random_state rng = {.state = r->plan->seed};
+    eval_model_rewind(r->m, options, by_ggml);
+    for (int64_t i = 0; i < r->plan->n_tokens; i++) {
+        if (i % 16 == 0) {
+            report_progress("%s, setting %d of %d (%s): %lld of %lld tokens", r->plan->what,
+                            r->setting + 1, r->n_settings,
+                            by_ggml ? "ggml" : macattn_policy_name(options->policy), (long long)i,
+                            (long long)r->plan->n_tokens);
+        }
+        const double start = clock_now_us();
+        const float *logits = eval_model_step(r->m, r->tokens[i], by_ggml);
+        sample_list_add(us, clock_now_us() - start);
+        memcpy(logits_row(store, i), logits, row);
+        if (writes) {
+            r->tokens[i + 1] = eval_draw(r->m, logits, r->plan->temperature, &rng);
+        }
+    }
+    if (!by_ggml) eval_model_expect_computed(r->m);
+}
+
+static void pass_baseline(measurement *r, const macattn_ggml_options *like, sample_list *us)
+{
+    macattn_ggml_options options = *like;
+    options.policy = MACATTN_POLICY_EXACT;
+    options.audit_every = options.count_bytes = 0;
+    pass(r, &options, r->plan->ggml_baseline, false, &r->baseline, us);
+}
+
+static metrics_step compare_at(const measurement *r, int64_t i)
+{
+    return metrics_compare(logits_row(&r->baseline, i), logits_row(&r->policy, i),
+                           r->baseline.vocab, r->tokens[i + 1]);
+}
+
+const char *eval_other_isa(void)
+{
+    const char *best = NULL;
+    for (int i = 0; macattn_isa_name(i); i++) {
+        const char *name = macattn_isa_name(i);
+        if (!macattn_isa_supported(name)) {
+            continue;
+        }
+        if (!best) {
+            best = name;
+        } else if (strncmp(best, name, 4) != 0) { /* avx512vnni adds up as avx512 does */
+            return name;
+        }
+    }
+    return NULL;
+}
+
+/* How far exact attention is from itself when only the order of its sums differs. A model whose
+ * weights are quantised rounds its activations coarsely, so that this is not nothing. */
+static void measure_floor(measurement *r, const macattn_ggml_options *like, eval_result *results,
+                          int n_results)
+{
+    macattn_ggml_options options = *like;
+    sample_list us = {0};
+    options.policy = MACATTN_POLICY_EXACT;
+    options.isa = eval_other_isa();
+    options.audit_every = options.count_bytes = 0;
+    pass(r, &options, false, false, &r->policy, &us);
+    sample_list_free(&us);
+    for (int64_t i = 0; i < r->plan->n_tokens; i++) {
+        const metrics_step step = compare_at(r, i);
+        for (int k = 0; k < n_results; k++) {
+            metrics_add(&results[k].floor, &step);
+        }
+    }
+}
+
+static void note_audit(void *user, int32_t layer, int32_t head, double error)
+{
+    eval_result *result = user;
+    sample_list_add(&result->heads[layer * result->n_heads + head].errors, error);
+}
+
+static macattn_ggml_layer layer_of(const eval_model *m, int32_t l)
+{
+    macattn_ggml_layer layer = {.struct_size = sizeof layer};
+    eval_model_plugin(m)->layer(eval_model_attention(m), l, &layer);
+    return layer;
+}
+
+static void make_heads(const eval_model *m, eval_result *result)
+{
+    result->n_layers = eval_model_plugin(m)->n_layers(eval_model_attention(m));
+    bool reuses = false;
+    for (int l = 0; l < result->n_layers; l++) {
+        const macattn_ggml_layer layer = layer_of(m, l);
+        reuses = reuses || layer.reuses;
+        result->n_heads = layer.n_heads > result->n_heads ? layer.n_heads : result->n_heads;
+    }
+    if (!reuses) {
+        die(EXIT_FAILED,
+            "no layer of %s can reuse anything in llama.cpp: its queries before "
+            "RoPE, or its cache's cells, cannot be had (docs/llama.cpp.md)",
+            eval_model_name(m));
+    }
+    result->heads =
+        memory_alloc((size_t)result->n_layers * (size_t)result->n_heads * sizeof *result->heads);
+}
+
+/* What the plug-in counted since the rewind. */
+static void take_counts(const eval_model *m, const macattn_ggml_options *setting,
+                        eval_result *result)
+{
+    const macattn_ggml_interface *plugin = eval_model_plugin(m);
+    macattn_ggml *attention = eval_model_attention(m);
+    for (int l = 0; l < result->n_layers; l++) {
+        const macattn_ggml_layer layer = layer_of(m, l);
+        macattn_ggml_bytes bytes = {0};
+        plugin->bytes(attention, l, &bytes);
+        result->bytes.total += bytes.total;
+        result->bytes.far += bytes.far;
+        result->bytes.skipped += bytes.skipped;
+        for (int h = 0; h < layer.n_heads; h++) {
+            macattn_stats stats = {.struct_size = sizeof stats};
+            plugin->stats(attention, l, h, &stats);
+            result->heads[l * result->n_heads + h].steps += stats.steps;
+            result->heads[l * result->n_heads + h].hits += stats.hits;
+            if (setting->policy != MACATTN_POLICY_EXACT) {
+                /* One byte a value of every remembered query, once the ring is full. */
+                result->search_bytes +=
+                    stats.steps * (uint64_t)setting->ring * (uint64_t)layer.head_dim;
+            }
+        }
+    }
+    macattn_ggml_counts counts = {.struct_size = sizeof counts};
+    plugin->counts(attention, &counts);
+    result->left_to_ggml += counts.left_to_ggml;
+    result->changes += counts.changes + counts.mismatches;
+}
+
+static void compare(const measurement *r, eval_result *result)
+{
+    const int64_t n = r->plan->n_tokens;
+    for (int64_t i = 0; i < n; i++) {
+        const metrics_step step = compare_at(r, i);
+        metrics_add(&result->all, &step);
+        if (i < result->n_edge) {
+            metrics_add(&result->first, &step);
+        }
+        if (i >= n - result->n_edge) {
+            metrics_add(&result->last, &step);
+        }
+    }
+}
+
+static void measure(measurement *r, const macattn_ggml_options *setting, eval_result *result)
+{
+    macattn_ggml_options options = *setting;
+    if (!result->heads) {
+        make_heads(r->m, result);
+        result->n_edge = r->plan->n_tokens / 2 < 512 ? r->plan->n_tokens / 2 : 512;
+    }
+    options.count_bytes = 1;
+    options.on_audit = note_audit;
+    options.audit_user = result;
+    pass(r, &options, false, r->plan->free_run, &r->policy, &result->us);
+    take_counts(r->m, &options, result);
+    if (r->plan->free_run) {
+        pass_baseline(r, setting, &result->us_baseline);
+    }
+    compare(r, result);
+    result->n_windows++;
+}
+
+/* ----------------------------------------------------------------------------------- windows -- */
+
+static bool same_prompt(const macattn_ggml_options *a, const macattn_ggml_options *b)
+{
+    return a->ring == b->ring && a->band == b->band && a->min_tokens == b->min_tokens;
+}
+
+/* What one prompt's settings are compared with. The prompt is computed by parts that depend on
+ * ring and band, and so rounds differently: every prompt has a baseline of its own. */
+static void measure_baseline(measurement *r, const macattn_ggml_options *settings, int first,
+                             int n_settings, eval_result *results)
+{
+    sample_list us = {0};
+    pass_baseline(r, &settings[first], &us);
+    for (int i = first; i < n_settings; i++) {
+        for (size_t k = 0; k < us.n && same_prompt(&settings[i], &settings[first]); k++) {
+            sample_list_add(&results[i].us_baseline, us.values[k]);
+        }
+    }
+    sample_list_free(&us);
+    if (first == 0 && !r->plan->ggml_baseline && eval_other_isa()) {
+        measure_floor(r, &settings[first], results, n_settings);
+    }
+}
+
+/* The settings from `first` on whose prompt is that of `first`, unless an earlier one's was. */
+static void measure_settings(measurement *r, const macattn_ggml_options *settings, int first,
+                             int n_settings, eval_result *results)
+{
+    for (int i = 0; i < first; i++) {
+        if (same_prompt(&settings[i], &settings[first])) {
+            return;
+        }
+    }
+    macattn_ggml_options options = settings[first];
+    options.policy = MACATTN_POLICY_PAPER; /* what a prompt leaves is the same for all that reuse */
+    options.audit_every = 0;
+    r->setting = first;
+    eval_model_prompt(r->m, r->prompt, r->plan->context, &options, false);
+    eval_model_expect_computed(r->m);
+    if (!r->plan->free_run) { /* there, every setting writes a text of its own */
+        measure_baseline(r, settings, first, n_settings, results);
+    }
+    for (int i = first; i < n_settings; i++) {
+        if (!same_prompt(&settings[i], &settings[first])) continue;
+        r->setting = i;
+        measure(r, &settings[i], &results[i]);
+        if (r->plan->on_result) {
+            r->plan->on_result(r->plan->user, r->plan, &settings[i], &results[i]);
+        }
+    }
+}
+
+void eval_measure_window(eval_model *m, const eval_plan *plan, const eval_window *window,
+                         const macattn_ggml_options *settings, int n_settings, eval_result *results)
+{
+    const size_t n = (size_t)plan->n_tokens + 1;
+    measurement r = {.m = m, .plan = plan, .prompt = window->tokens, .n_settings = n_settings};
+    r.tokens = memory_alloc(n * sizeof *r.tokens);
+    memcpy(r.tokens, window->tokens + plan->context, n * sizeof *r.tokens);
+    r.baseline = logits_open(plan->n_tokens, eval_model_vocab(m));
+    r.policy = logits_open(plan->n_tokens, eval_model_vocab(m));
+    if (plan->ggml_baseline) {
+        eval_model_prompt(m, window->tokens, plan->context, NULL, true);
+    }
+    for (int i = 0; i < n_settings; i++) {
+        measure_settings(&r, settings, i, n_settings, results);
+    }
+    logits_close(&r.baseline);
+    logits_close(&r.policy);
+    free(r.tokens);
+    report_progress_clear();
+}
