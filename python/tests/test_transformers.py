@@ -430,6 +430,13 @@ def test_settings_and_stats(llama):
     assert runner.attention.settings["ring"] == 64
 
 
+def test_the_cpu_runs_on_torchs_threads(llama):
+    use(llama, "macattn")
+    step(llama, some_ids(1, 10), DynamicCache())
+    (runner, _), = ENGINES[llama].runners.values()
+    assert runner.attention.openmp and runner.attention.settings["n_threads"] == 2
+
+
 def test_a_larger_batch_gets_slots(llama):
     use(llama, "macattn", **REUSE)
     for batch in (1, 4, 2):

@@ -303,7 +303,7 @@ def of_cache(states, rows):
 class CpuRunner(Runner):
     def create(self, settings):
         settings.setdefault("n_threads", torch.get_num_threads())
-        attention = Attention(**settings)
+        attention = Attention(openmp=True, **settings)
         self.sequences = Sequences(attention)
         return attention
 
