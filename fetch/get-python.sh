@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# A virtual environment with what the tests of the Python package need: PyTorch for the CPU, transformers, pytest, in the
-# versions of python-requirements.txt. It lies outside the clone and is made once (600 MB to fetch, 1.6 GB on the disk).
+# A virtual environment with what the tests of the Python package need: PyTorch for the CPU, transformers, pytest, by the
+# versions and hashes of python-requirements.txt. It lies outside the clone and is made once (600 MB to fetch, 1.6 GB on the disk).
 #
 # usage: fetch/get-python.sh          make it if it is not there; prints its folder in the last line
 #        fetch/get-python.sh --dir    print the folder and do nothing
@@ -31,7 +31,7 @@ if [ ! -f "$dir/ready" ]; then
     mkdir -p "$cache"
     "$python" -m venv "$dir" || die "no virtual environment could be made (Debian: python3-venv)"
     pip=("$dir/bin/python" -m pip --quiet --disable-pip-version-check install --no-deps --no-warn-conflicts)
-    "${pip[@]}" -r "$here/python-requirements.txt" || die "pip could not install python-requirements.txt"
+    "${pip[@]}" --require-hashes -r "$here/python-requirements.txt" || die "pip could not install python-requirements.txt"
     site=$("$dir/bin/python" -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
     if ! "$dir/bin/python" -c 'import torch' 2> /dev/null; then
         "$dir/bin/python" "$here/cuda_stand_in.py" "$site" || die "PyTorch cannot be made to do without a GPU's libraries"

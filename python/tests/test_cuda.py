@@ -146,7 +146,7 @@ def test_transformers(config, model, more, batch):
     model, ids = on_gpu(config, model, **more), some_ids(batch, 70).cuda()
     expected = teacher_forced(use(model, "sdpa"), ids)
     got = teacher_forced(use(model, "macattn"), ids)
-    assert off(got, expected) < 0.03
+    assert off(got, expected) < 0.05
     calls = macattn.transformers.stats(model)["calls"]
     assert calls == {"sdpa: prompt on a GPU": 3, "macattn": 3 * 19}
     use(model, "macattn", **REUSE)
@@ -163,7 +163,7 @@ def test_transformers_left_padding():
     model = on_gpu()
     ids, mask = (t.cuda() for t in padded(3, 70))
     expected = teacher_forced(use(model, "sdpa"), ids, mask)
-    assert off(teacher_forced(use(model, "macattn"), ids, mask), expected) < 0.03
+    assert off(teacher_forced(use(model, "macattn"), ids, mask), expected) < 0.05
     use(model, "macattn", **REUSE)
     teacher_forced(model, ids, mask)
     assert macattn.transformers.stats(model)["hits"] > 0
