@@ -196,6 +196,14 @@ CUDA_FUNCTIONS = {
 }
 
 
+address_of, buffer, byref, sizeof = C.addressof, C.create_string_buffer, C.byref, C.sizeof
+
+
+def sized(struct, **fields):
+    """A struct that says how large it is."""
+    return struct(struct_size=sizeof(struct), **fields)
+
+
 def declare(library):
     """Give the library's functions their types. The GPU side may be missing."""
     for functions in (FUNCTIONS, CUDA_FUNCTIONS):

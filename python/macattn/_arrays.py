@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an array lies, whoever made it: NumPy, anything with data_ptr() (PyTorch), the CUDA array interface, DLPack."""
-import ctypes as C
 import dataclasses
 
 import numpy as np

@@ -79,6 +79,17 @@ def load():
     return library
 
 
+@functools.cache
+def openmp():
+    """The address of a macattn_parallel_for on the threads of the OpenMP runtime that this process has, or None."""
+    try:
+        library = C.CDLL(str(pathlib.Path(__file__).with_name("libmacattn-openmp.so")))
+    except OSError:
+        return None
+    library.macattn_openmp.restype, library.macattn_openmp.argtypes = _abi.address, []
+    return library.macattn_openmp()
+
+
 def has_cuda():
     """Whether the library was built with its GPU side. Says nothing about this machine."""
     return hasattr(load(), "macattn_cuda_create")

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings as the library knows them: names, ranges and defaults are its own, none is written down here."""
-import ctypes as C
 import dataclasses
 import functools
 
@@ -62,29 +61,29 @@ def settings() -> tuple[Setting, ...]:
 
 def apply(config, values):
     """Set fields of an _abi.Config by name: numbers, or names of policies and types."""
-    library, words = load(), C.create_string_buffer(SENTENCE)
+    library, words = load(), _abi.buffer(SENTENCE)
     for name, value in values.items():
         if not library.macattn_setting_find(name.encode()):
             raise TypeError(f"there is no setting {name!r}; there are: {', '.join(s.name for s in settings())}")
         if isinstance(value, str):
-            status = library.macattn_setting_parse(C.byref(config), name.encode(), value.encode(), words, SENTENCE)
+            status = library.macattn_setting_parse(_abi.byref(config), name.encode(), value.encode(), words, SENTENCE)
         else:
-            status = library.macattn_setting_set(C.byref(config), name.encode(), float(value), words, SENTENCE)
+            status = library.macattn_setting_set(_abi.byref(config), name.encode(), float(value), words, SENTENCE)
         check(status, words.value)
 
 
 def new_config(values):
     config = _abi.Config()
-    check(load().macattn_config_init(C.byref(config)))
+    check(load().macattn_config_init(_abi.byref(config)))
     apply(config, values)
     return config
 
 
 def read(config):
     """A configuration's settings as a dict; policies and types by name."""
-    library, value, found = load(), C.c_double(), {}
+    library, value, found = load(), _abi.f64(), {}
     for s in settings():
-        check(library.macattn_setting_get(C.byref(config), s.name.encode(), C.byref(value)))
+        check(library.macattn_setting_get(_abi.byref(config), s.name.encode(), _abi.byref(value)))
         v = value.value
         found[s.name] = (policies()[int(v)] if s.type == "policy" else dtypes()[int(v)] if s.type == "dtype"
                          else int(v) if s.type == "integer" else v)

@@ -6,7 +6,6 @@ whole sequence unless a page size is given. Any strides, as long as the values o
 laid out [batch, n_kv_heads, tokens, dim] is handed over as `k.transpose(0, 2, 1, 3)`. Arrays are NumPy's, or any with
 `data_ptr()` (PyTorch) or DLPack, in host memory; nothing is copied. Results are float32.
 """
-import ctypes as C
 import dataclasses
 import threading
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from . import _abi
 from ._arrays import byte_view, expect, view
-from ._library import SENTENCE, ArgumentError, check, load
+from ._library import SENTENCE, ArgumentError, check, load, openmp as find_openmp
 from ._settings import dtypes, new_config, read
 
 
@@ -49,7 +48,7 @@ class Stats:
 
 
 def new_stats():
-    return _abi.Stats(struct_size=C.sizeof(_abi.Stats))
+    return _abi.sized(_abi.Stats)
 
 
 def fill_kv(kv, k, v):
@@ -89,26 +88,34 @@ class Attention:
     """Attention with reuse on the CPU: the object of macattn.h, with its slots, rings and threads.
 
     Arguments are the library's settings (`macattn.settings()` lists names, ranges and defaults). `n_layers`, `n_heads`,
-    `n_kv_heads` and `head_dim` have to be given. `isa` names an instruction set; None is the best of this machine.
+    `n_kv_heads` and `head_dim` have to be given. `isa` names an instruction set; None is the best of this machine. `openmp`:
+    run on the threads of the OpenMP runtime in this process (PyTorch's), if there is one, instead of own ones, which would
+    have to fight them for the cores.
 
     One thread at a time uses an object. Every method raises an `Error` with the library's sentence, and then has changed
     nothing.
     """
 
-    def __init__(self, *, isa: str | None = None, **settings):
+    def __init__(self, *, isa: str | None = None, openmp: bool = False, **settings):
         self._handle = None
         library = load()
         config = new_config(settings)
         config.isa = isa.encode() if isa else None
-        handle, words = C.c_void_p(), C.create_string_buffer(SENTENCE)
-        check(library.macattn_create(C.byref(config), C.byref(handle), words, SENTENCE), lambda: words.value)
+        if openmp and find_openmp():
+            self._n_threads = _abi.i32()  # read at every call
+            config.parallel_for, config.parallel_user = find_openmp(), _abi.address_of(self._n_threads)
+        handle, words = _abi.address(), _abi.buffer(SENTENCE)
+        check(library.macattn_create(_abi.byref(config), _abi.byref(handle), words, SENTENCE), lambda: words.value)
         self._library, self._handle, self._plan = library, handle, None
-        resolved = _abi.Config(struct_size=C.sizeof(_abi.Config))
-        self._check(library.macattn_get_config(handle, C.byref(resolved)))
+        resolved = _abi.sized(_abi.Config)
+        self._check(library.macattn_get_config(handle, _abi.byref(resolved)))
         self.settings = read(resolved)
         self.isa = resolved.isa.decode()
+        self.openmp = bool(resolved.parallel_for)
+        if self.openmp:
+            self._n_threads.value = self.settings["n_threads"]
         s = self.settings
-        self._io = _abi.Io(struct_size=C.sizeof(_abi.Io))
+        self._io = _abi.sized(_abi.Io)
         self._q_shape = (s["n_heads"], s["head_dim"])
         self._out_shape = (s["n_heads"], s["v_head_dim"])
         self._q_dtype, self._k_dtype, self._v_dtype = s["q_dtype"], s["k_dtype"], s["v_dtype"]
@@ -169,8 +176,8 @@ class Attention:
                 row.pages = keep[i].ctypes.data
             else:
                 row.page = pages[i]
-        batch = _abi.Batch(C.sizeof(_abi.Batch), n, rows, page_size, max(n_pages, 1))
-        self._check(self._library.macattn_plan(self._handle, C.byref(batch)))
+        batch = _abi.sized(_abi.Batch, n_rows=n, rows=rows, page_size=page_size, n_pages=max(n_pages, 1))
+        self._check(self._library.macattn_plan(self._handle, _abi.byref(batch)))
         self._plan = _Plan(sum(n_queries), n_pages, max(n_tokens, default=0), page_size, keep)
 
     # ------------------------------------------------------------------------------------------- attention
@@ -223,7 +230,7 @@ class Attention:
         else:
             both = lse is not None
         keep = self._fill(q, k, v, q_match, sinks, out, lse)
-        arguments = (self._handle,) + (() if layer is None else (layer,)) + (C.byref(self._io),)
+        arguments = (self._handle,) + (() if layer is None else (layer,)) + (_abi.byref(self._io),)
         self._check(function(*arguments))
         del keep
         return (out, lse) if both else out
@@ -270,16 +277,16 @@ class Attention:
 
     def length(self, slot) -> int:
         """Tokens of the sequence as of the newest decode or prefill."""
-        n = C.c_int64()
-        self._check(self._library.macattn_slot_length(self._handle, slot, C.byref(n)))
+        n = _abi.i64()
+        self._check(self._library.macattn_slot_length(self._handle, slot, _abi.byref(n)))
         return n.value
 
     def save(self, slot) -> bytes:
         """The slot's state."""
-        size = C.c_size_t()
-        self._check(self._library.macattn_slot_save(self._handle, slot, None, C.byref(size)))
-        buffer = (C.c_char * size.value)()
-        self._check(self._library.macattn_slot_save(self._handle, slot, buffer, C.byref(size)))
+        size = _abi.size()
+        self._check(self._library.macattn_slot_save(self._handle, slot, None, _abi.byref(size)))
+        buffer = _abi.buffer(size.value)
+        self._check(self._library.macattn_slot_save(self._handle, slot, buffer, _abi.byref(size)))
         return buffer.raw[:size.value]
 
     def load(self, slot, data):
@@ -292,7 +299,7 @@ class Attention:
     def stats(self, layer=-1, head=-1) -> Stats:
         """Counters of one layer and head; -1 sums over all."""
         stats = new_stats()
-        self._check(self._library.macattn_stats_get(self._handle, layer, head, C.byref(stats)))
+        self._check(self._library.macattn_stats_get(self._handle, layer, head, _abi.byref(stats)))
         return Stats.of(stats)
 
     def reset_stats(self):

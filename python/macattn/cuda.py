@@ -6,7 +6,6 @@ with DLPack or the CUDA array interface. Everything that changes from step to st
 page tables), and a call only launches kernels, so that calls can be captured in a CUDA graph. Nothing is checked that would
 need to look at device memory.
 """
-import ctypes as C
 
 from . import _abi
 from ._arrays import expect, view
@@ -33,7 +32,7 @@ class Batch:
         self.device, self.n_rows = lengths.device, lengths.shape[0]
         expect(lengths, "n_tokens", "int32", 1, self.device)
         self._keep = [lengths]
-        b = self.struct = _abi.CudaBatch(C.sizeof(_abi.CudaBatch), self.n_rows, None, lengths.pointer, page_size)
+        b = self.struct = _abi.sized(_abi.CudaBatch, n_rows=self.n_rows, n_tokens=lengths.pointer, page_size=page_size)
         if slots is not None:
             b.slots = self._array(slots, "slots", self.n_rows)
         if page_indptr is not None:
@@ -74,21 +73,21 @@ class CudaAttention:
             raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
                                                        "package is built")
         config, cuda = new_config(settings), _abi.CudaConfig()
-        check(library.macattn_cuda_config_init(C.byref(cuda)))
+        check(library.macattn_cuda_config_init(_abi.byref(cuda)))
         if device is not None:
             cuda.device = device
         if max_rows is not None:
             cuda.max_rows = max_rows
         if out_dtype is not None:
             cuda.out_dtype = dtypes().index(out_dtype)
-        handle, words = C.c_void_p(), C.create_string_buffer(SENTENCE)
-        check(library.macattn_cuda_create(C.byref(config), C.byref(cuda), C.byref(handle), words, SENTENCE),
+        handle, words = _abi.address(), _abi.buffer(SENTENCE)
+        check(library.macattn_cuda_create(_abi.byref(config), _abi.byref(cuda), _abi.byref(handle), words, SENTENCE),
               lambda: words.value)
         self._library, self._handle = library, handle
         s = self.settings = read(config)
         s["v_head_dim"] = s["v_head_dim"] or s["head_dim"]
         self.max_rows, self.out_dtype = cuda.max_rows, dtypes()[cuda.out_dtype]
-        self._io = _abi.CudaIo(struct_size=C.sizeof(_abi.CudaIo))
+        self._io = _abi.sized(_abi.CudaIo)
 
     def close(self):
         """Free everything. The device must have finished with the object."""
@@ -132,7 +131,7 @@ class CudaAttention:
             if e.shape != shape[:2] or (n > 1 and e.strides[0] != 4 * shape[1]):
                 raise ValueError(f"lse must be packed and have shape {shape[:2]}")
             io.lse = e.pointer
-        return C.byref(io)
+        return _abi.byref(io)
 
     def attend(self, batch, q, k, v, *, out, stream, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
         """Exact attention of one query a row. Uses and changes no slot. One launch.
@@ -143,7 +142,7 @@ class CudaAttention:
         k_scale, v_scale  fp8 only: K = k_scale * stored, likewise V
         """
         io = self._fill(batch, batch.n_rows, q, k, v, None, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_attend(self._handle, C.byref(batch.struct), io, stream))
+        self._check(self._library.macattn_cuda_attend(self._handle, _abi.byref(batch.struct), io, stream))
         return out
 
     def decode(self, layer, batch, q, k, v, *, out, stream, q_match=None, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
@@ -152,7 +151,7 @@ class CudaAttention:
         q_match: q before RoPE; None: nothing is reused or remembered. Otherwise as `attend`.
         """
         io = self._fill(batch, batch.n_rows, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_decode(self._handle, layer, C.byref(batch.struct), io, stream))
+        self._check(self._library.macattn_cuda_decode(self._handle, layer, _abi.byref(batch.struct), io, stream))
         return out
 
     def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream, sinks=None, k_scale=1.0, v_scale=1.0):
@@ -163,7 +162,7 @@ class CudaAttention:
         """
         n = view(q).shape[0]
         io = self._fill(batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_capture(self._handle, layer, C.byref(batch.struct), row, n, io, stream))
+        self._check(self._library.macattn_cuda_capture(self._handle, layer, _abi.byref(batch.struct), row, n, io, stream))
 
     def set_head_budget(self, layer, head, budget, *, stream=0):
         """Policy budget: the relative error allowed in a head's output; -1 stands for all layers or heads."""
@@ -189,7 +188,7 @@ class CudaAttention:
     def stats(self, layer=-1, head=-1) -> Stats:
         """Counters of one layer and head, -1 for all; times are 0. Waits for no stream of the caller's."""
         stats = new_stats()
-        self._check(self._library.macattn_cuda_stats_get(self._handle, layer, head, C.byref(stats)))
+        self._check(self._library.macattn_cuda_stats_get(self._handle, layer, head, _abi.byref(stats)))
         return Stats.of(stats)
 
     def reset_stats(self, *, stream=0):
@@ -198,6 +197,6 @@ class CudaAttention:
 
 def state_bytes(**settings) -> int:
     """Bytes of device memory that one slot's rings take over all layers. Needs no device."""
-    config, size = new_config(settings), C.c_size_t()
-    check(load().macattn_cuda_state_bytes(C.byref(config), C.byref(size)))
+    config, size = new_config(settings), _abi.size()
+    check(load().macattn_cuda_state_bytes(_abi.byref(config), _abi.byref(size)))
     return size.value

@@ -10,6 +10,6 @@ if [ -z "$tool" ] || ! "$tool" --version | grep -q 'version 14\.'; then
     echo "format: clang-format 14 is not installed"
     exit 77
 fi
-mapfile -t files < <(find src plugins tools tests examples bench -name '*.c' | sort)
+mapfile -t files < <(find src plugins tools tests examples bench python -name '*.c' | sort)
 "$tool" --dry-run --Werror "${files[@]}"
 echo "format: ok, ${#files[@]} files"

@@ -64,6 +64,7 @@ TABLE = [
      ['tools/commands.h', 'tools/common', 'src/ref', 'include/macattn', 'CUDA']),
     ('tools/eval', 'what reuse changes in a model',
      ['tools/commands.h', 'tools/common', 'tools/tasks', 'include/macattn', 'ggml']),
+    ('python', "running on the threads of an engine's process", ['include/macattn']),
     ('python/macattn', 'the library in Python', ['Python packages']),
     ('python/macattn/engines', 'inference engines that use it: no policy, no arithmetic',
      ['python/macattn', 'its engine']),

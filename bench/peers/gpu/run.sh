@@ -6,8 +6,8 @@
 # usage: run.sh FOLDER    PARTS="read bulk sdpa fi macattn mac"  TOTAL_S=350  OUT=...
 HERE=$(cd "$(dirname "$0")" && pwd)
 G=$(cd "${1:?usage: run.sh FOLDER}" && pwd) || exit 1
-export GPU_FOLDER=$G RD_SO=$G/librd.so MACATTN_SO=$G/libmacattn.so
-export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/out} PYTHONPATH=/tmp/site
+export GPU_FOLDER=$G RD_SO=$G/librd.so MACATTN_LIBRARY=$G/libmacattn.so
+export PYTHONUNBUFFERED=1 OUT=${OUT:-/tmp/out} PYTHONPATH=$HERE/../../../python:/tmp/site
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda} FLASHINFER_WORKSPACE_BASE=/tmp/fi FLASHINFER_CUDA_ARCH_LIST=9.0a MAX_JOBS=16
 export FLASHINFER_DISABLE_VERSION_CHECK=1 FLASHINFER_LOGGING_LEVEL=warning
 export PATH=$CUDA_HOME/bin:$PATH
@@ -31,6 +31,6 @@ part 40 read python3 "$HERE/bw.py" read
 part 25 bulk python3 "$HERE/bw.py" bulk
 part 40 sdpa python3 "$HERE/bw.py" sdpa
 part "${FI_S:-110}" fi python3 "$HERE/fi.py"
-part "${MACATTN_S:-120}" macattn python3 "$HERE/macattn.py"
+part "${MACATTN_S:-120}" macattn python3 "$HERE/ours.py"
 part "${MAC_S:-130}" mac python3 "$HERE/mac.py"
 lap "done"

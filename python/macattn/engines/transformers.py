@@ -28,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .._arrays import SHORT, View
-from .._library import UnsupportedError
+from .._library import ArgumentError, UnsupportedError
 from .._settings import new_config
 from .._settings import settings as all_settings
 from ..attention import Attention
@@ -120,7 +120,7 @@ class Tokens:
     def __init__(self):
         self.serial = next(Tokens.serials)
         self.users = weakref.WeakSet()  # the runners that know these rows
-        weakref.finalize(self, Tokens._end, self.serial, self.users)
+        weakref.finalize(self, Tokens._end, self.serial, self.users).atexit = False
 
     @staticmethod
     def _end(serial, users):
@@ -303,7 +303,7 @@ def of_cache(states, rows):
 class CpuRunner(Runner):
     def create(self, settings):
         settings.setdefault("n_threads", torch.get_num_threads())
-        attention = Attention(**settings)
+        attention = Attention(openmp=True, **settings)
         self.sequences = Sequences(attention)
         return attention
 
@@ -403,7 +403,7 @@ class Engine:
         self.runners = {}
         self.read_mask = MaskReader()
         self.calls = collections.Counter()
-        self.refused = {}
+        self.refused = {}  # as `runners`, with why there is none
         self.layers = len(modules)
         text = model.config.get_text_config(decoder=True)
         self.max_positions = getattr(text, "max_position_embeddings", 0) or 0
@@ -412,24 +412,28 @@ class Engine:
         return {**DEFAULTS, **self.own}
 
     def runner(self, query, key, value, scaling, softcap):
-        """The object for tensors of this shape."""
+        """The object for tensors of this shape, or a sentence that says why there is none."""
         shape = dict(n_heads=query.shape[1], n_kv_heads=key.shape[1], head_dim=query.shape[3], v_head_dim=value.shape[3],
                      scale=scaling or 0.0, softcap=softcap or 0.0)
         for name, states in (("q_dtype", query), ("k_dtype", key), ("v_dtype", value)):
             shape[name] = SHORT.get(kind := str(states.dtype).removeprefix("torch."), kind)
         values, batch = self.values(), query.shape[0]
         name = (query.device, tuple(shape.values()))
+        if self.refused.get(name, (None,))[0] == values:
+            return self.refused[name][1]
         known = self.runners.get(name)
         if known and known[1] == values and (known[0].max_slots >= batch or not known[0].reuses or "max_slots" in values):
             return known[0]
         default = next(s.initial for s in all_settings() if s.name == "max_tokens")
         most = values.pop("max_tokens", max(self.max_positions, int(default)))
         slots = values.pop("max_slots", max(batch, known[0].max_slots if known else 1))
-        if query.is_cuda:
-            runner = CudaRunner(self.layers, {**shape, "device": query.device}, values, most, slots)
-        else:
-            runner = CpuRunner(self.layers, shape, values, most, slots)
-        self.runners[name] = (runner, self.values())
+        kind, place = (CudaRunner, {"device": query.device}) if query.is_cuda else (CpuRunner, {})
+        try:
+            runner = kind(self.layers, {**shape, **place}, values, most, slots)
+        except (UnsupportedError, ArgumentError) as e:
+            self.refused[name] = self.values(), str(e)
+            return str(e)
+        self.runners[name] = runner, self.values()
         return runner
 
 
@@ -561,7 +565,7 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         out, reason = compute(site, module, query, key, value, attention_mask, scaling, kwargs)
     if site is not None:
         site.engine.calls[f"sdpa: {reason}" if reason else "macattn"] += 1
-        site.query = site.rope = None
+        site.query = site.rope = site.cache_layer = site.tokens = None
     if out is not None:
         return out, None
     for name in ("softcap", "s_aux"):
@@ -579,10 +583,9 @@ def compute(site, module, query, key, value, mask, scaling, kwargs):
     rows = engine.read_mask(mask, batch, queries, key.shape[2])
     if rows is None:
         return None, "mask"
-    try:
-        runner = engine.runner(query, key, value, scaling, kwargs.get("softcap"))
-    except UnsupportedError as e:
-        return None, str(e)
+    runner = engine.runner(query, key, value, scaling, kwargs.get("softcap"))
+    if isinstance(runner, str):
+        return None, runner
     if max(rows.lengths) > runner.attention.settings["max_tokens"]:
         return None, "more tokens than max_tokens"
     key, value = (s if s.stride(-1) == 1 else s.contiguous() for s in (key, value))

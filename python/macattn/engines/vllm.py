@@ -1,0 +1,394 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An attention backend of vLLM: decoding by macattn, everything else by vLLM's FlashAttention backend.
+
+    LLM(..., attention_backend="CUSTOM", additional_config={"macattn": {"policy": "budget", "budget": 0.002, "max_slots": 8}})
+
+- Rows of plain causal decoding go to the library, also in batches that hold prompts; prompts, other layers (sliding windows,
+  fp8, encoders, ...) and other batches (cascade, speculation) go to FlashAttention.
+- Queries before RoPE are had back by turning those after it back (`unrotate`), for kinds of RoPE that are known.
+- A request is known by its index in vLLM's RequestState and how often that index was given away: both are told by hooks on
+  vLLM's model runner V2. Where the hooks are silent (dummy runs, warm-up, capture, model runner V1) rows have no slot, and are
+  computed exactly. `max_slots` requests, the longest first, have one.
+- In CUDA graphs only what lies at fixed addresses changes from step to step: lengths, block tables, and `Builder`'s slots.
+"""
+import collections
+import dataclasses
+import importlib.metadata
+
+import torch
+from vllm.config import get_current_vllm_config_or_none
+from vllm.logger import init_logger
+from vllm.triton_utils import tl, triton
+from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
+from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
+from vllm.v1.attention.backends.flash_attn import (FlashAttentionBackend, FlashAttentionImpl,
+                                                   FlashAttentionMetadataBuilder)
+from vllm.v1.attention.backends.utils import split_decodes_and_prefills
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.states import RequestState
+from vllm.v1.worker.gpu_worker import Worker
+
+from .._arrays import SHORT, view
+from .._library import load
+from .._settings import new_config, read
+from ..cuda import Batch, CudaAttention, state_bytes
+from ..sequences import Sequences
+
+VERSIONS = ("0.26",)  # that this was run with
+version = importlib.metadata.version("vllm")
+if ".".join(version.split(".")[:2]) not in VERSIONS:
+    raise ImportError(f"macattn's backend was made for vLLM {', '.join(v + '.x' for v in VERSIONS)}; this is {version}")
+
+logger = init_logger("vllm.macattn")
+ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
+HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
+# The model decides these.
+MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_dtype", "k_dtype", "v_dtype", "scale",
+              "softcap", "window", "max_tokens"}
+
+
+# -------------------------------------------------------------------------------------------------------------- queries
+
+
+@triton.jit
+def unrotate_kernel(q, out, table, lengths, q_row, q_head, out_row, out_head, table_row, half: tl.constexpr,
+                    rest: tl.constexpr, neox: tl.constexpr, block: tl.constexpr, rest_block: tl.constexpr):
+    """Turn one row's one head back by the angle of its position, the row's length - 1."""
+    row, head = tl.program_id(0), tl.program_id(1)
+    position = tl.maximum(tl.load(lengths + row) - 1, 0).to(tl.int64)
+    i = tl.arange(0, block)
+    inside = i < half
+    first = i if neox else 2 * i
+    second = i + half if neox else 2 * i + 1
+    source = q + row.to(tl.int64) * q_row + head * q_head
+    target = out + row.to(tl.int64) * out_row + head * out_head
+    cos = tl.load(table + position * table_row + i, mask=inside, other=1.0).to(tl.float32)
+    sin = tl.load(table + position * table_row + half + i, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(source + first, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(source + second, mask=inside, other=0.0).to(tl.float32)
+    size = cos * cos + sin * sin  # 1 but for rounding, and for factors that some kinds of RoPE put in
+    tl.store(target + first, (a * cos + b * sin) / size, mask=inside)
+    tl.store(target + second, (b * cos - a * sin) / size, mask=inside)
+    if rest > 0:
+        j = 2 * half + tl.arange(0, rest_block)
+        tl.store(target + j, tl.load(source + j, mask=j < 2 * half + rest), mask=j < 2 * half + rest)
+
+
+def unrotate(q, out, table, lengths, neox):
+    """q [rows, heads, dim] after RoPE; `table` [positions, rotated dims] holds cos and sin."""
+    rows, heads, dim = q.shape
+    half = table.shape[1] // 2
+    unrotate_kernel[rows, heads](q, out, table, lengths, q.stride(0), q.stride(1), out.stride(0), out.stride(1),
+                                 table.stride(0), half, dim - 2 * half, neox, triton.next_power_of_2(half),
+                                 triton.next_power_of_2(max(dim - 2 * half, 1)))
+
+
+# --------------------------------------------------------------------------------------------------------------- engine
+
+
+class Group:
+    """The layers of one shape: an object of the library, and who has its slots."""
+
+    def __init__(self, impls, settings, max_rows, dtype, device):
+        first = impls[0]
+        name = SHORT[str(dtype).removeprefix("torch.")]
+        shape = dict(n_layers=len(impls), n_heads=first.num_heads, n_kv_heads=first.num_kv_heads, head_dim=first.head_size,
+                     scale=first.scale, softcap=float(first.logits_soft_cap), q_dtype=name, k_dtype=name, v_dtype=name)
+        self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, **shape, **settings)
+        self.reuses = self.attention.settings["policy"] != "exact"
+        self.state = state_bytes(**shape, **settings) * self.attention.settings["max_slots"] if self.reuses else 0
+        self.sequences = Sequences(self.attention)
+        self.match = torch.empty(max_rows, first.num_heads, first.head_size, dtype=dtype, device=device) if self.reuses else None
+        for layer, impl in enumerate(impls):
+            impl.group, impl.layer = self, layer
+
+
+class Engine:
+    """What the layers of this process share. One model to a process."""
+
+    def __init__(self):
+        self.impls, self.groups = [], []
+        self.made, self.max_rows, self.min_tokens = False, 0, 0
+        self.given = collections.Counter()  # how often a request index was given away
+        self.rows = None      # of the next step: [(request index, times given)], None: a dummy
+
+    def make(self, vllm_config, dtype):
+        """Called when the weights are loaded and before vLLM measures how much memory is left for the KV cache."""
+        self.made = True
+        asked = dict((vllm_config.additional_config or {}).get("macattn", {}))
+        for name in sorted(MODELS_OWN & asked.keys()):
+            raise ValueError(f"macattn: {name} is the model's")
+        asked = {"policy": "exact", **asked}
+        settings = {name: v for name, v in read(new_config(asked)).items() if name not in MODELS_OWN}
+        exact = {}
+        if vllm_config.speculative_config is not None:
+            exact["speculation"] = "lengths shrink on the device only"
+        if not vllm_config.use_v2_model_runner:
+            exact["model runner V1"] = "it does not tell requests apart"
+        if exact:
+            settings["policy"] = "exact"
+        settings["max_tokens"] = max(vllm_config.model_config.max_model_len + 1, 2)
+        limits = vllm_config.scheduler_config, vllm_config.compilation_config
+        self.max_rows = max(limits[0].max_num_seqs, limits[1].max_cudagraph_capture_size or 0)
+        self.min_tokens = settings["min_tokens"]
+        shapes = collections.defaultdict(list)
+        for impl in self.impls:
+            if impl.plain(dtype):
+                shapes[impl.num_heads, impl.num_kv_heads, impl.head_size, impl.scale, impl.logits_soft_cap].append(impl)
+        device = torch.device("cuda", torch.cuda.current_device())
+        self.groups = [Group(impls, settings, self.max_rows, dtype, device) for impls in shapes.values()]
+        self.say(settings, exact)
+
+    def say(self, settings, exact):
+        n = sum(g.attention.settings["n_layers"] for g in self.groups)
+        state = sum(g.state for g in self.groups)
+        logger.info("macattn %s for vLLM %s: policy %s, decodes %d of %d layers%s%s", load().macattn_version().decode(), version,
+                    settings["policy"], n, len(self.impls),
+                    f", remembers {settings['max_slots']} requests in {state / 1e9:.2f} GB" if state else "",
+                    "".join(f"; exact because of {what} ({why})" for what, why in exact.items()))
+
+    def find_ropes(self, model):
+        """Tell each layer the RoPE of the module it is in."""
+        found = 0
+        for module in model.modules():
+            rope = getattr(module, "rotary_emb", None)
+            for child in module.children():
+                impl = getattr(child, "impl", None)
+                if isinstance(impl, Impl) and type(rope).__name__ in ROPES and rope.head_size == impl.head_size:
+                    impl.rope, found = rope, found + 1
+        reusing = sum(g.reuses * g.attention.settings["n_layers"] for g in self.groups)
+        if found < reusing:
+            logger.warning("macattn: %d of %d layers have a RoPE that is not known: they are computed exactly",
+                           reusing - found, reusing)
+
+    def slots(self, lengths, n):
+        """[(group, slots of the next step's first n rows)]. `lengths`: host numbers, at least the true ones."""
+        rows = self.rows if self.rows is not None and len(self.rows) >= n else None
+        found = []
+        for group in self.groups:
+            slots = [-1] * n
+            if rows is not None and group.reuses:
+                wanted = sorted((i for i in range(n) if lengths[i] >= self.min_tokens), key=lambda i: -lengths[i])
+                group.sequences.call = {"stream": stream()}
+                for i, slot in zip(wanted, group.sequences.take([rows[i] for i in wanted])):
+                    slots[i] = slot
+            found.append((group, slots))
+        return found
+
+    def end(self, index):
+        for group in self.groups:
+            group.sequences.free((index, self.given[index]))
+
+    def forget(self):
+        """KV or weights changed under living requests."""
+        for group in self.groups:
+            group.sequences.call = {"stream": stream()}
+            for slot in range(group.attention.settings["max_slots"]):
+                group.attention.reset(slot, **group.sequences.call)
+
+
+engine = Engine()
+
+
+def stream():
+    return torch.cuda.current_stream().cuda_stream
+
+
+def stats():
+    total = collections.Counter()
+    for group in engine.groups:
+        s = dataclasses.asdict(group.attention.stats())
+        total.update({name: s[name] for name in ("steps", "hits", "misses", "tokens_total", "tokens_skipped")})
+    return dict(total)
+
+
+# ---------------------------------------------------------------------------------------------------------------- hooks
+
+
+def hook(cls, name):
+    """Replace a method by one that is given the method it replaces first; once."""
+    def replace(function):
+        plain = getattr(cls, name)
+
+        def wrapper(self, *arguments, **kwargs):
+            return function(plain, self, *arguments, **kwargs)
+        setattr(cls, name, wrapper)
+        return function
+    return replace
+
+
+@hook(RequestState, "add_request")
+def add_request(plain, self, req_id, *arguments, **kwargs):
+    plain(self, req_id, *arguments, **kwargs)
+    engine.given[self.req_id_to_index[req_id]] += 1
+
+
+@hook(RequestState, "remove_request")
+def remove_request(plain, self, req_id):
+    index = plain(self, req_id)
+    if index is not None:
+        engine.end(index)
+    return index
+
+
+@hook(GPUModelRunner, "prepare_attn")
+def prepare_attn(plain, self, input_batch):
+    engine.rows = [(int(i), engine.given[int(i)]) for i in input_batch.idx_mapping_np]
+    return plain(self, input_batch)
+
+
+@hook(GPUModelRunner, "prepare_dummy_attn")
+def prepare_dummy_attn(plain, self, input_batch):
+    engine.rows = None
+    return plain(self, input_batch)
+
+
+@hook(GPUModelRunner, "execute_model")
+def execute_model(plain, self, *arguments, **kwargs):
+    engine.rows = None
+    try:
+        return plain(self, *arguments, **kwargs)
+    finally:
+        engine.rows = None
+
+
+@hook(GPUModelRunner, "initialize_kv_cache")
+def initialize_kv_cache(plain, self, *arguments, **kwargs):
+    engine.find_ropes(self.model)
+    return plain(self, *arguments, **kwargs)
+
+
+@hook(GPUModelRunner, "reload_weights")
+def reload_weights(plain, self, *arguments, **kwargs):
+    plain(self, *arguments, **kwargs)
+    engine.forget()
+
+
+@hook(Worker, "wake_up")
+def wake_up(plain, self, *arguments, **kwargs):
+    plain(self, *arguments, **kwargs)
+    engine.forget()
+
+
+# -------------------------------------------------------------------------------------------------------------- backend
+
+
+class Step:
+    """The decode rows of a step, which come first, and what is left to FlashAttention."""
+
+    def __init__(self, n, lengths, table, slots, rest):
+        self.n, self.lengths, self.table, self.slots, self.rest = n, lengths, table, slots, rest
+        self.batches = {}
+
+    def batch(self, group, page_size):
+        if (group, page_size) not in self.batches:
+            self.batches[group, page_size] = Batch(self.lengths, slots=self.slots[group], page_size=page_size, pages=self.table)
+        return self.batches[group, page_size]
+
+
+class Builder(FlashAttentionMetadataBuilder):
+    # A graph holds one way of computing: that of batches with one token a row.
+    _cudagraph_support = AttentionCGSupport.UNIFORM_SINGLE_TOKEN_DECODE
+
+    def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
+        super().__init__(kv_cache_spec, layer_names, vllm_config, device)
+        self.slots = {group: torch.full((engine.max_rows,), -1, dtype=torch.int32, device=device) for group in engine.groups}
+
+    def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
+        common = common_attn_metadata
+        n, _, tokens, _ = split_decodes_and_prefills(common, decode_threshold=1)
+        whole = n == common.num_reqs
+        found = super().build(common_prefix_len, common, fast_build or whole)
+        found.macattn = None
+        if n and n == tokens and n <= engine.max_rows and found.causal is True and not getattr(found, "use_cascade", False):
+            slots = self.fill_slots(common, n)
+            rest = None if whole else self.without_decodes(found, n)
+            found.macattn = Step(n, common.seq_lens[:n], common.block_table_tensor[:n], slots, rest)
+        return found
+
+    def fill_slots(self, common, n):
+        """Write the slots where graphs read them. Rows of padding have none."""
+        lengths = common.seq_lens_cpu_upper_bound
+        lengths = lengths.tolist() if lengths is not None and engine.rows is not None else []
+        real = min(n, len(engine.rows or ()), len(lengths))
+        for group, slots in engine.slots(lengths, real):
+            host = torch.tensor(slots + [-1] * (n - real), dtype=torch.int32, pin_memory=True)
+            self.slots[group][:n].copy_(host, non_blocking=True)
+        return {group: tensor[:n] for group, tensor in self.slots.items()}
+
+    @staticmethod
+    def without_decodes(found, n):
+        """The metadata of the rows after the first n, which have one token each."""
+        return dataclasses.replace(
+            found, num_actual_tokens=found.num_actual_tokens - n, query_start_loc=found.query_start_loc[n:] - n,
+            seq_lens=found.seq_lens[n:], block_table=found.block_table[n:], slot_mapping=found.slot_mapping[n:],
+            scheduler_metadata=None)
+
+    def use_cascade_attention(self, *arguments, **kwargs):
+        return False
+
+
+class Impl(FlashAttentionImpl):
+    supports_dcp = False
+
+    def __init__(self, *arguments, **kwargs):
+        super().__init__(*arguments, **kwargs)
+        self.group = self.layer = self.rope = None
+        self._cache = None
+        self._config = get_current_vllm_config_or_none()
+        engine.impls.append(self)
+
+    def plain(self, dtype):
+        """Whether this layer is one that the library can decode."""
+        return (self.attn_type == AttentionType.DECODER and self.alibi_slopes is None and self.sliding_window == (-1, -1) and
+                self.kv_sharing_target_layer_name is None and self.kv_cache_dtype in ("auto", "float16", "bfloat16") and
+                self.head_size in HEAD_SIZES and dtype in (torch.float16, torch.bfloat16) and self.dcp_world_size <= 1)
+
+    def process_weights_after_loading(self, act_dtype):
+        super().process_weights_after_loading(act_dtype)
+        if self.sinks is not None:
+            self._sinks = self.sinks.float().contiguous()
+        if not engine.made:
+            engine.make(self._config, act_dtype)
+
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, output_scale=None, output_block_scale=None):
+        step = getattr(attn_metadata, "macattn", None)
+        if step is None or self.group is None or output_scale is not None or output_block_scale is not None:
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
+        self.decode(step, query[:step.n], kv_cache, output.view(-1, self.num_heads, self.head_size)[:step.n])
+        if step.rest is not None:
+            n = step.n
+            super().forward(layer, query[n:], key[n:], value[n:], kv_cache, step.rest, output[n:])
+        return output
+
+    def decode(self, step, query, kv_cache, out):
+        group, match = self.group, None
+        k, v = self.cache_views(kv_cache)
+        batch = step.batch(group, kv_cache.shape[2])
+        if group.reuses and self.rope is not None:
+            match = group.match[:step.n]
+            unrotate(query, match, self.rope.cos_sin_cache, step.lengths, self.rope.is_neox_style)
+        group.attention.decode(self.layer, batch, query, k, v, q_match=match, out=out, stream=stream(),
+                               sinks=self._sinks if self.sinks is not None else None)
+
+    def cache_views(self, kv_cache):
+        """K and V, [pages, tokens, KV heads, dim]; the cache is the same in every call."""
+        if self._cache is None or self._cache[0] != (kv_cache.data_ptr(), kv_cache.shape):
+            halves = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
+            views = tuple(view(canonicalize_singleton_dim_strides(half)) for half in halves)
+            self._cache = (kv_cache.data_ptr(), kv_cache.shape), views
+        return self._cache[1]
+
+
+class Backend(FlashAttentionBackend):
+    @staticmethod
+    def get_name():
+        return "CUSTOM"
+
+    @staticmethod
+    def get_impl_cls():
+        return Impl
+
+    @staticmethod
+    def get_builder_cls():
+        return Builder

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plug-in for vLLM without vLLM and without a GPU: which rows of which steps get which slots, and what is left to
+FlashAttention. Modules of the names that the plug-in imports stand in for vLLM; an object that only notes its calls stands in
+for the library's. That the names and arguments are vLLM's is test_vllm_sources.py's business."""
+import dataclasses
+import importlib
+import sys
+import types
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import macattn.cuda
+
+
+class Flash:
+    """What the stand-in for FlashAttention was given."""
+    calls = []
+
+
+@dataclasses.dataclass
+class Metadata:
+    num_actual_tokens: int
+    query_start_loc: torch.Tensor
+    seq_lens: torch.Tensor
+    block_table: torch.Tensor
+    slot_mapping: torch.Tensor
+    scheduler_metadata: object = "schedule"
+    use_cascade: bool = False
+    causal: bool = True
+
+
+class FlashBuilder:
+    def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
+        pass
+
+    def build(self, common_prefix_len, common, fast_build=False):
+        return Metadata(common.num_actual_tokens, common.query_start_loc, common.seq_lens, common.block_table_tensor,
+                        common.slot_mapping)
+
+
+class FlashImpl:
+    dcp_world_size = 1
+
+    def __init__(self, num_heads, head_size, scale, num_kv_heads, sliding_window=None, attn_type="decoder"):
+        self.num_heads, self.head_size, self.scale, self.num_kv_heads = num_heads, head_size, scale, num_kv_heads
+        self.sliding_window = (-1, -1) if sliding_window is None else (sliding_window - 1, 0)
+        self.attn_type, self.alibi_slopes, self.kv_sharing_target_layer_name = attn_type, None, None
+        self.kv_cache_dtype, self.logits_soft_cap, self.sinks = "auto", 0, None
+
+    def process_weights_after_loading(self, act_dtype):
+        pass
+
+    def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *scales):
+        Flash.calls.append((query, attn_metadata))
+        return output
+
+
+class RequestState:
+    def __init__(self):
+        self.req_id_to_index, self.free_indices = {}, [0, 1, 2, 3]
+
+    def add_request(self, req_id, prompt_len):
+        self.req_id_to_index[req_id] = self.free_indices.pop()
+
+    def remove_request(self, req_id):
+        index = self.req_id_to_index.pop(req_id, None)
+        if index is not None:
+            self.free_indices.append(index)
+        return index
+
+
+class GPUModelRunner:
+    def prepare_attn(self, input_batch):
+        return "real"
+
+    def prepare_dummy_attn(self, input_batch):
+        return "dummy"
+
+    def execute_model(self, work):
+        return work()
+
+    def initialize_kv_cache(self, config):
+        pass
+
+    def reload_weights(self):
+        pass
+
+
+class Worker:
+    def wake_up(self, tags=None):
+        pass
+
+
+class Object:
+    """Stands in for macattn.CudaAttention."""
+
+    def __init__(self, device=None, max_rows=None, out_dtype=None, **settings):
+        self.settings, self.calls, self.resets = settings, [], []
+
+    def reset(self, slot, stream):
+        self.resets.append(slot)
+
+    def decode(self, layer, batch, q, k, v, **more):
+        self.calls.append((layer, batch, q, k, v, more))
+
+
+def split(common, decode_threshold):
+    lengths = common.query_start_loc.diff().tolist()
+    n = next((i for i, length in enumerate(lengths) if length > decode_threshold), len(lengths))
+    return n, len(lengths) - n, sum(lengths[:n]), sum(lengths[n:])
+
+
+def module(name, **names):
+    m = types.ModuleType(name)
+    vars(m).update(names)
+    return m
+
+
+CONFIG = types.SimpleNamespace(
+    additional_config={"macattn": {"policy": "budget", "max_slots": 2, "min_tokens": 100}}, speculative_config=None,
+    use_v2_model_runner=True, model_config=types.SimpleNamespace(max_model_len=4096),
+    scheduler_config=types.SimpleNamespace(max_num_seqs=4),
+    compilation_config=types.SimpleNamespace(max_cudagraph_capture_size=8))
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """The plug-in, loaded anew with stand-ins."""
+    triton = types.SimpleNamespace(jit=lambda f: f, next_power_of_2=lambda n: n)
+    stand_ins = {
+        "vllm": {}, "vllm.config": {"get_current_vllm_config_or_none": lambda: CONFIG},
+        "vllm.logger": {"init_logger": lambda name: types.SimpleNamespace(info=print, warning=print)},
+        "vllm.triton_utils": {"tl": types.SimpleNamespace(constexpr=int), "triton": triton},
+        "vllm.utils": {}, "vllm.utils.torch_utils": {"canonicalize_singleton_dim_strides": lambda t: t},
+        "vllm.v1": {}, "vllm.v1.attention": {}, "vllm.v1.attention.backends": {},
+        "vllm.v1.attention.backend": {"AttentionCGSupport": types.SimpleNamespace(UNIFORM_SINGLE_TOKEN_DECODE=1),
+                                      "AttentionType": types.SimpleNamespace(DECODER="decoder")},
+        "vllm.v1.attention.backends.flash_attn": {"FlashAttentionBackend": object, "FlashAttentionImpl": FlashImpl,
+                                                  "FlashAttentionMetadataBuilder": FlashBuilder},
+        "vllm.v1.attention.backends.utils": {"split_decodes_and_prefills": split},
+        "vllm.v1.worker": {}, "vllm.v1.worker.gpu": {},
+        "vllm.v1.worker.gpu.model_runner": {"GPUModelRunner": type("GPUModelRunner", (GPUModelRunner,), {})},
+        "vllm.v1.worker.gpu_worker": {"Worker": type("Worker", (Worker,), {})},
+        "vllm.v1.worker.gpu.states": {"RequestState": type("RequestState", (RequestState,), {})},
+    }
+    for name, names in stand_ins.items():
+        monkeypatch.setitem(sys.modules, name, module(name, **names))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.26.0")
+    monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
+    monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
+    monkeypatch.delitem(sys.modules, "macattn.engines.vllm", raising=False)
+    plugin = importlib.import_module("macattn.engines.vllm")
+    monkeypatch.setattr(plugin, "stream", lambda: 7)
+    monkeypatch.setattr(plugin.torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(plugin.torch, "empty", lambda *shape, device=None, dtype=None: torch.zeros(shape, dtype=dtype))
+    plain_tensor = torch.tensor
+    monkeypatch.setattr(plugin.torch, "tensor", lambda data, pin_memory=False, **more: plain_tensor(data, **more))
+    monkeypatch.setattr(plugin, "unrotate", lambda q, out, *more: out.copy_(q))
+    Flash.calls.clear()
+    yield plugin
+    monkeypatch.undo()
+    sys.modules.pop("macattn.engines.vllm", None)
+
+
+class Model:
+    """A loaded model of two plain layers and one with a window, its requests and its steps."""
+
+    def __init__(self, plugin):
+        self.plugin = plugin
+        self.impls = [plugin.Impl(8, 64, 0.125, 2), plugin.Impl(8, 64, 0.125, 2, sliding_window=128),
+                      plugin.Impl(8, 64, 0.125, 2)]
+        for impl in self.impls:
+            impl.process_weights_after_loading(torch.bfloat16)
+        self.runner, self.requests = plugin.GPUModelRunner(), plugin.RequestState()
+        rope = type("RotaryEmbedding", (), {"head_size": 64, "cos_sin_cache": None, "is_neox_style": True})()
+        self.runner.model = types.SimpleNamespace(modules=lambda: [
+            types.SimpleNamespace(rotary_emb=rope, children=lambda impl=impl: [types.SimpleNamespace(impl=impl)])
+            for impl in self.impls])
+        self.runner.initialize_kv_cache(None)
+        self.builder = plugin.Builder(None, [], CONFIG, torch.device("cpu"))
+        self.cache = torch.zeros(16, 2, 16, 128, dtype=torch.bfloat16)
+        self.object = plugin.engine.groups[0].attention
+
+    def step(self, rows, padding=0, dummy=False):
+        """rows: {request: (length, new tokens)}; returns each decode row's slot, as the library would read it."""
+        def work():
+            batch = types.SimpleNamespace(idx_mapping_np=[self.requests.req_id_to_index.get(r, i) for i, r in enumerate(rows)])
+            (self.runner.prepare_dummy_attn if dummy else self.runner.prepare_attn)(batch)
+            lengths = [n for n, _ in rows.values()] + [0] * padding
+            new = [q for _, q in rows.values()] + [1] * padding
+            start = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
+            common = types.SimpleNamespace(
+                num_reqs=len(new), num_actual_tokens=sum(new), query_start_loc=start,
+                seq_lens=torch.tensor(lengths, dtype=torch.int32), seq_lens_cpu_upper_bound=torch.tensor(lengths),
+                block_table_tensor=torch.zeros(len(new), 8, dtype=torch.int32), slot_mapping=torch.arange(sum(new)))
+            return self.builder.build(0, common)
+        self.metadata = self.runner.execute_model(work)
+        step = self.metadata.macattn
+        return step and list(step.slots.values())[0].tolist()
+
+    def forward(self, tokens):
+        q = torch.randn(tokens, 8, 64).to(torch.bfloat16)
+        for impl in self.impls:
+            impl.forward(None, q, q[:, :2], q[:, :2], self.cache, self.metadata, torch.zeros_like(q))
+        return q
+
+
+def test_plain_layers_are_decoded_and_the_others_left(vllm):
+    model = Model(vllm)
+    assert [impl.layer for impl in model.impls] == [0, None, 1]
+    assert model.object.settings["n_layers"] == 2 and model.object.settings["max_tokens"] == 4097
+    model.requests.add_request("a", 200)
+    model.step({"a": (200, 1)})
+    q = model.forward(1)
+    assert [c[0] for c in model.object.calls] == [0, 1] and len(Flash.calls) == 1
+    layer, batch, query, k, v, more = model.object.calls[0]
+    assert torch.equal(query, q) and torch.equal(more["q_match"], q) and more["stream"] == 7
+    assert k.shape == v.shape == (16, 16, 2, 64) and v.pointer - k.pointer == 128 and k.strides == (8192, 256, 4096, 2)
+    assert batch.struct.page_size == 16 and batch.struct.page_table_stride == 8
+
+
+def test_slots_follow_requests(vllm):
+    model = Model(vllm)
+    for r in "abc":
+        model.requests.add_request(r, 200)
+    a, b = model.step({"a": (300, 1), "b": (200, 1)})
+    assert {a, b} == {0, 1}
+    assert model.step({"b": (201, 1), "a": (301, 1), "c": (150, 1)}) == [b, a, -1]  # the longest have them
+    assert model.step({"a": (302, 1), "c": (99, 1)}) == [a, -1]  # too short to be worth it
+    assert model.step({"c": (151, 1), "a": (303, 1)}) == [b, a]  # b is not in the step: the slot is reset and c's
+    resets = len(model.object.resets)
+    model.requests.remove_request("a")
+    model.requests.add_request("d", 300)  # at a's index in vLLM
+    assert model.step({"d": (400, 1), "c": (152, 1)}) == [a, b]
+    assert len(model.object.resets) == resets + 1 and model.object.resets[-1] == a
+    model.runner.reload_weights()
+    assert model.object.resets[-2:] == [0, 1]
+    vllm.Worker().wake_up()
+    assert model.object.resets[-4:] == [0, 1, 0, 1]
+
+
+def test_dummies_and_padding_have_no_slots(vllm):
+    model = Model(vllm)
+    model.requests.add_request("a", 200)
+    a, = model.step({"a": (300, 1)})
+    assert model.step({"x": (300, 1)}, dummy=True) == [-1]
+    assert model.step({"a": (301, 1)}, padding=3) == [a, -1, -1, -1]
+    assert vllm.engine.rows is None  # a build outside a step, as in a capture, finds none
+    place = list(model.metadata.macattn.slots.values())[0].data_ptr()
+    model.step({"a": (302, 1)}, padding=3)
+    assert list(model.metadata.macattn.slots.values())[0].data_ptr() == place
+
+
+def test_mixed_batches_are_divided(vllm):
+    model = Model(vllm)
+    for r in "ab":
+        model.requests.add_request(r, 200)
+    assert model.step({"a": (300, 1), "b": (50, 50)}) in ([0], [1])
+    model.forward(51)
+    assert [len(c[2]) for c in model.object.calls] == [1, 1]
+    (query, rest), (whole, metadata), _ = Flash.calls
+    assert len(query) == 50 == rest.num_actual_tokens and rest.query_start_loc.tolist() == [0, 50]
+    assert rest.seq_lens.tolist() == [50] and rest.slot_mapping.tolist() == list(range(1, 51))
+    assert rest.scheduler_metadata is None
+    assert len(whole) == 51 and metadata is model.metadata
+    assert model.step({"b": (60, 10)}) is None  # no decode row at all
+    model.forward(10)
+    assert len(model.object.calls) == 2
+
+
+def test_speculation_and_the_old_runner_are_exact(vllm, monkeypatch, capsys):
+    monkeypatch.setattr(CONFIG, "speculative_config", object())
+    model = Model(vllm)
+    assert model.object.settings["policy"] == "exact"
+    model.requests.add_request("a", 200)
+    assert model.step({"a": (300, 1)}) == [-1]
+    model.forward(1)
+    assert model.object.calls[0][5]["q_match"] is None
+    assert "speculation" in capsys.readouterr().out
+
+
+def test_settings_are_checked(vllm, monkeypatch):
+    for asked, kind, words in [({"buget": 1}, TypeError, "no setting 'buget'"), ({"n_heads": 2}, ValueError, "the model's"),
+                               ({"tau": 2.0}, macattn.ArgumentError, "tau is 2")]:
+        monkeypatch.setattr(CONFIG, "additional_config", {"macattn": asked})
+        vllm.engine.__init__()
+        with pytest.raises(kind, match=words):
+            Model(vllm)
+
+
+def test_other_versions_are_refused(vllm, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.25.1")
+    monkeypatch.delitem(sys.modules, "macattn.engines.vllm")
+    with pytest.raises(ImportError, match="made for vLLM 0.26.x; this is 0.25.1"):
+        importlib.import_module("macattn.engines.vllm")
