@@ -181,12 +181,13 @@ static bool tracks(attention *a, const group *g)
            group_model_layer(&g->layers[g->n_layers - 1]) > 0 && fits(a, g);
 }
 
-static void set_head_budgets(const attention *a, const group *g)
+void group_set_budgets(const attention *a, group *g)
 {
     const plugin_settings *o = &a->settings;
-    if (!o->scale || o->config.policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads)
-        return;
-    for (int l = 0; l < g->n_layers; l++) {
+    if (!g->m || !g->trackers || o->config.policy != MACATTN_POLICY_BUDGET) return;
+    macattn_set_head_budget(g->m, -1, -1, o->config.budget);
+    if (!o->scale || o->scale_heads != g->key.n_heads) return;
+    for (int l = 0; l < g->m_layers; l++) {
         const int32_t number = group_model_layer(&g->layers[l]);
         if (number < 0 || number >= o->scale_layers) continue;
         for (int32_t h = 0; h < g->key.n_heads; h++) {
@@ -194,6 +195,20 @@ static void set_head_budgets(const attention *a, const group *g)
             macattn_set_head_budget(g->m, l, h, budget < 1.0f ? budget : 1.0f);
         }
     }
+}
+
+/* What a sequence may take now, said once: nobody who loads a plug-in expects it. */
+static void note_memory(attention *a, group *g, const macattn_config *cfg)
+{
+    size_t rings = 0;
+    macattn_config_state_bytes(cfg, &rings);
+    g->memory = (report_memory){.rings = rings};
+    a->totals.memory = (report_memory){0};
+    for (int i = 0; i < a->n_groups; i++) a->totals.memory.rings += a->groups[i]->memory.rings;
+    if (g->said_memory || rings == 0) return;
+    g->said_memory = true;
+    host_say("reuse in %d layers takes up to %.1f MB a sequence: %d remembered queries a head",
+             (int)cfg->n_layers, 1e-6 * (double)rings, (int)cfg->ring);
 }
 
 /* The object, under the settings as they are. */
@@ -211,8 +226,9 @@ bool group_object_make(attention *a, group *g, int n_layers)
     cfg.softcap = g->key.softcap;
     cfg.max_tokens = INT32_MAX;
     cfg.policy = g->trackers ? a->settings.config.policy : MACATTN_POLICY_EXACT;
-    cfg.band = settings_band(&a->settings);
-    cfg.n_threads = pool_limit(a->pool); /* it cannot grow; the pool uses as many as ggml does */
+    cfg.ring = settings_ring(&a->settings); /* also where no query is remembered: a prompt's */
+    cfg.band = settings_band(&a->settings); /* parts, and so its rounding, depend on both */
+    cfg.n_threads = pool_limit(a->pool);    /* it cannot grow; the pool uses as many as ggml does */
     cfg.parallel_for = pool_parallel_for;
     cfg.parallel_user = a->pool;
     if (g->trackers) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
@@ -224,7 +240,8 @@ bool group_object_make(attention *a, group *g, int n_layers)
         return false;
     }
     g->m_layers = n_layers;
-    if (g->trackers) set_head_budgets(a, g);
+    group_set_budgets(a, g);
+    if (g->trackers) note_memory(a, g, &cfg);
     g->step.mask = NULL;
     return true;
 }

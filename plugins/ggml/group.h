@@ -25,6 +25,9 @@ bool group_object_create(attention *a, group *g);
 bool group_object_make(attention *a, group *g, int n_layers);
 void group_object_free(group *g);
 
+/*! group_set_budgets() : give the object's heads the budgets of the settings, if it has any. */
+void group_set_budgets(const attention *a, group *g);
+
 /*! group_forget_kept() : drop what macattn_ggml_interface.keep remembered. */
 void group_forget_kept(group *g);
 void group_free(group *g);

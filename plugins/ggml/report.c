@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -42,9 +43,14 @@ void report_layer(int group, int layer, const macattn_stats *stats, const report
         r->stats.hits += stats->hits;
         r->stats.tokens_total += stats->tokens_total;
         r->stats.tokens_skipped += stats->tokens_skipped;
+        r->stats.samples += stats->samples;
+        r->stats.error2_layer += stats->error2_layer;
+        r->stats.error2_head += stats->error2_head;
         r->audit.n += audit->n;
-        r->audit.sum += audit->sum;
-        if (audit->max > r->audit.max) r->audit.max = audit->max;
+        r->audit.own_sum += audit->own_sum;
+        r->audit.unit_sum += audit->unit_sum;
+        r->audit.own_max = fmax(r->audit.own_max, audit->own_max);
+        r->audit.unit_max = fmax(r->audit.unit_max, audit->unit_max);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -66,6 +72,7 @@ void report_add(const report_totals *totals)
     all.tracked.mismatches += totals->tracked.mismatches;
     all.tracked.rollbacks += totals->tracked.rollbacks;
     all.tracked.forks += totals->tracked.forks;
+    if (totals->memory.rings > all.memory.rings) all.memory.rings = totals->memory.rings;
     pthread_mutex_unlock(&lock);
 }
 
@@ -75,15 +82,28 @@ static void write_calls(FILE *f, const char *name, const report_calls *calls)
             (double)calls->ns * 1e-6);
 }
 
+/* Mean of n, 0 of none. */
+static double mean(double sum, uint64_t n)
+{
+    return n > 0 ? sum / (double)n : 0.0;
+}
+
+/* Errors have two units: the head's own output, and that of the layer's heads. */
 static void write_layer(FILE *f, const layer_record *r, const char *end)
 {
     const report_audit *a = &r->audit;
+    const macattn_stats *s = &r->stats;
     fprintf(f,
             "    {\"group\": %d, \"layer\": %d, \"steps\": %" PRIu64 ", \"hits\": %" PRIu64
             ", \"tokens_total\": %" PRIu64 ", \"tokens_skipped\": %" PRIu64
-            ", \"audited\": %" PRIu64 ", \"error_mean\": %.6g, \"error_max\": %.6g}%s\n",
-            r->group, r->layer, r->stats.steps, r->stats.hits, r->stats.tokens_total,
-            r->stats.tokens_skipped, a->n, a->n > 0 ? a->sum / (double)a->n : 0.0, a->max, end);
+            ", \"audited\": %" PRIu64 ", \"error_mean\": %.6g, \"error_max\": %.6g",
+            r->group, r->layer, s->steps, s->hits, s->tokens_total, s->tokens_skipped, a->n,
+            mean(a->own_sum, a->n), a->own_max);
+    fprintf(f,
+            ", \"layer_error_mean\": %.6g, \"layer_error_max\": %.6g, \"refused\": %" PRIu64
+            ", \"refused_error_rms\": %.6g, \"refused_layer_error_rms\": %.6g}%s\n",
+            mean(a->unit_sum, a->n), a->unit_max, s->samples,
+            sqrt(mean(s->error2_head, s->samples)), sqrt(mean(s->error2_layer, s->samples)), end);
 }
 
 static void write_all(FILE *f, const plugin_settings *settings)
@@ -105,6 +125,7 @@ static void write_all(FILE *f, const plugin_settings *settings)
             ", \"mismatches\": %" PRIu64 ", \"rollbacks\": %" PRIu64 ", \"forks\": %" PRIu64 "},\n",
             all.tracked.prompts, all.tracked.changes, all.tracked.mismatches, all.tracked.rollbacks,
             all.tracked.forks);
+    fprintf(f, "  \"bytes_a_sequence\": {\"rings\": %" PRIu64 "},\n", all.memory.rings);
     fprintf(f,
             "  \"steps\": %" PRIu64 ",\n  \"hits\": %" PRIu64 ",\n  \"hit_ratio\": %.6f,\n"
             "  \"tokens_skipped_share\": %.6f,\n  \"layers\": [\n",

@@ -12,11 +12,17 @@ typedef struct report_calls {
     uint64_t ns;
 } report_calls;
 
-/*! How far hits were from exact attention: ||o - exact|| / ||exact||, of the heads that hit. */
+/*! How far hits were from exact attention, of the heads that hit: relative to their own exact
+ *  outputs, and to the root mean square of those of the layer's heads. */
 typedef struct report_audit {
     uint64_t n;
-    double sum, max;
+    double own_sum, own_max, unit_sum, unit_max;
 } report_audit;
+
+/*! What the sequences of a context take while they reuse: each of them. */
+typedef struct report_memory {
+    uint64_t rings; /*!< once they are full */
+} report_memory;
 
 /*! Counters of one context. */
 typedef struct report_totals {
@@ -24,6 +30,7 @@ typedef struct report_totals {
     report_calls prefill; /*!< several */
     report_calls ggml;    /*!< left to ggml's own operator */
     tracker_counts tracked;
+    report_memory memory; /*!< of one sequence */
 } report_totals;
 
 /*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a

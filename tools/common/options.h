@@ -17,6 +17,8 @@ typedef enum setting_option {
     OPTION_BUDGET,
     OPTION_RING,
     OPTION_BAND,
+    OPTION_FRESH,
+    OPTION_LSE_ORDER,
     OPTION_MIN_TOKENS,
     OPTION_THREADS,
     OPTION_KV, /* K's and V's type in one */
