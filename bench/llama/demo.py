@@ -14,7 +14,7 @@ import prompt
 
 def arguments():
     parser = argparse.ArgumentParser(prog='./run', description=__doc__)
-    parser.add_argument('--model', default=llama.MODEL, help='a GGUF (default: the bundled model)')
+    parser.add_argument('--model', default=llama.MODEL, help='a GGUF, or a name of fetch/models.json, which is fetched (default: the bundled model)')
     parser.add_argument('--prompt', help='a text file (default: this repository\'s documents with facts hidden in them)')
     parser.add_argument('-n', '--predict', type=int, default=400, help='tokens to generate')
     parser.add_argument('-t', '--threads', type=int, default=os.cpu_count())
@@ -62,7 +62,7 @@ def table(results, answers):
          f'{"answers":>9}  agreement')
     for result, share in zip(results, shares):
         stats = result['stats'] or {}
-        right = sum(line in result['text'].splitlines() for line in answers)
+        right = sum(line.split()[-1] in result['text'] for line in answers)
         show(f'{result["configuration"]:15}{result["prompt_tokens_per_second"]:11.0f}{result["tokens_per_second"]:11.1f}'
              f'{result["tokens_per_second"] / results[0]["tokens_per_second"]:9.2f}{share:10.0%}'
              f'{stats.get("hit_ratio", 0):7.0%}{stats.get("tokens_skipped_share", 0):9.0%}'
@@ -71,7 +71,7 @@ def table(results, answers):
          ' read.')
 
 
-def plot(args, folder):
+def plot(args, folder, most):
     try:
         import matplotlib
     except ImportError:
@@ -79,7 +79,7 @@ def plot(args, folder):
         return
     matplotlib.use('svg')
     from matplotlib import pyplot
-    lengths = [int(length) for length in args.lengths.split(',')]
+    lengths = [int(length) for length in args.lengths.split(',') if int(length) <= most]
     speeds = {configuration: [] for configuration in llama.CONFIGURATIONS}
     for length in lengths:
         sys.stdout.write(f'decode speed at {length:6}: ')
@@ -106,13 +106,17 @@ def plot(args, folder):
 
 def main():
     args = arguments()
-    for name in filter(None, (args.model, args.prompt)):
-        if not pathlib.Path(name).is_file():
-            raise SystemExit(f'run: there is no file {name}')
+    if args.prompt and not pathlib.Path(args.prompt).is_file():
+        raise SystemExit(f'run: there is no file {args.prompt}')
+    try:
+        args.model, trained = llama.find_model(args.model)
+    except llama.Failed as error:
+        raise SystemExit(f'run: {error}')
+    most = (trained or 1 << 20) * 3 // 4    # tokens of a prompt: other vocabularies count more
     with tempfile.TemporaryDirectory() as folder:
         answers, prompt_file = [], args.prompt
         if not prompt_file:
-            text, answer = prompt.make(12288, 24)
+            text, answer = prompt.make(min(12288, most), 24)
             prompt_file = pathlib.Path(folder) / 'prompt.txt'
             prompt_file.write_text(text, encoding='utf-8')
             answers = answer.splitlines()
@@ -124,7 +128,7 @@ def main():
             table(results, answers)
             if not args.no_plot:
                 show('')
-                plot(args, folder)
+                plot(args, folder, most)
         except llama.Failed as error:
             raise SystemExit(f'run: {error}')
 
