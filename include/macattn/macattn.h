@@ -116,18 +116,26 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *  PAPER : reuse iff ||q - p|| < sqrt(2 head_dim) (1 - tau), p being the nearest query in the ring
  *          (squared L2 distance before RoPE; ties to the newest), and the row has at least
  *          `min_tokens` tokens. MAC-Attention section 3 (match).
- *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a KV
- *          head is at most `budget` (root mean square over these heads). The unit of a head's error,
- *          ||o - exact||, is the root mean square of the outputs of the layer's heads, a running
- *          mean: an error counts by what it does to the layer. The nearest query in the ring is the
- *          candidate, whatever its distance; the error is estimated from the share of the
- *          probability mass its summary carried in the result it was made for (known before anything
- *          is read), from the distance, also that at which the summary was itself reused, and from
- *          what such reuse was seen to cost this head of this layer: each refused candidate is
- *          compared with the exact result, which is computed anyway, and a prompt shows it of some
- *          of its queries. Nothing is reused before a head has shown enough of these. Heads whose
- *          candidates are refused time after time stop searching and try again now and then. A head's
- *          own budget, if it is to have one: macattn_set_head_budget. */
+ *  BUDGET: reuse iff the error this is expected to make in the outputs of the heads that share a
+ *          KV head is at most `budget` (root mean square over these heads). The unit of a head's
+ *          error, ||o - exact||, is the root mean square of the outputs of the layer's heads, a
+ *          running mean: an error counts by what it does to the layer. The nearest query in the
+ *          ring is the candidate, whatever its distance; the error is estimated from the share of
+ *          the probability mass its summary carried in the result it was made for (known before
+ *          anything is read), from the distance, also that at which the summary was itself
+ *          reused, and from what such reuse was seen to cost this head of this layer: each
+ *          refused candidate is compared with the exact result, which is computed anyway, and a
+ *          prompt shows it of some of its queries. Nothing is reused before a head has shown
+ *          enough of these. Heads whose candidates are refused time after time stop searching and
+ *          try again now and then. A head's own budget, if it is to have one:
+ *          macattn_set_head_budget.
+ *          Heads that may not reuse select (`select`): of each 16 neighbouring tokens, a run, the
+ *          mean key and value are kept. Of the tokens before the band, a KV head's heads read the
+ *          runs whose mean key promises a share of the mass above a threshold to any of them; the
+ *          others count as 16 times their mean. The threshold is the largest with which the error
+ *          is expected to stay within the budgets, as some of the prompt's queries have shown; one
+ *          in 64 selections is computed in full, to keep learning. Where no threshold will do, all
+ *          is read. */
 typedef enum macattn_policy {
     MACATTN_POLICY_EXACT = 0,
     MACATTN_POLICY_PAPER = 1,
@@ -138,9 +146,9 @@ typedef enum macattn_policy {
  *  reuse is recent. */
 #define MACATTN_DEFAULT_RING(policy) ((policy) == MACATTN_POLICY_BUDGET ? 256 : 512)
 
-/*! Newest tokens that no summary covers, unless the configuration says otherwise. BUDGET has more, because
- *  summaries without the recent past age much more slowly (docs/algorithm.md). */
-#define MACATTN_DEFAULT_BAND(policy) ((policy) == MACATTN_POLICY_BUDGET ? 2048 : 256)
+/*! Newest tokens that no summary covers, unless the configuration says otherwise: the same under
+ *  every policy. */
+#define MACATTN_DEFAULT_BAND(policy) (256 + 0 * (int)(policy))
 
 /* ------------------------------------------------------------------------------------- config -- */
 
@@ -171,8 +179,8 @@ typedef struct macattn_config {
     int32_t max_slots;     /*!< sequences held at a time, >= 1 (default 1) */
     int64_t max_tokens;    /*!< tokens a row may have, <= 2^31 - 1 (default 131072) */
     macattn_policy policy; /*!< default BUDGET */
-    int32_t ring;          /*!< K: queries remembered per slot, layer and head, up to 4096; 0 (default) =
-                                 MACATTN_DEFAULT_RING(policy) */
+    int32_t ring;          /*!< K: queries remembered per slot, layer and head, up to 4096;
+                                 0 (default) = MACATTN_DEFAULT_RING(policy) */
     int32_t band;          /*!< r: newest tokens never covered by a summary; 0 (default) =
                                  MACATTN_DEFAULT_BAND(policy) */
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (4) */
@@ -197,14 +205,17 @@ typedef struct macattn_config {
     void *alloc_user;
 
     /* State, continued. */
-    int32_t lse_order; /*!< how the lse of a summary follows the query that reuses it, p being the one
-                                 it was made for:
+    int32_t lse_order; /*!< how the lse of a summary follows the query that reuses it, p being
+                                 the one it was made for, both after RoPE:
                                  0  as published: not at all, lse(q) = lse(p)
                                  1  (default) to first order: lse(q) = lse(p) + scale (q - p).kbar,
                                     kbar being the mean of the keys that the summary covers,
-                                    weighted as the summary weights them. Queries are those after
-                                    RoPE. It costs head_dim floats an entry, and a product of
-                                    weights and keys where something is remembered */
+                                    weighted as the summary weights them. It costs head_dim floats
+                                    an entry, and a product of weights and keys where something is
+                                    remembered */
+    int32_t select;    /*!< BUDGET: 1 (default): where a KV head's heads may not reuse, they read
+                                  a selection of the far tokens if what that costs is within their
+                                  budgets, too; 0: they read all */
 } macattn_config;
 
 /*! macattn_config_init() : fill `config` with the defaults named above and zeros.
@@ -215,6 +226,14 @@ MACATTN_API macattn_status macattn_config_init(macattn_config *config);
  *  are full; 0 under EXACT or with a window. (Pages that are never touched are not resident.)
  * @return : what macattn_create would say of the configuration. Thread-safe. */
 MACATTN_API macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *bytes);
+
+/*! macattn_config_run_bytes() : bytes of the means of runs (see BUDGET) that one slot of `n_tokens`
+ *  tokens needs over all layers, beside its rings; 0 where none are kept. They grow by segments of
+ *  16384 tokens. (Pages that are never touched are not resident.)
+ * @return : as macattn_config_state_bytes; E_RANGE if `n_tokens` is negative or above max_tokens.
+ *           Thread-safe. */
+MACATTN_API macattn_status macattn_config_run_bytes(const macattn_config *config, int64_t n_tokens,
+                                                    size_t *bytes);
 
 /* ------------------------------------------------------------------------------------- object -- */
 
@@ -323,11 +342,12 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *           truncated, forked or loaded since the plan was made. */
 MACATTN_API macattn_status macattn_decode(macattn *m, int32_t layer, const macattn_io *io);
 
-/*! macattn_set_head_budget() : BUDGET: the error allowed, in units of the layer, in the output of one head of one
- *  layer, in [0, 1]; -1 = all layers, all heads. Heads differ in how much their error changes what the model
- *  predicts, so one number for all spends too much on some and too little on others (`macattn tune`
- *  measures it). From the next macattn_decode or macattn_prefill on, for all slots; saved states know
- *  nothing of it. Until then every head has the configuration's `budget`.
+/*! macattn_set_head_budget() : BUDGET: the error allowed, in units of the layer, in the output of
+ *  one head of one layer, in [0, 1]; -1 = all layers, all heads. Heads differ in how much their
+ *  error changes what the model predicts, so one number for all spends too much on some and too
+ *  little on others (`macattn tune` measures it). From the next macattn_decode or macattn_prefill
+ *  on, for all slots; saved states know nothing of it. Until then every head has the
+ *  configuration's `budget`.
  *  0 : the head's whole group, which shares a KV head, neither searches nor remembers: it costs what
  *  exact attention costs, and gives it bit for bit. What it remembered before is kept. If its budget
  *  is raised later it goes on with that, and with what it remembers from then on: a prompt that
@@ -386,6 +406,15 @@ MACATTN_API macattn_status macattn_slot_load(macattn *m, int32_t slot, const voi
 
 #define MACATTN_DISTANCE_BINS 16
 
+/*! How a KV head's heads came to their results in one row of a decode step: all by reuse, by a selection,
+ *  or reading all that some of them needs (also to keep learning). */
+typedef enum macattn_way {
+    MACATTN_REUSED = 0,
+    MACATTN_SELECTED = 1,
+    MACATTN_EXACT = 2
+} macattn_way;
+#define MACATTN_WAYS 3
+
 /*! Counters of macattn_decode since the object was made or they were reset. */
 typedef struct macattn_stats {
     size_t struct_size;                       /*!< sizeof(macattn_stats) */
@@ -400,9 +429,20 @@ typedef struct macattn_stats {
                                   remembering */
     uint64_t judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
     uint64_t samples;  /*!< BUDGET: refused candidates that were compared with the exact result */
-    double error2_layer, error2_head; /*!< sums over the samples of the square of the error that using
-                                  the candidate would have made: in units of the layer, as judged,
-                                  and relative to the head's own exact output; each at most 2^2 */
+    double error2_layer, error2_head; /*!< sums over the samples of the square of the error that
+                                  using the candidate would have made: in units of the layer, as
+                                  judged, and relative to the head's own exact output; each at
+                                  most 2^2 */
+    /* By macattn_way; of one head: of the KV head that it reads. */
+    uint64_t groups[MACATTN_WAYS];     /*!< (row, KV head) pairs decoded */
+    uint64_t kv_bytes[MACATTN_WAYS];   /*!< rows of K and V that they read */
+    uint64_t run_bytes[MACATTN_WAYS];  /*!< means of runs */
+    uint64_t ring_bytes[MACATTN_WAYS]; /*!< the rings they searched, at most */
+    uint64_t select_ns; /*!< BUDGET: of match_ns and attend_ns, making means, scoring and choosing */
+    uint64_t checks;    /*!< BUDGET: selections that were compared with the exact result */
+    double error2_selected; /*!< sum over the checks of the mean over the KV head's heads of the
+                                  square of the error that the selection would have made, in units
+                                  of the layer */
 } macattn_stats;
 
 /*! macattn_stats_get() : counters of one layer and head; -1 sums over all layers, or heads. */

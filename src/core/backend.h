@@ -71,6 +71,36 @@ typedef struct mai_ring_view {
 void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t capacity, bool keys);
 void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *base);
 
+/* -------------------------------------------------------------------------------------- runs -- */
+
+/* Tokens [16 i, 16 i + 16) of a sequence are its run i. Of each run, layer and KV head its mean
+ * key is kept, less a key that all runs of the KV head have in common, and its mean value, in 8 bits
+ * where the dimension is a whole number of blocks of q8_0, else in f16. They lie in segments of
+ * MAI_SEGMENT runs, [kv_head][run][row], so that rows of a KV head are read one after the other.
+ * Where a mean cannot be kept, because it is not finite or beyond the type, the row of K is NaN:
+ * that run is always read. */
+#define MAI_RUN_SHIFT 4
+#define MAI_RUN_TOKENS (1 << MAI_RUN_SHIFT)
+#define MAI_SEGMENT_SHIFT 10
+#define MAI_SEGMENT (1 << MAI_SEGMENT_SHIFT)
+
+typedef struct mai_runs_dims {
+    int32_t n_kv_heads, d, dv;
+    macattn_dtype k_dtype, v_dtype; /* of the rows */
+    size_t k_bytes, v_bytes;        /* of one row */
+    /* Offsets of the arrays in a segment's allocation, and its size. */
+    size_t off_common, off_k, off_v, bytes;
+} mai_runs_dims;
+
+typedef struct mai_runs_view {
+    float *common; /* [n_kv_heads][d] f32: run 0's mean key. In the first segment alone */
+    char *k, *v;   /* [n_kv_heads][MAI_SEGMENT][row] */
+} mai_runs_view;
+
+/* runs.c (core): sizes and pointers. */
+void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape);
+void mai_runs_view_init(mai_runs_view *view, const mai_runs_dims *dims, void *base);
+
 /* -------------------------------------------------------------------------------- primitives -- */
 
 /* Partial attention over some tokens: out [dv] normalised, lse natural (-inf: no token seen). */
@@ -82,6 +112,8 @@ typedef struct mai_tokens {
     const int32_t *pages; /* NULL: contiguous */
     int64_t base_page;    /* contiguous: page number of the run */
     int32_t page_shift;   /* paged: log2(page_size) */
+    const int32_t *runs;  /* NULL, or a list: tokens are counted through these runs, token t being
+                             the (t % MAI_RUN_TOKENS)-th of run runs[t / MAI_RUN_TOKENS] */
 } mai_tokens;
 
 /* One work item of decode: one row, tokens [t0, t1), kv heads [kv0, kv1), one query. */
@@ -145,6 +177,49 @@ typedef struct mai_match {
     double distance2; /* squared distance of the entry */
 } mai_match;
 
+/* Means of runs [run0, run1), of one KV head, all in one segment. */
+typedef struct mai_summarise_args {
+    const mai_shape *shape;
+    const mai_runs_dims *dims;
+    mai_tokens tokens;
+    int32_t kv_head, run0, run1;
+    float *common;           /* [n_kv_heads][d]; run0 is 0: written first, 0 if not finite */
+    const mai_runs_view *to; /* the segment */
+} mai_summarise_args;
+
+/* What runs [run0, run1) promise to the heads of one KV head, from their mean keys:
+ *     score = scale q.(common + mean) [soft cap applied] + log MAI_RUN_TOKENS
+ * which estimates the logarithm of the sum of the exponentials of the run's logits. */
+typedef struct mai_score_args {
+    const mai_shape *shape;
+    const mai_runs_dims *dims;
+    const mai_runs_view *segments; /* [run / MAI_SEGMENT] */
+    int32_t kv_head, run0, run1;
+    const float *q; /* [group][d], as for attend */
+    float *scores;  /* [group][stride], by the number of the run */
+    int64_t stride;
+    float *lse;    /* [group] of the scores that are numbers; -inf: of none */
+    void *scratch; /* backend->scratch_bytes of this worker */
+} mai_score_args;
+
+/* Some runs by their means, for the heads of one KV head: a partial result as attend's, with one
+ * token's key and value for MAI_RUN_TOKENS of them. */
+typedef struct mai_stand_in_args {
+    const mai_shape *shape;
+    const mai_runs_dims *dims;
+    const mai_runs_view *segments;
+    int32_t kv_head, n;
+    const int32_t *runs; /* [n] */
+    const float *scores; /* [group][stride], by the number of the run */
+    int64_t stride;
+    const float *top; /* [group] what no score is above by much; scores far below it count 0 */
+    float *out;       /* [group][out_stride] */
+    int64_t out_stride;
+    bool keys;     /* out gets dv + d values, as from attend */
+    float *lse;    /* [group] */
+    void *scratch; /* backend->scratch_bytes of this worker */
+} mai_stand_in_args;
+
 typedef struct mai_backend {
     const char *name;
     int (*supported)(void);
@@ -163,6 +238,9 @@ typedef struct mai_backend {
     void (*insert)(const mai_ring_dims *dims, const mai_ring_view *ring, macattn_dtype q_dtype,
                    int32_t head, const void *q, int32_t pos, int32_t end, float lse0,
                    const float *summary);
+    void (*summarise)(const mai_summarise_args *args);
+    void (*score)(const mai_score_args *args);
+    void (*stand_in)(const mai_stand_in_args *args);
     /* Merge n partial results over disjoint tokens, in their order: o[i] is [width], lse -inf
      * stands for an empty one (whose o is not read). `out` must not overlap any o. Each value's
      * bits depend on the parts' values at the same place alone, not on the width. */

@@ -42,10 +42,28 @@ macattn_status macattn_config_state_bytes(const macattn_config *config, size_t *
     return MACATTN_OK;
 }
 
+macattn_status macattn_config_run_bytes(const macattn_config *config, int64_t n_tokens,
+                                        size_t *bytes)
+{
+    macattn_config c;
+    const mai_backend *backend;
+    if (!bytes) return MACATTN_E_ARG;
+    MAI_TRY(mai_config_resolve(config, &c, NULL, 0));
+    MAI_TRY(mai_config_resolve_cpu(&c, &backend, NULL, 0));
+    if (n_tokens < 0 || n_tokens > c.max_tokens) return MACATTN_E_RANGE;
+    const mai_shape shape = mai_shape_of(&c);
+    const size_t segments = (size_t)mai_n_segments(mai_runs_kept(&c, n_tokens));
+    mai_runs_dims dims;
+    mai_runs_dims_init(&dims, &shape);
+    *bytes = dims.bytes * segments * (size_t)c.n_layers;
+    return MACATTN_OK;
+}
+
 static macattn_status fill(macattn *m, char *error, size_t error_size)
 {
     m->shape = mai_shape_of(&m->cfg);
     mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring, keeps_keys(&m->cfg));
+    mai_runs_dims_init(&m->runs_dims, &m->shape);
     if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK ||
         mai_records_create(m) != MACATTN_OK) {
         snprintf(error, error_size, "no memory for %d slots of %d layers", (int)m->cfg.max_slots,

@@ -172,6 +172,19 @@ static int64_t max64(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
+/* What of the row's runs may be of use. */
+static void plan_runs(const macattn *m, mai_row_plan *p)
+{
+    const int32_t first = mai_select_first(m->cfg.fresh_tokens, MAI_RUN_TOKENS);
+    if (p->row.slot < 0) return;
+    p->n_runs = mai_runs_kept(&m->cfg, p->row.n_tokens);
+    if (p->n_runs <= first) return;
+    if (p->row.n_queries == 1)
+        p->n_scored = p->n_runs - first;
+    else
+        p->n_shown = mai_select_samples(p->row.n_queries, p->row.n_queries - p->capture0);
+}
+
 /* How a row is divided, but for its place among the others. */
 static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
 {
@@ -188,7 +201,25 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     if (!mai_keeps_rings(&m->cfg) || row->slot < 0) p.capture0 = row->n_queries;
     if (mai_policy_get(m->cfg.policy)->judges)
         p.n_samples = mai_prompt_samples(row->n_queries - p.capture0);
+    plan_runs(m, &p);
     return p;
+}
+
+/* Count a row's runs, and note where they lie among all. */
+static void place_runs(mai_work_sizes *s, mai_row_plan *p)
+{
+    p->first_segment = s->n_segments;
+    p->first_run = s->n_runs;
+    p->first_piece = s->n_pieces;
+    p->select_row = s->n_select_rows;
+    p->first_shown = s->n_shown;
+    s->n_segments += mai_n_segments(p->n_runs);
+    s->n_shown += p->n_shown;
+    if (p->n_shown > 0 && p->n_runs > s->max_shown_runs) s->max_shown_runs = p->n_runs;
+    if (p->n_scored == 0) return;
+    s->n_select_rows++;
+    s->n_runs += p->n_runs;
+    s->n_pieces += mai_n_pieces(p->n_runs);
 }
 
 /* -------------------------------------------------------------------------------------- room -- */
@@ -203,7 +234,7 @@ static sizes measure(const macattn *m, const macattn_batch *batch)
 {
     sizes s = {.work.n_rows = batch->n_rows};
     for (int r = 0; r < batch->n_rows; r++) {
-        const mai_row_plan p = plan_row(m, &batch->rows[r]);
+        mai_row_plan p = plan_row(m, &batch->rows[r]);
         s.work.n_queries += p.row.n_queries;
         if (p.row.n_queries == 1) {
             const int n = cut_row(m, &p, NULL);
@@ -213,6 +244,7 @@ static sizes measure(const macattn *m, const macattn_batch *batch)
         }
         s.work.n_captures += p.row.n_queries - p.capture0;
         s.work.n_samples += p.n_samples;
+        place_runs(&s.work, &p);
     }
     return s;
 }
@@ -245,7 +277,10 @@ static macattn_status prepare_slots(macattn *m, const macattn_batch *batch)
 {
     if (!mai_keeps_rings(&m->cfg)) return MACATTN_OK;
     for (int r = 0; r < batch->n_rows; r++) {
-        if (batch->rows[r].slot >= 0) MAI_TRY(mai_slot_prepare(m, batch->rows[r].slot));
+        const macattn_row *row = &batch->rows[r];
+        if (row->slot < 0) continue;
+        MAI_TRY(mai_slot_prepare(m, row->slot));
+        MAI_TRY(mai_runs_reserve(m, row->slot, row->n_tokens));
     }
     return MACATTN_OK;
 }
@@ -264,6 +299,7 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     plan->n_rows = batch->n_rows;
     plan->n_queries = plan->n_chunks = plan->n_captures = plan->n_samples = 0;
     plan->n_single = s->n_single;
+    mai_work_sizes places = {0};
     plan->paged = batch->page_size > 0;
     plan->page_shift = 0;
     while (plan->paged && (1 << plan->page_shift) < batch->page_size) plan->page_shift++;
@@ -274,12 +310,18 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
         p->first_chunk = plan->n_chunks;
         p->first_capture = plan->n_captures;
         p->first_sample = plan->n_samples;
+        place_runs(&places, p);
         if (p->row.n_queries == 1) p->n_chunks = cut_row(m, p, plan->chunks + p->first_chunk);
         plan->n_queries += p->row.n_queries;
         plan->n_chunks += p->n_chunks;
         plan->n_captures += p->row.n_queries - p->capture0;
         plan->n_samples += p->n_samples;
     }
+    plan->n_segments = places.n_segments;
+    plan->n_select_rows = places.n_select_rows;
+    plan->n_runs = places.n_runs;
+    plan->n_pieces = places.n_pieces;
+    plan->n_shown = places.n_shown;
 }
 
 macattn_status macattn_plan(macattn *m, const macattn_batch *batch)

@@ -22,6 +22,13 @@ typedef struct mai_row_plan {
     int32_t capture0;              /* rows with several: first query whose summary is to be kept */
     int32_t first_capture;         /* where it goes, in units of [n_heads] summaries */
     int32_t first_sample, n_samples; /* of those, which show what reuse would cost (judge.h) */
+    int32_t n_runs;                  /* runs before the band; 0 where none are kept */
+    int32_t first_segment;           /* where its segments lie among all rows' */
+    /* Rows with one query, if a selection is possible: how many runs a threshold is put to, and
+     * the row's place among all such rows, its runs' and their pieces' among all. */
+    int32_t n_scored, select_row, first_run, first_piece;
+    /* Rows with several: queries that show what selection would cost (select.h). */
+    int32_t first_shown, n_shown;
 } mai_row_plan;
 
 struct mai_plan {
@@ -32,9 +39,18 @@ struct mai_plan {
     mai_chunk *chunks;
     uint8_t *layer_done; /* [n_layers] decode or prefill was called */
     int32_t n_rows, n_chunks, n_queries, n_captures, n_samples, page_shift;
+    int32_t n_segments, n_select_rows, n_runs, n_pieces, n_shown;
     int32_t n_single; /* rows with one query; they may have no tokens, and so no chunks */
     bool paged;
 };
+
+/* Runs are scored in pieces, the first of which begins with the first run that a threshold is put
+ * to, the others at multiples of this. */
+#define MAI_PIECE_RUNS 512
+static inline int32_t mai_n_pieces(int32_t n_runs)
+{
+    return (n_runs + MAI_PIECE_RUNS - 1) / MAI_PIECE_RUNS;
+}
 
 void mai_plan_destroy(macattn *m);
 

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "shown.h"
+#include "summarise.h"
 #include "sums.h"
 
 typedef struct prefill_job {
@@ -150,7 +152,7 @@ static void insert(const captured *x)
     ring->share[at] = mai_share(x->far_lse, x->lse);
 }
 
-/* ------------------------------------------------------------------------------ from a prompt -- */
+/* ----------------------------------------------------------------------------- what it shows -- */
 
 static mai_match search(const captured *x, void *scratch)
 {
@@ -171,46 +173,26 @@ static mai_match search(const captured *x, void *scratch)
     return found;
 }
 
-/* Attention of this one head over tokens [t0, t1): to the kernel there is no other. */
-static void attend_range(const captured *x, int64_t t0, int64_t t1, void *scratch, float *out,
-                         float *lse)
-{
-    const macattn *m = x->run->m;
-    const int kv_head = x->head / m->shape.group;
-    mai_shape shape = m->shape;
-    macattn_kv kv = x->run->io.kv;
-    shape.n_heads = shape.n_kv_heads = shape.group = 1;
-    kv.k = (const char *)kv.k + kv_head * kv.k_head_stride;
-    kv.v = (const char *)kv.v + kv_head * kv.v_head_stride;
-    mai_attend_args args = {.shape = &shape,
-                            .tokens = mai_run_tokens(x->run, x->p),
-                            .t0 = t0,
-                            .t1 = t1,
-                            .kv1 = 1,
-                            .q = x->q,
-                            .out = out,
-                            .out_stride = shape.dv,
-                            .lse = lse,
-                            .scratch = scratch};
-    args.tokens.kv = &kv;
-    m->backend->attend(&args);
-}
-
 /* What using entry `at` instead of the exact summary would have changed, squared. */
 static float used_off2(const captured *x, size_t at, void *scratch)
 {
     const macattn *m = x->run->m;
     const mai_ring_view *ring = ring_of(x);
     const int dv = m->shape.dv;
-    float gap[MAI_MAX_DIM], used[MAI_MAX_DIM], off[MAI_MAX_DIM], lse[2], used_lse;
+    const mai_exact exact = {x->out, x->summary, x->lse, x->far_lse};
+    float gap[MAI_MAX_DIM], used[MAI_MAX_DIM], lse[2], used_lse;
     const float *const o[2] = {ring->out + at * (size_t)m->ring_dims.width, gap};
     lse[0] = (float)((double)ring->lse0[at] + mai_key_logit(m, x->q, o[0]));
-    attend_range(x, ring->end[at], x->pos + 1 - m->cfg.band, scratch, gap, &lse[1]);
+    const mai_some_heads since = {.kv_head = x->head / m->shape.group,
+                                  .n_heads = 1,
+                                  .q = x->q,
+                                  .t0 = ring->end[at],
+                                  .t1 = x->pos + 1 - m->cfg.band,
+                                  .out = gap,
+                                  .lse = &lse[1]};
+    mai_attend_some(x->run, x->p, &since, scratch);
     m->backend->merge(dv, 2, o, lse, used, &used_lse);
-    const mai_swap swap = mai_swap_far(x->far_lse, used_lse, x->lse);
-    for (int i = 0; i < dv; i++)
-        off[i] = swap.in * (used[i] - x->out[i]) - swap.out * (x->summary[i] - x->out[i]);
-    return mai_norm2(off, dv);
+    return mai_swap_off2(&exact, used, used_lse, dv);
 }
 
 /* What the query shows, as if it were decoded: before it is remembered. */
@@ -275,6 +257,7 @@ static void learn_group(const mai_run *run, int kv_head, float unit2)
         }
     }
     mai_habit_prompt(mai_habit_of(run, kv_head), error2, n);
+    if (mai_selects(run)) mai_learn_shown(run, kv_head, unit2);
 }
 
 /* One after the other: rows share the records. */
@@ -304,8 +287,10 @@ void mai_prefill_rows(mai_run *run, bool single_rows_too)
     for (int r = 0; run->reuse && r < run->plan->n_rows; r++) {
         mai_slot_ring(m, run->plan->rows[r].row.slot, run->layer);
     }
+    if (mai_selects(run)) mai_summarise_rows(run);
     mai_threads_run(m->threads, n, prefill_task, &x);
     if (!run->reuse) return;
+    if (mai_selects(run)) mai_show_selections(run);
     mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);
     if (mai_judges(run)) learn(run);
 }

@@ -14,6 +14,7 @@ typedef struct mai_run {
     int32_t layer;
     bool reuse;       /* match and remember */
     int64_t judge_ns; /* spent so far on judging and learning */
+    int64_t select_ns; /* on means of runs: making them, scoring, choosing */
 } mai_run;
 
 /* Check io against the configuration and the plan; fill `run`. */
@@ -47,6 +48,22 @@ static inline mai_record *mai_record_of(const mai_run *run, int head)
 static inline mai_habit *mai_habit_of(const mai_run *run, int kv_head)
 {
     return &run->m->habits[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+}
+
+static inline bool mai_selects(const mai_run *run)
+{
+    return run->reuse && mai_keeps_runs(&run->m->cfg);
+}
+
+static inline mai_selector *mai_selector_of(const mai_run *run, int kv_head)
+{
+    return &run->m
+                ->selectors[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+}
+
+static inline const mai_runs_view *mai_run_segments_of(const mai_run *run, const mai_row_plan *p)
+{
+    return (const mai_runs_view *)run->work->segments.ptr + p->first_segment;
 }
 
 /* Whether the queries of a prompt are remembered of a KV head's group. */

@@ -10,18 +10,27 @@ static size_t n_counters(const macattn *m)
     return (size_t)m->cfg.n_layers * (size_t)m->cfg.n_heads;
 }
 
+static size_t n_groups(const macattn *m)
+{
+    return (size_t)m->cfg.n_layers * (size_t)m->cfg.n_kv_heads;
+}
+
 macattn_status mai_stats_create(macattn *m)
 {
     m->counters = mai_alloc_zero(&m->cfg, n_counters(m) * sizeof(mai_counters));
     m->times = mai_alloc_zero(&m->cfg, (size_t)m->cfg.n_layers * sizeof(mai_times));
-    return m->counters && m->times ? MACATTN_OK
-                                   : mai_fail(m, MACATTN_E_NOMEM, "no memory for the counters");
+    m->group_counters = mai_alloc_zero(&m->cfg, n_groups(m) * sizeof(mai_group_counters));
+    return m->counters && m->times && m->group_counters
+               ? MACATTN_OK
+               : mai_fail(m, MACATTN_E_NOMEM, "no memory for the counters");
 }
 
 void mai_stats_destroy(macattn *m)
 {
     mai_free(&m->cfg, m->counters);
     mai_free(&m->cfg, m->times);
+    mai_free(&m->cfg, m->group_counters);
+    m->group_counters = NULL;
     m->counters = NULL;
     m->times = NULL;
 }
@@ -51,13 +60,34 @@ void mai_stats_add_sample(macattn *m, int32_t layer, int32_t head, double error2
     c->error2_head += error2_head;
 }
 
-void mai_stats_add_times(macattn *m, int32_t layer, int64_t match_ns, int64_t attend_ns,
-                         int64_t merge_ns, int64_t judge_ns)
+static mai_group_counters *group_of(const macattn *m, int32_t layer, int32_t kv_head)
 {
-    m->times[layer].match_ns += (uint64_t)match_ns;
-    m->times[layer].attend_ns += (uint64_t)attend_ns;
-    m->times[layer].merge_ns += (uint64_t)merge_ns;
-    m->times[layer].judge_ns += (uint64_t)judge_ns;
+    return &m->group_counters[(size_t)layer * (size_t)m->cfg.n_kv_heads + (size_t)kv_head];
+}
+
+void mai_stats_add_group(macattn *m, int32_t layer, int32_t kv_head, const mai_group_count *count)
+{
+    mai_group_counters *c = group_of(m, layer, kv_head);
+    c->groups[count->how]++;
+    c->kv_bytes[count->how] += count->kv_bytes;
+    c->run_bytes[count->how] += count->run_bytes;
+    c->ring_bytes[count->how] += count->ring_bytes;
+}
+
+void mai_stats_add_check(macattn *m, int32_t layer, int32_t kv_head, double error2)
+{
+    mai_group_counters *c = group_of(m, layer, kv_head);
+    c->checks++;
+    c->error2_selected += error2;
+}
+
+void mai_stats_add_times(macattn *m, int32_t layer, const mai_times *times)
+{
+    m->times[layer].match_ns += times->match_ns;
+    m->times[layer].attend_ns += times->attend_ns;
+    m->times[layer].merge_ns += times->merge_ns;
+    m->times[layer].judge_ns += times->judge_ns;
+    m->times[layer].select_ns += times->select_ns;
 }
 
 static void accumulate(macattn_stats *sum, const mai_counters *c)
@@ -71,6 +101,37 @@ static void accumulate(macattn_stats *sum, const mai_counters *c)
     sum->samples += c->samples;
     sum->error2_layer += c->error2_layer;
     sum->error2_head += c->error2_head;
+}
+
+static void accumulate_group(macattn_stats *sum, const mai_group_counters *c)
+{
+    for (int i = 0; i < MACATTN_WAYS; i++) {
+        sum->groups[i] += c->groups[i];
+        sum->kv_bytes[i] += c->kv_bytes[i];
+        sum->run_bytes[i] += c->run_bytes[i];
+        sum->ring_bytes[i] += c->ring_bytes[i];
+    }
+    sum->checks += c->checks;
+    sum->error2_selected += c->error2_selected;
+}
+
+/* Of one layer; head -1: all. */
+static void accumulate_layer(const macattn *m, int32_t layer, int32_t head, macattn_stats *sum)
+{
+    const int32_t group = m->shape.group;
+    for (int32_t h = 0; h < m->cfg.n_heads; h++) {
+        if (head == -1 || head == h)
+            accumulate(sum, &m->counters[(size_t)layer * (size_t)m->cfg.n_heads + (size_t)h]);
+    }
+    for (int32_t kv_head = 0; kv_head < m->cfg.n_kv_heads; kv_head++) {
+        if (head == -1 || head / group == kv_head)
+            accumulate_group(sum, group_of(m, layer, kv_head));
+    }
+    sum->match_ns += m->times[layer].match_ns;
+    sum->attend_ns += m->times[layer].attend_ns;
+    sum->merge_ns += m->times[layer].merge_ns;
+    sum->judge_ns += m->times[layer].judge_ns;
+    sum->select_ns += m->times[layer].select_ns;
 }
 
 macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macattn_stats *stats)
@@ -92,16 +153,7 @@ macattn_status macattn_stats_get(macattn *m, int32_t layer, int32_t head, macatt
     }
     macattn_stats sum = {.struct_size = sizeof sum};
     for (int l = 0; l < m->cfg.n_layers; l++) {
-        if (layer == -1 || layer == l) {
-            sum.match_ns += m->times[l].match_ns;
-            sum.attend_ns += m->times[l].attend_ns;
-            sum.merge_ns += m->times[l].merge_ns;
-            sum.judge_ns += m->times[l].judge_ns;
-        }
-        for (int h = 0; h < m->cfg.n_heads; h++) {
-            if ((layer == -1 || layer == l) && (head == -1 || head == h))
-                accumulate(&sum, &m->counters[(size_t)l * (size_t)m->cfg.n_heads + (size_t)h]);
-        }
+        if (layer == -1 || layer == l) accumulate_layer(m, l, head, &sum);
     }
     *stats = sum;
     return MACATTN_OK;
@@ -112,5 +164,6 @@ macattn_status macattn_stats_reset(macattn *m)
     if (!m) return MACATTN_E_ARG;
     memset(m->counters, 0, n_counters(m) * sizeof(mai_counters));
     memset(m->times, 0, (size_t)m->cfg.n_layers * sizeof(mai_times));
+    memset(m->group_counters, 0, n_groups(m) * sizeof(mai_group_counters));
     return MACATTN_OK;
 }

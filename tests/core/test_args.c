@@ -218,7 +218,7 @@ static void test_defaults(void **state)
     assert_int_equal(c.max_tokens, 131072);
     assert_int_equal(c.policy, MACATTN_POLICY_BUDGET);
     assert_int_equal(c.ring, 256);
-    assert_int_equal(c.band, 2048);
+    assert_int_equal(c.band, 256);
     assert_true(c.budget == 0.002f);
     assert_int_equal(c.fresh_tokens, 4);
     assert_int_equal(c.lse_order, 1);

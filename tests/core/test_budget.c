@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The budget policy: what is refused is exact to the bit, what is used stays within the budget,
- * which is in units of the layer, prompts teach, a group is judged as one, heads may have budgets of
- * their own, what never pays rests, and none of it depends on threads. */
+/* The budget policy without selection: what is refused is exact to the bit, what is used stays
+ * within the budget, which is in units of the layer, prompts teach, a group is judged as one, heads
+ * may have budgets of their own, what never pays rests, and none of it depends on threads. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +22,7 @@ static macattn_config budget_config(float budget)
     cfg.band = 16;
     cfg.fresh_tokens = 3;
     cfg.min_tokens = 0;
+    cfg.select = 0; /* test_select.c */
     return cfg;
 }
 
@@ -395,7 +396,8 @@ static void count_hits(macattn *m, test_bench *b, int64_t from, int64_t to, int6
     }
 }
 
-/* Where nothing is ever accepted, few steps search; a larger budget finds what they left. One head without a budget keeps its group from reuse, and no other. */
+/* Where nothing is ever accepted, few steps search; a larger budget finds what they left. One head
+ * without a budget keeps its group from reuse, and no other. */
 static void test_head_budgets(void **state)
 {
     (void)state;
@@ -522,8 +524,8 @@ static void prefill_row(macattn *m, test_bench *b, int64_t n, int32_t n_queries)
     assert_ok(m, macattn_prefill(m, 0, &b->io));
 }
 
-/* What decoding the query at `pos` shows of every head, if only the prompt's queries from `first` on
- * are remembered, and the layer's unit is as in `like`: a record of one sample. */
+/* What decoding the query at `pos` shows of every head, if only the prompt's queries from `first`
+ * on are remembered, and the layer's unit is as in `like`: a record of one sample. */
 static void decode_one(const macattn_config *cfg, const float *sinks, int64_t first, int64_t pos,
                        const mai_record *like, mai_record *shown, double *distance2, float *before)
 {
@@ -779,8 +781,8 @@ static void check_entries(macattn *m, test_bench *b)
     }
 }
 
-/* While a group rests it remembers nothing, until shortly before it searches again; and what it then
- * finds was made as always. */
+/* While a group rests it remembers nothing, until shortly before it searches again; and what it
+ * then finds was made as always. */
 static void test_rest_remembers_nothing(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The lse of a summary follows the query that reuses it: to first order, with whatever the keys have
- * in common, with a soft cap, for every cache; not under order 0, which is the published rule. */
+/* The lse of a summary follows the query that reuses it: to first order, with whatever the keys
+ * have in common, with a soft cap, for every cache; not under order 0, the published rule. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

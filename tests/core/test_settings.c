@@ -59,7 +59,7 @@ static void test_all_fields(void **state)
         assert_int_equal(macattn_setting_get(&set, s->name, &value), MACATTN_OK);
         assert_true(value == s->high);
     }
-    assert_int_equal(n, 23);
+    assert_int_equal(n, 24);
     assert_null(macattn_setting_at(-1));
     assert_null(macattn_setting_find("isa"));
     assert_null(macattn_setting_find(NULL));

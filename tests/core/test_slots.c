@@ -442,10 +442,11 @@ static void test_load_bad_share(void **state)
     test_saved before = test_save(w.m, 0);
     decode(&w, 1, &other_seq, 0, 30);
     test_saved good = test_save(w.m, 1);
-    /* The fifth number of the newest entry, the last one before the checksum. */
+    /* The fifth number of the newest entry, the last one before the number of runs and the
+     * checksum. */
     const size_t entry =
         5 * sizeof(float) + w.m->ring_dims.q_bytes + (size_t)w.m->ring_dims.width * sizeof(float);
-    uint8_t *share = good.data + good.size - sizeof(uint32_t) - entry + 4 * sizeof(float);
+    uint8_t *share = good.data + good.size - 2 * sizeof(uint32_t) - entry + 4 * sizeof(float);
     const mai_ring_view *ring = &w.m->slots[1].rings[0]->view;
     assert_memory_equal(share, &ring->share[(ring->head[0] + 4) % 5], sizeof(float));
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {

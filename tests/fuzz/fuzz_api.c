@@ -56,6 +56,7 @@ static macattn *create(program *p)
     c.ring = number(p, 1, 9);
     c.band = number(p, 1, 12);
     c.fresh_tokens = number(p, 0, 5);
+    c.lse_order = number(p, 0, 1);
     c.min_tokens = number(p, 0, 20);
     c.window = byte(p) % 8 == 0 ? number(p, 0, 20) : 0;
     c.policy = (macattn_policy)number(p, 0, 2);

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the phases of a decode step share: match -> decide (and judge) -> attend -> merge and
- * remember. */
+/* What the phases of a decode step share: match -> decide (and judge, and select) -> attend -> merge
+ * and remember. */
 #ifndef MAI_DECODE_H
 #define MAI_DECODE_H
 
+#include "core/pick.h"
 #include "core/run.h"
 
 /* Rows with one query. */
@@ -20,6 +21,13 @@ static inline const float *mai_query_of(const mai_run *run, int r, int head)
 {
     const size_t at = (size_t)r * (size_t)run->m->shape.n_heads + (size_t)head;
     return (const float *)run->work->q.ptr + at * (size_t)run->m->shape.d;
+}
+
+/* Where mai_selects(run). */
+static inline mai_choice *mai_choice_of(const mai_run *run, int r, int kv_head)
+{
+    return (mai_choice *)run->work->choices.ptr +
+           (size_t)r * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head;
 }
 
 /* Index of an entry in a ring's arrays by head. */
@@ -55,8 +63,8 @@ typedef struct mai_pass {
 
 /* items.c. Which groups need key sums: those that remember, if summaries have a mean of keys. */
 void mai_mark_keys(const mai_run *run);
-/* Fills `items`; returns how many. Task i computes the i-th. */
-int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items);
+/* Fills `items` from the n-th on; returns how many there are then. Task i computes the i-th. */
+int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items, int n);
 void mai_attend_task(void *arg, int i, int worker);
 
 /* ------------------------------------------------------------------------------------- parts -- */
@@ -80,14 +88,29 @@ void mai_merge_task(void *arg, int i, int worker);
 
 /* ----------------------------------------------------------------------- policies that judge -- */
 
-/* refuse.c. Judge all candidates, before anything is read. Returns whether any group's are
- * refused. */
-bool mai_judge_rows(mai_run *run);
+/* refuse.c. Judge all candidates, before anything is read. */
+void mai_judge_rows(mai_run *run);
+/* Whether any group's candidates are refused, to be compared. */
+bool mai_any_refused(const mai_run *run);
 /* Where candidates are refused: what they would have given was computed first, as if they were
  * used, since a summary ends within a chunk; the chunks before that end are computed now, in
  * full. */
 void mai_compute_refused(mai_run *run);
 /* Learn from what was refused, and what the outputs' usual size is. All rows have one query. */
 void mai_learn(mai_run *run);
+
+/* select.c, where mai_selects(run). For groups that may not reuse: whether they select, and what. A
+ * group that does has nothing refused; it starts where its runs end. */
+void mai_select_rows(mai_run *run);
+/* Append the parts of all selections to `items`, which holds n; returns how many it holds then. */
+int mai_select_items(const mai_run *run, mai_item *items, int n);
+void mai_select_part(const mai_run *run, const mai_item *item, void *scratch);
+/* Add a head's selection, as far as it is not among the row's chunks. */
+void mai_add_selection(const mai_run *run, int r, int head, mai_parts *parts);
+/* Of a head that is checked: note how far off the selection would have been. Uses `parts`, but for
+ * the summary in its scratch. */
+void mai_note_check(const mai_run *run, int r, int head, const mai_exact *exact, mai_parts *parts);
+/* Learn from checks. */
+void mai_learn_selection(const mai_run *run, int kv_head, float unit2);
 
 #endif /* MAI_DECODE_H */

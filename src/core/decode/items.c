@@ -36,15 +36,14 @@ static int add_items(const mai_run *run, int r, int c, int most, mai_item *items
         for (; kv < n_kv_heads && kv - first < most; kv++) {
             if (kv_head_takes_part(run, r, kv, chunk)) end = kv + 1;
         }
-        items[n++] = (mai_item){r, c, first, end};
+        items[n++] = (mai_item){r, c, first, end, -1};
         kv = end - 1;
     }
     return n;
 }
 
-static int list_items(const mai_run *run, const mai_pass *which, int most, mai_item *items)
+static int list_items(const mai_run *run, const mai_pass *which, int most, mai_item *items, int n)
 {
-    int n = 0;
     for (int r = 0; r < run->plan->n_rows; r++) {
         const mai_row_plan *p = &run->plan->rows[r];
         for (int c = 0; c < p->n_chunks; c++) {
@@ -61,15 +60,15 @@ static int list_items(const mai_run *run, const mai_pass *which, int most, mai_i
 
 /* Whole rows of all kv heads are read fastest, but every thread must have work: with few items,
  * divide them by kv heads. */
-int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items)
+int mai_make_items(const mai_run *run, const mai_pass *which, mai_item *items, int before)
 {
     const int n_kv_heads = run->m->shape.n_kv_heads,
               enough = ITEMS_PER_THREAD * run->m->cfg.n_threads;
-    const int n = list_items(run, which, n_kv_heads, items);
-    if (n == 0 || n >= enough || run->m->cfg.n_threads == 1) return n;
-    const int pieces = (enough + n - 1) / n;
+    const int n = list_items(run, which, n_kv_heads, items, before);
+    if (n == before || n >= enough || run->m->cfg.n_threads == 1) return n;
+    const int own = n - before, pieces = (enough - before + own - 1) / own;
     const int most = (n_kv_heads + pieces - 1) / pieces;
-    return most < n_kv_heads ? list_items(run, which, most, items) : n;
+    return most < n_kv_heads ? list_items(run, which, most, items, before) : n;
 }
 
 void mai_mark_keys(const mai_run *run)
@@ -97,6 +96,11 @@ void mai_attend_task(void *arg, int i, int worker)
     const macattn *m = run->m;
     const mai_plan *plan = run->plan;
     const mai_item *item = (const mai_item *)run->work->items.ptr + i;
+    void *scratch = mai_work_scratch(run->work, worker).kernel;
+    if (item->part >= 0) {
+        mai_select_part(run, item, scratch);
+        return;
+    }
     const mai_row_plan *p = &plan->rows[item->row];
     const size_t hq = (size_t)m->shape.n_heads, at = (size_t)(p->first_chunk + item->chunk);
     const size_t width = (size_t)m->ring_dims.width;
@@ -117,7 +121,7 @@ void mai_attend_task(void *arg, int i, int worker)
                     ? (const uint8_t *)run->work->keys.ptr + item->row * m->shape.n_kv_heads
                     : NULL,
         .lse = (float *)run->work->partial_lse.ptr + at * hq,
-        .scratch = mai_work_scratch(run->work, worker).kernel,
+        .scratch = scratch,
     };
     m->backend->attend(&args);
 }

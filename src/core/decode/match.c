@@ -11,6 +11,13 @@ static bool remembers_step(const mai_run *run, int kv_head)
                                                         mai_habit_of(run, kv_head));
 }
 
+static bool searches_step(const mai_run *run, int kv_head)
+{
+    const int group = run->m->shape.group;
+    return !mai_judges(run) || mai_group_searches(mai_record_of(run, kv_head * group), group,
+                                                  mai_habit_of(run, kv_head));
+}
+
 /* Bit i: head h0 + i does not search in this step. `idle`: nor is any of them remembered. */
 static uint32_t heads_asleep(const mai_run *run, int h0, int n, bool *idle)
 {
@@ -19,9 +26,7 @@ static uint32_t heads_asleep(const mai_run *run, int h0, int n, bool *idle)
     *idle = true;
     for (int i = 0; i < n; i++) {
         const int kv_head = (h0 + i) / group;
-        const mai_record *records = mai_judges(run) ? mai_record_of(run, kv_head * group) : NULL;
-        if (records && !mai_group_searches(records, group, mai_habit_of(run, kv_head)))
-            asleep |= 1u << i;
+        if (!searches_step(run, kv_head)) asleep |= 1u << i;
         if (remembers_step(run, kv_head)) *idle = false;
     }
     return asleep;
@@ -61,6 +66,7 @@ static mai_decision decide(const mai_run *run, const mai_row_plan *p, int head,
     if (!run->reuse) return decision;
     decision.remember =
         match->finite && p->far_end > p->fresh_end && remembers_step(run, head / m->shape.group);
+    decision.searched = match->finite && searches_step(run, head / m->shape.group);
     if (match->entry >= 0) {
         decision.hit = true;
         decision.entry = match->entry;

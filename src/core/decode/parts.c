@@ -70,6 +70,21 @@ void mai_add_summary(const mai_run *run, int r, int head, int entry, mai_parts *
     mai_add_part(parts, summary, (float)((double)ring->lse0[at] + logit));
 }
 
+/* The selection that a head uses, or that is checked; NULL: none. */
+static const mai_choice *selection_of(const mai_run *run, int r, int head)
+{
+    if (!mai_selects(run)) return NULL;
+    const mai_choice *choice = mai_choice_of(run, r, head / run->m->shape.group);
+    return choice->selects ? choice : NULL;
+}
+
+/* So that the judge expects of what is made by selection the error that is expected of that. */
+static float selection_moved(const mai_run *run, int head, const mai_choice *choice, float share)
+{
+    const mai_selector *selector = mai_selector_of(run, head / run->m->shape.group);
+    return mai_select_moved(mai_record_of(run, head), mai_select_error(selector, choice->k), share);
+}
+
 static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
 {
     const macattn *m = run->m;
@@ -77,27 +92,31 @@ static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
     const mai_row_plan *p = &plan->rows[r];
     const size_t hq = (size_t)m->shape.n_heads, dv = (size_t)m->shape.dv;
     const mai_decision *decision = mai_decision_of(run, r, head);
+    const mai_choice *choice = selection_of(run, r, head);
+    const bool selects = choice && !choice->checks;
     parts->n = 0;
     int c = mai_add_chunks(run, r, head, 0, p->fresh_end, 0, parts);
     const int far = parts->n;
     if (decision->hit) mai_add_summary(run, r, head, decision->entry, parts);
     const float used_lse = decision->hit ? parts->in.lse[far] : -INFINITY;
+    if (selects) mai_add_selection(run, r, head, parts);
     c = mai_add_chunks(run, r, head, c, p->far_end, decision->start, parts);
     merge_summary(run, parts, far, decision->remember);
     const float summary_lse = parts->n > far ? parts->in.lse[far] : -INFINITY;
     mai_add_chunks(run, r, head, c, p->row.n_tokens, decision->start, parts);
     if (run->io.sinks) mai_add_part(parts, run->work->zeros, run->io.sinks[head]);
-    float lse;
-    m->backend->merge((int32_t)dv, parts->n, parts->in.o, parts->in.lse,
-                      mai_run_out(run, p->first_query, head), &lse);
+    float lse, *out = mai_run_out(run, p->first_query, head);
+    m->backend->merge((int32_t)dv, parts->n, parts->in.o, parts->in.lse, out, &lse);
     if (run->io.lse) run->io.lse[(size_t)p->first_query * hq + (size_t)head] = lse;
     if (decision->remember) {
-        const remarks with = {
-            .moved =
-                decision->hit ? mai_moved_on(&decision->judgement, used_lse, summary_lse) : 0.0f,
-            .share = mai_share(summary_lse, lse),
-        };
+        remarks with = {.share = mai_share(summary_lse, lse)};
+        if (decision->hit) with.moved = mai_moved_on(&decision->judgement, used_lse, summary_lse);
+        if (selects) with.moved = selection_moved(run, head, choice, with.share);
         remember(run, r, head, parts->in.summary, summary_lse, &with);
+    }
+    if (choice && choice->checks) {
+        const mai_exact exact = {out, parts->in.summary, lse, summary_lse};
+        mai_note_check(run, r, head, &exact, parts);
     }
 }
 

@@ -18,8 +18,8 @@ static float expect_head(const mai_run *run, int r, int head)
 }
 
 /* Judge the candidates of a group as one: its keys and values are read as a whole, so where one
- * head has no candidate, those of the others are of no use. Returns whether they are refused. */
-static bool judge_group(const mai_run *run, int r, int kv_head)
+ * head has no candidate, those of the others are of no use. */
+static void judge_group(const mai_run *run, int r, int kv_head)
 {
     const int group = run->m->shape.group, h0 = kv_head * group;
     int64_t *start = (int64_t *)run->work->start.ptr + (size_t)r * (size_t)run->m->shape.n_heads;
@@ -35,26 +35,34 @@ static bool judge_group(const mai_run *run, int r, int kv_head)
             mai_decision_of(run, r, h)->start = start[h] = run->plan->rows[r].fresh_end;
         }
     }
-    if (!all) return false;
+    if (!all) return;
     if (!mai_is_check(mai_habit_of(run, kv_head), r, run->plan->n_rows) &&
         mai_group_accepts(mai_record_of(run, h0), group, error2))
-        return false;
+        return;
     for (int h = h0; h < h0 + group; h++) mai_decision_of(run, r, h)->refused = true;
-    return true;
 }
 
-bool mai_judge_rows(mai_run *run)
+void mai_judge_rows(mai_run *run)
 {
     const int64_t begin = mai_now_ns();
-    bool any = false;
     for (int r = 0; r < run->plan->n_rows; r++) {
         if (run->plan->rows[r].row.n_queries != 1) continue;
         for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
-            if (judge_group(run, r, kv_head)) any = true;
+            judge_group(run, r, kv_head);
         }
     }
     run->judge_ns += mai_now_ns() - begin;
-    return any;
+}
+
+bool mai_any_refused(const mai_run *run)
+{
+    for (int r = 0; r < run->plan->n_rows; r++) {
+        if (run->plan->rows[r].row.n_queries != 1) continue;
+        for (int h = 0; h < run->m->shape.n_heads; h += run->m->shape.group) {
+            if (mai_decision_of(run, r, h)->refused) return true;
+        }
+    }
+    return false;
 }
 
 static float *refused_out(const mai_run *run, int r, int head)
@@ -120,7 +128,7 @@ void mai_compute_refused(mai_run *run)
     for (int r = 0; r < plan->n_rows; r++) below[r] = refuse_groups(run, r);
     run->judge_ns += mai_now_ns() - begin;
     const mai_pass again = {true, below};
-    mai_threads_run(run->m->threads, mai_make_items(run, &again, run->work->items.ptr),
+    mai_threads_run(run->m->threads, mai_make_items(run, &again, run->work->items.ptr, 0),
                     mai_attend_task, run);
 }
 
@@ -164,15 +172,17 @@ void mai_learn(mai_run *run)
     const int64_t start = mai_now_ns();
     const float unit2 = mai_layer_unit2(mai_record_of(run, 0), run->m->shape.n_heads);
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
-        int n_used = 0, n_refused = 0;
+        int n_used = 0, n_refused = 0, n_passed_by = 0;
         for (int r = 0; r < run->plan->n_rows; r++) {
             const mai_decision *first = mai_decision_of(run, r, kv_head * run->m->shape.group);
             n_used += first->hit;
             n_refused += first->refused;
+            if (mai_selects(run)) n_passed_by += mai_choice_of(run, r, kv_head)->passed_by;
             if (first->refused) sample_group(run, r, kv_head, unit2);
         }
+        if (mai_selects(run)) mai_learn_selection(run, kv_head, unit2);
         note_outputs(run, kv_head);
-        mai_habit_note(mai_habit_of(run, kv_head), n_used, n_refused);
+        mai_habit_note_step(mai_habit_of(run, kv_head), n_used, n_refused + n_passed_by, n_refused);
     }
     run->judge_ns += mai_now_ns() - start;
 }

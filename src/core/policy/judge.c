@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What is kept of the policies that judge: records and habits, and budgets by head. The rule is
- * judge.h. */
+/* What is kept of the policies that judge: records, habits and selectors, and budgets by head. The
+ * rules are judge.h and select.h. */
 #include <stdio.h>
 
 #include "core/object.h"
@@ -16,9 +16,11 @@ macattn_status mai_records_create(macattn *m)
     const size_t n_habits = (size_t)m->cfg.n_layers * (size_t)m->cfg.n_kv_heads;
     m->records = mai_alloc_zero(&m->cfg, n_records(m) * sizeof *m->records);
     m->habits = mai_alloc_zero(&m->cfg, n_habits * sizeof *m->habits);
-    if (!m->records || !m->habits) {
+    m->selectors = mai_alloc_zero(&m->cfg, n_habits * sizeof *m->selectors);
+    if (!m->records || !m->habits || !m->selectors) {
         return mai_fail(m, MACATTN_E_NOMEM, "no memory for the records");
     }
+    for (size_t i = 0; i < n_habits; i++) mai_selector_init(&m->selectors[i]);
     for (size_t i = 0; i < n_records(m); i++) m->records[i].budget = m->cfg.budget;
     return MACATTN_OK;
 }
@@ -27,8 +29,10 @@ void mai_records_destroy(macattn *m)
 {
     mai_free(&m->cfg, m->records);
     mai_free(&m->cfg, m->habits);
+    mai_free(&m->cfg, m->selectors);
     m->records = NULL;
     m->habits = NULL;
+    m->selectors = NULL;
 }
 
 macattn_status mai_budget_heads(const macattn_config *cfg, int32_t layer, int32_t head,

@@ -260,15 +260,16 @@ MAI_HOST_DEVICE bool mai_group_accepts(const mai_record *records, int n_heads, f
     return error2 <= (float)n_heads;
 }
 
-/* After a step in which the group's candidates were used in n_used rows and refused in
- * n_refused. */
-MAI_HOST_DEVICE void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
+/* After a step in which the group's candidates were used in n_used rows and refused in n_refused,
+ * in n_compared of which the exact result was computed, too. */
+MAI_HOST_DEVICE void mai_habit_note_step(mai_habit *habit, int n_used, int n_refused,
+                                         int n_compared)
 {
     /* Nothing was wrong with what was refused. */
     const bool check = habit->unchecked >= MAI_CHECK_EVERY;
     if (habit->rest > 0) habit->rest--;
     if (check) habit->turn = (habit->turn + 1) & 0xffff;
-    habit->unchecked = n_refused > 0 ? 0 : habit->unchecked + n_used;
+    habit->unchecked = n_compared > 0 ? 0 : habit->unchecked + n_used;
     if (n_used > 0) {
         habit->refusals = habit->pause = 0;
     } else if (n_refused > 0 && !check && (++habit->refusals >= MAI_PATIENCE || habit->pause > 0)) {
@@ -276,6 +277,12 @@ MAI_HOST_DEVICE void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
         if (habit->pause > MAI_LONGEST_REST) habit->pause = MAI_LONGEST_REST;
         habit->rest = habit->pause;
     }
+}
+
+/* The same where all that is refused is compared. */
+MAI_HOST_DEVICE void mai_habit_note(mai_habit *habit, int n_used, int n_refused)
+{
+    mai_habit_note_step(habit, n_used, n_refused, n_refused);
 }
 
 #endif /* MAI_JUDGE_H */

@@ -10,6 +10,11 @@ bool mai_keeps_rings(const macattn_config *cfg)
     return cfg->policy != MACATTN_POLICY_EXACT && cfg->window == 0;
 }
 
+bool mai_keeps_runs(const macattn_config *cfg)
+{
+    return mai_keeps_rings(cfg) && cfg->select > 0 && mai_policy_get(cfg->policy)->judges;
+}
+
 static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
 {
     (void)cfg, (void)n_tokens;

@@ -7,6 +7,8 @@
 
 /* Whether slots keep rings at all: not under EXACT, not with a window. */
 bool mai_keeps_rings(const macattn_config *cfg);
+/* Whether they keep runs, too: where the policy judges, and select is on. */
+bool mai_keeps_runs(const macattn_config *cfg);
 
 /* What a policy has to say before any key is read. A new policy is one more of these. */
 typedef struct mai_policy {
@@ -17,7 +19,7 @@ typedef struct mai_policy {
 } mai_policy;
 const mai_policy *mai_policy_get(macattn_policy policy); /* NULL if unknown */
 
-/* judge.c: what policies that judge have learnt (judge.h). */
+/* judge.c: what policies that judge have learnt (judge.h, select.h). */
 macattn_status mai_records_create(macattn *m);
 void mai_records_destroy(macattn *m);
 

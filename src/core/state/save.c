@@ -3,8 +3,11 @@
  *
  * Layout, little-endian: the header below; then for each layer and head a count and so many
  * entries, from the oldest to the newest: position, end, lse0, distance moved, share of the mass,
- * query (q_dtype), summary (f32: the output, and under lse_order 1 the mean of the keys); then the
- * CRC-32C of all that. The int8 forms are made anew on loading. */
+ * query (q_dtype), summary (f32: the output, and under lse_order 1 the mean of the keys); then for
+ * each layer the number of its runs and, if there are any, for each KV head the key that all have in
+ * common (f32) and the rows of their means (backend.h), K before V; then the CRC-32C of all that. The
+ * int8 forms of queries are made anew on loading. Runs say of the tokens what the tokens say: an
+ * object that keeps fewer, or none, leaves the others out. */
 #include <string.h>
 
 #include "core/object.h"
@@ -13,7 +16,7 @@
 #    error "the save format is written as it lies in memory, for little-endian machines"
 #endif
 
-#define SAVE_VERSION 4
+#define SAVE_VERSION 5
 
 typedef struct save_header {
     char magic[8];
@@ -90,6 +93,14 @@ static int valid_entries(const macattn *m, const mai_slot *s, int layer, int hea
     return count;
 }
 
+/* Of one layer, but for their number. */
+static size_t runs_bytes(const macattn *m, int32_t n_runs)
+{
+    const mai_runs_dims *dims = &m->runs_dims;
+    const size_t rows = (size_t)n_runs * (dims->k_bytes + dims->v_bytes);
+    return n_runs == 0 ? 0 : (size_t)dims->n_kv_heads * (sizeof(float) * (size_t)dims->d + rows);
+}
+
 static size_t saved_bytes(const macattn *m, const mai_slot *s)
 {
     size_t bytes = sizeof(save_header) + sizeof(uint32_t);
@@ -97,6 +108,7 @@ static size_t saved_bytes(const macattn *m, const mai_slot *s)
     for (int l = 0; l < m->cfg.n_layers; l++) {
         for (int h = 0; h < m->cfg.n_heads; h++)
             bytes += sizeof(int32_t) + (size_t)valid_entries(m, s, l, h, &oldest) * entry_bytes(m);
+        bytes += sizeof(int32_t) + runs_bytes(m, s->n_runs[l]);
     }
     return bytes;
 }
@@ -128,6 +140,49 @@ static uint8_t *put_head(const macattn *m, const mai_slot *s, int layer, int hea
     return at;
 }
 
+/* Where the rows of one KV head lie in a segment, and how many bytes each has. */
+typedef struct rows_of {
+    char *rows;
+    size_t bytes;
+} rows_of;
+
+static rows_of k_rows(const mai_runs_dims *dims, const mai_runs_view *view, size_t kv_head)
+{
+    return (rows_of){view->k + kv_head * MAI_SEGMENT * dims->k_bytes, dims->k_bytes};
+}
+
+static rows_of v_rows(const mai_runs_dims *dims, const mai_runs_view *view, size_t kv_head)
+{
+    return (rows_of){view->v + kv_head * MAI_SEGMENT * dims->v_bytes, dims->v_bytes};
+}
+
+/* `segment` is that of the runs' index / MAI_SEGMENT. The chain leads from the last to the first. */
+static void put_segment(const macattn *m, const mai_run_segment *segment, int32_t index,
+                        int32_t n_runs, uint8_t *at)
+{
+    const mai_runs_dims *dims = &m->runs_dims;
+    const size_t from = (size_t)index * MAI_SEGMENT, n = (size_t)n_runs;
+    const size_t own = n - from < MAI_SEGMENT ? n - from : MAI_SEGMENT;
+    const size_t common = sizeof(float) * (size_t)dims->d;
+    for (size_t h = 0; h < (size_t)dims->n_kv_heads; h++) {
+        const rows_of k = k_rows(dims, &segment->view, h), v = v_rows(dims, &segment->view, h);
+        if (index == 0) put(at, segment->view.common + h * (size_t)dims->d, common);
+        put(at + common + from * k.bytes, k.rows, own * k.bytes);
+        put(at + common + n * k.bytes + from * v.bytes, v.rows, own * v.bytes);
+        at += runs_bytes(m, n_runs) / (size_t)dims->n_kv_heads;
+    }
+}
+
+static uint8_t *put_runs(const macattn *m, const mai_slot *s, int layer, uint8_t *at)
+{
+    const int32_t n_runs = s->n_runs[layer];
+    int32_t i = mai_n_segments(n_runs);
+    at = put(at, &n_runs, sizeof n_runs);
+    for (const mai_run_segment *x = s->runs[layer]; x; x = x->before)
+        put_segment(m, x, --i, n_runs, at);
+    return at + runs_bytes(m, n_runs);
+}
+
 macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t *size)
 {
     MAI_TRY(mai_slot_check(m, slot));
@@ -145,6 +200,7 @@ macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t 
     for (int l = 0; l < m->cfg.n_layers; l++) {
         for (int h = 0; h < m->cfg.n_heads; h++) at = put_head(m, s, l, h, at);
     }
+    for (int l = 0; l < m->cfg.n_layers; l++) at = put_runs(m, s, l, at);
     const uint32_t crc = crc32c(buffer, total - sizeof crc);
     put(at, &crc, sizeof crc);
     return MACATTN_OK;
@@ -241,9 +297,9 @@ static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t siz
     return MACATTN_OK;
 }
 
-/* Walk over all entries. With `rings` NULL they are checked, else inserted. */
+/* Walk over all entries; `end` is where they end. With `rings` NULL they are checked, else inserted. */
 static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t length,
-                           mai_ring **rings)
+                           mai_ring **rings, size_t *end)
 {
     size_t at = sizeof(save_header);
     const size_t stop = size - sizeof(uint32_t), entry = entry_bytes(m);
@@ -276,7 +332,126 @@ static macattn_status walk(macattn *m, const uint8_t *data, size_t size, int64_t
             ring->share[row] = e.share;
         }
     }
+    *end = at;
+    return MACATTN_OK;
+}
+
+/* Whether the values of a row are finite. A NaN in the first place of a row of K says that its run is
+ * always read. */
+static bool row_valid(macattn_dtype dtype, const uint8_t *row, size_t bytes, bool may_say_nan)
+{
+    const size_t step = dtype == MACATTN_DTYPE_Q8_0 ? macattn_dtype_row_bytes(dtype, 32) : 2;
+    for (size_t i = 0; i < bytes; i += step) {
+        uint16_t bits;
+        memcpy(&bits, row + i, 2);
+        const bool nan = (bits & 0x7c00u) == 0x7c00u && (bits & 0x3ffu) != 0;
+        if ((bits & 0x7c00u) == 0x7c00u && !(i == 0 && may_say_nan && nan)) return false;
+    }
+    return true;
+}
+
+static bool rows_valid(const mai_runs_dims *dims, const uint8_t *at, size_t n)
+{
+    for (size_t i = 0; i < n; i++, at += dims->k_bytes) {
+        if (!row_valid(dims->k_dtype, at, dims->k_bytes, true)) return false;
+    }
+    for (size_t i = 0; i < n; i++, at += dims->v_bytes) {
+        if (!row_valid(dims->v_dtype, at, dims->v_bytes, false)) return false;
+    }
+    return true;
+}
+
+/* Where a layer's runs begin behind their number, and that number. */
+static macattn_status get_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+                               int layer, size_t *at, int32_t *n_runs)
+{
+    const size_t stop = size - sizeof(uint32_t);
+    if (stop - *at < sizeof *n_runs) return mai_fail(m, MACATTN_E_FORMAT, "the data ends early");
+    memcpy(n_runs, data + *at, sizeof *n_runs);
+    *at += sizeof *n_runs;
+    if (*n_runs < 0 || *n_runs > length / MAI_RUN_TOKENS || runs_bytes(m, *n_runs) > stop - *at) {
+        return mai_fail(m, MACATTN_E_FORMAT, "layer %d: %d runs do not fit", layer, (int)*n_runs);
+    }
+    return MACATTN_OK;
+}
+
+static macattn_status check_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+                                 size_t at)
+{
+    const mai_runs_dims *dims = &m->runs_dims;
+    for (int l = 0; l < m->cfg.n_layers; l++) {
+        int32_t n = 0;
+        MAI_TRY(get_runs(m, data, size, length, l, &at, &n));
+        for (int h = 0; n > 0 && h < dims->n_kv_heads; h++) {
+            const uint8_t *head = data + at;
+            const size_t common = sizeof(float) * (size_t)dims->d;
+            if (!floats_finite(head, (size_t)dims->d) ||
+                !rows_valid(dims, head + common, (size_t)n)) {
+                return mai_fail(m, MACATTN_E_FORMAT, "layer %d, KV head %d: the runs make no sense",
+                                l, h);
+            }
+            at += runs_bytes(m, n) / (size_t)dims->n_kv_heads;
+        }
+    }
+    const size_t stop = size - sizeof(uint32_t);
     if (at != stop) return mai_fail(m, MACATTN_E_FORMAT, "%zu bytes are left over", stop - at);
+    return MACATTN_OK;
+}
+
+/* The first `kept` of n saved runs. */
+static void fill_runs(const macattn *m, mai_run_segment *newest, int32_t kept, int32_t n_runs,
+                      const uint8_t *at)
+{
+    const mai_runs_dims *dims = &m->runs_dims;
+    const size_t n = (size_t)n_runs, common = sizeof(float) * (size_t)dims->d;
+    int32_t i = mai_n_segments(kept);
+    for (mai_run_segment *x = newest; x; x = x->before) {
+        const size_t from = (size_t)--i * MAI_SEGMENT;
+        const size_t own = (size_t)kept - from < MAI_SEGMENT ? (size_t)kept - from : MAI_SEGMENT;
+        const uint8_t *head = at;
+        for (size_t h = 0; h < (size_t)dims->n_kv_heads; h++) {
+            const rows_of k = k_rows(dims, &x->view, h), v = v_rows(dims, &x->view, h);
+            if (i == 0) memcpy(x->view.common + h * (size_t)dims->d, head, common);
+            memcpy(k.rows, head + common + from * k.bytes, own * k.bytes);
+            memcpy(v.rows, head + common + n * k.bytes + from * v.bytes, own * v.bytes);
+            head += runs_bytes(m, n_runs) / (size_t)dims->n_kv_heads;
+        }
+    }
+}
+
+/* What a slot is to hold. */
+typedef struct loaded {
+    mai_ring **rings;
+    mai_run_segment **runs; /* [n_layers] */
+    int32_t *n_runs;        /* [n_layers] */
+} loaded;
+
+static void release_loaded(macattn *m, loaded *x)
+{
+    for (int l = 0; x->runs && l < m->cfg.n_layers; l++) mai_run_segment_release(m, x->runs[l]);
+    for (int l = 0; x->rings && l < m->cfg.n_layers; l++) mai_ring_release(m, x->rings[l]);
+    mai_free(&m->cfg, x->runs);
+    mai_free(&m->cfg, x->n_runs);
+    mai_free(&m->cfg, x->rings);
+}
+
+/* The data was checked. Without memory, what was taken is in `x`. */
+static macattn_status load_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+                                size_t at, loaded *x)
+{
+    const int32_t most = mai_runs_kept(&m->cfg, length);
+    x->runs = mai_alloc_zero(&m->cfg, sizeof *x->runs * (size_t)m->cfg.n_layers);
+    x->n_runs = mai_alloc_zero(&m->cfg, sizeof *x->n_runs * (size_t)m->cfg.n_layers);
+    if (!x->runs || !x->n_runs) return MACATTN_E_NOMEM;
+    for (int l = 0; l < m->cfg.n_layers; l++) {
+        int32_t n = 0;
+        MAI_TRY(get_runs(m, data, size, length, l, &at, &n));
+        x->n_runs[l] = n < most ? n : most;
+        x->runs[l] = mai_run_segments_take(m, x->n_runs[l]);
+        if (x->n_runs[l] > 0 && !x->runs[l]) return MACATTN_E_NOMEM;
+        fill_runs(m, x->runs[l], x->n_runs[l], n, data + at);
+        at += runs_bytes(m, n);
+    }
     return MACATTN_OK;
 }
 
@@ -294,21 +469,38 @@ static mai_ring **take_rings(macattn *m)
     return rings;
 }
 
+/* The slot takes over what was loaded. */
+static void hand_over(macattn *m, int32_t slot, loaded *x, int64_t length)
+{
+    mai_slot *s = &m->slots[slot];
+    mai_slot_replace(m, slot, x->rings, length);
+    for (int l = 0; l < m->cfg.n_layers; l++) {
+        s->runs[l] = x->runs[l];
+        s->n_runs[l] = x->n_runs[l];
+        x->runs[l] = NULL;
+        if (x->rings) x->rings[l] = NULL;
+    }
+}
+
 macattn_status macattn_slot_load(macattn *m, int32_t slot, const void *data, size_t size)
 {
     MAI_TRY(mai_slot_check(m, slot));
     if (!data) return mai_fail(m, MACATTN_E_ARG, "data is NULL");
     save_header header;
+    size_t end;
     MAI_TRY(check_envelope(m, data, size, &header));
-    MAI_TRY(walk(m, data, size, header.length, NULL));
-    mai_ring **rings = NULL;
-    if (mai_keeps_rings(&m->cfg)) {
-        rings = take_rings(m);
-        if (!rings)
-            return mai_fail(m, MACATTN_E_NOMEM, "no memory for the rings of slot %d", (int)slot);
-        MAI_TRY(walk(m, data, size, header.length, rings)); /* was checked: does not fail */
+    MAI_TRY(walk(m, data, size, header.length, NULL, &end));
+    MAI_TRY(check_runs(m, data, size, header.length, end));
+    loaded x = {NULL, NULL, NULL};
+    if (mai_keeps_rings(&m->cfg)) x.rings = take_rings(m);
+    macattn_status status = load_runs(m, data, size, header.length, end, &x);
+    if (mai_keeps_rings(&m->cfg) && !x.rings) status = MACATTN_E_NOMEM;
+    if (status == MACATTN_OK) {
+        if (x.rings) walk(m, data, size, header.length, x.rings, &end); /* was checked */
+        hand_over(m, slot, &x, header.length);
     }
-    mai_slot_replace(m, slot, rings, header.length);
-    mai_free(&m->cfg, rings);
-    return MACATTN_OK;
+    release_loaded(m, &x);
+    if (status == MACATTN_E_NOMEM)
+        return mai_fail(m, status, "no memory for what slot %d is to hold", (int)slot);
+    return status;
 }

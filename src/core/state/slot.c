@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Slots and their rings: who holds which, copy-on-write, truncation. */
+/* Slots and their rings: who holds which, copy-on-write, truncation. Their runs: runs.c. */
 #include <string.h>
 
 #include "core/object.h"
@@ -132,6 +132,7 @@ void mai_slot_replace(macattn *m, int32_t slot, mai_ring **rings, int64_t length
         mai_ring_release(m, s->rings[l]);
         s->rings[l] = rings ? rings[l] : NULL;
         s->void_from[l] = INT64_MAX;
+        mai_runs_truncate(m, slot, l, 0);
     }
     s->length = length;
     s->generation++;
@@ -159,6 +160,7 @@ macattn_status mai_slots_create(macattn *m)
         s->void_from = mai_alloc(&m->cfg, layers * sizeof *s->void_from);
         if (!s->rings || !s->spares || !s->void_from) return MACATTN_E_NOMEM;
         for (size_t l = 0; l < layers; l++) s->void_from[l] = INT64_MAX;
+        MAI_TRY(mai_runs_create(m, s));
     }
     return MACATTN_OK;
 }
@@ -174,7 +176,9 @@ void mai_slots_destroy(macattn *m)
         mai_free(&m->cfg, s->rings);
         mai_free(&m->cfg, s->spares);
         mai_free(&m->cfg, s->void_from);
+        mai_runs_destroy(m, s);
     }
+    mai_runs_free_all(m);
     mai_free(&m->cfg, m->slots);
     m->slots = NULL;
     while (m->free_rings) {
@@ -201,6 +205,7 @@ macattn_status macattn_slot_truncate(macattn *m, int32_t slot, int64_t n_tokens)
     }
     for (int l = 0; l < m->cfg.n_layers; l++) {
         if (n_tokens < s->void_from[l]) s->void_from[l] = n_tokens;
+        mai_runs_truncate(m, slot, l, mai_runs_kept(&m->cfg, n_tokens));
     }
     s->length = n_tokens;
     s->generation++;
@@ -218,9 +223,10 @@ macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to)
         if (source->rings[l]) source->rings[l]->refs++;
     }
     mai_slot_replace(m, to, source->rings, source->length);
+    mai_runs_share(m, from, to);
     memcpy(m->slots[to].void_from, source->void_from,
            sizeof *source->void_from * (size_t)m->cfg.n_layers);
-    source->generation++; /* a plan made before has reserved no copy for rings now shared */
+    source->generation++; /* a plan made before has reserved no copy for what is now shared */
     return MACATTN_OK;
 }
 

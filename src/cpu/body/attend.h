@@ -13,8 +13,9 @@
  * bursts are dropped when the core's miss buffers are full. So each step of the inner loops fetches
  * one or two lines of the next tile, in the order in which they lie in memory.
  *
- * Where a summary is to be made, the weights are applied to the K rows of the tile as well, which are
- * still in the cache: kbar[h] = sum 2^(s - m) k[t], with all that is done to o. o is not touched by it.
+ * Where a summary is to be made, the weights are applied to the K rows of the tile as well, which
+ * are still in the cache: kbar[h] = sum 2^(s - m) k[t], with all that is done to o, which is not
+ * touched by it.
  *
  * Scores: DOT_ACC dot products (tokens x heads) at a time, each in an accumulator of its own, reduced
  * together by v_hsum. Every dot product and every output element is summed in an order that does not
@@ -234,7 +235,8 @@ typedef struct head_sums {
 
 /* Turn one head's scores of tokens [t0, t1) of a tile into weights 2^(s - m), those of the others
  * into 0; update m and l, and rescale the sums if the maximum grew. */
-MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape, const head_sums *sums)
+MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
+                             const head_sums *sums)
 {
     const V none = v_set1(-INFINITY);
     const float softcap = shape->softcap;

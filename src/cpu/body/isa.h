@@ -20,6 +20,8 @@
 
 #include "ring.h"
 
+#include "runs.h"
+
 /* l = log sum exp(l_i), o = sum exp(l_i - l) o_i. A NaN or +inf among the lse makes all NaN. */
 static void MAI_FN(merge)(int32_t width, int n, const float *const *o, const float *lse, float *out,
                           float *lse_out)
@@ -38,7 +40,8 @@ static void MAI_FN(merge)(int32_t width, int n, const float *const *o, const flo
         const V w = v_set1(weight);
         sum += (double)weight;
         int j = 0;
-        for (; j + VL <= width; j += VL) v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
+        for (; j + VL <= width; j += VL)
+            v_store(out + j, v_fma(v_load(o[i] + j), w, v_load(out + j)));
         if (j < width) {
             const int rest = width - j;
             v_store_n(out + j, v_fma(v_load_n(o[i] + j, rest), w, v_load_n(out + j, rest)), rest);
@@ -52,7 +55,9 @@ static size_t MAI_FN(scratch_bytes)(const mai_shape *shape, const mai_ring_dims 
 {
     size_t bytes = attend_scratch_bytes(shape);
     const size_t prefill = prefill_scratch_bytes(shape), match = match_scratch_bytes(dims);
+    const size_t runs = runs_scratch_bytes(shape);
     if (prefill > bytes) bytes = prefill;
+    if (runs > bytes) bytes = runs;
     return match > bytes ? match : bytes;
 }
 
@@ -67,5 +72,8 @@ const mai_backend MAI_ISA_BACKEND = {
     .prefill = MAI_FN(prefill),
     .match = MAI_FN(match),
     .insert = MAI_FN(insert),
+    .summarise = MAI_FN(summarise),
+    .score = MAI_FN(score),
+    .stand_in = MAI_FN(stand_in),
     .merge = MAI_FN(merge),
 };

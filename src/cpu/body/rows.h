@@ -97,6 +97,10 @@ MAI_INLINE void token_offsets(const mai_tokens *tokens, int64_t t, int64_t *k, i
 {
     const macattn_kv *kv = tokens->kv;
     int64_t page = tokens->base_page;
+    if (tokens->runs) {
+        t = ((int64_t)tokens->runs[t >> MAI_RUN_SHIFT] << MAI_RUN_SHIFT) |
+            (t & (MAI_RUN_TOKENS - 1));
+    }
     if (tokens->pages) {
         page = tokens->pages[t >> tokens->page_shift];
         t &= ((int64_t)1 << tokens->page_shift) - 1;

@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Runs of MAI_RUN_TOKENS tokens by their means: making them, what they promise to a query, and using
+ * them instead of their tokens.
+ *
+ * Memory to read: k_bytes a run and KV head to score it, v_bytes to let it stand in, k_bytes again where
+ * a summary is to be made; in q8_0 about a sixtieth each of the run's K and V in f16. The rows are
+ * those of a KV cache, so the tiles of decode (attend.h) serve here too, a run in the place of a token. */
+
+#define MAI_LOG_RUN 2.77258872223978123767 /* log MAI_RUN_TOKENS */
+
+/* Work memory of score and stand_in. */
+typedef struct runs_state {
+    const float **q;               /* [group] */
+    float **o, **kbar;             /* [group]; kbar NULL: not wanted */
+    float *tile, *k_weights;       /* [group][TILE] */
+    float *m, *l, *base, *slopes;  /* [group] */
+} runs_state;
+
+static size_t runs_scratch_bytes(const mai_shape *shape)
+{
+    return (size_t)shape->group * (3 * sizeof(float *) + sizeof(float) * (2 * TILE + 4));
+}
+
+static runs_state runs_state_in(void *scratch, const mai_shape *shape)
+{
+    const size_t group = (size_t)shape->group;
+    runs_state s = {.q = scratch};
+    s.o = (float **)scratch + group;
+    s.kbar = s.o + group;
+    s.tile = (float *)(s.kbar + group);
+    s.k_weights = s.tile + group * TILE;
+    s.m = s.k_weights + group * TILE;
+    s.l = s.m + group;
+    s.base = s.l + group;
+    s.slopes = s.base + group;
+    return s;
+}
+
+/* ----------------------------------------------------------------------------------- summarise -- */
+
+/* Round to the nearest f16, ties to even; what is too large becomes infinite. */
+static uint16_t to_f16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    const uint32_t sign = bits >> 16 & 0x8000u, a = bits & 0x7fffffffu;
+    if (a >= 0x7f800000u) return (uint16_t)(sign | (a > 0x7f800000u ? 0x7e00u : 0x7c00u));
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u);
+    if (a < 0x38800000u) { /* below 2^-14: a multiple of 2^-24 */
+        float y;
+        memcpy(&y, &a, 4);
+        return (uint16_t)(sign | (uint32_t)rintf(y * 0x1p24f));
+    }
+    return (uint16_t)(sign | ((a - 0x38000000u + 0xfffu + (a >> 13 & 1u)) >> 13));
+}
+
+/* 32 values as a block of q8_0. Returns whether its scale can be had. */
+static bool encode_block(const float *x, char *block)
+{
+    float top = 0;
+    for (int i = 0; i < Q8_BLOCK; i++) top = fmaxf(top, fabsf(x[i]));
+    const uint16_t bits = to_f16(top / 127.0f);
+    const float scale = v_f16_scalar(bits), inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    memcpy(block, &bits, 2);
+    for (int i = 0; i < Q8_BLOCK; i++) {
+        const float y = rintf(x[i] * inverse);
+        block[2 + i] = (char)(int8_t)(y > 127.0f ? 127.0f : y < -127.0f ? -127.0f : y);
+    }
+    return scale < INFINITY;
+}
+
+static bool floats_finite(const float *x, int n)
+{
+    float poison = 0;
+    for (int i = 0; i < n; i++) poison += x[i] * 0.0f;
+    return poison == 0.0f;
+}
+
+/* A row of q8_0 or f16. Returns whether it says what x says; if not it is all 0. */
+static bool encode_mean(macattn_dtype dtype, const float *x, int n, char *row)
+{
+    bool good = floats_finite(x, n);
+    for (int i = 0; good && dtype == MACATTN_DTYPE_Q8_0 && i < n; i += Q8_BLOCK)
+        good = encode_block(x + i, row + i / Q8_BLOCK * Q8_BYTES);
+    for (int i = 0; good && dtype == MACATTN_DTYPE_F16 && i < n; i++) {
+        const uint16_t bits = to_f16(x[i]);
+        memcpy(row + 2 * i, &bits, 2);
+        good = (bits & 0x7c00u) != 0x7c00u;
+    }
+    if (!good) memset(row, 0, row_bytes(dtype, n));
+    return good;
+}
+
+MAI_INLINE void mean_of_rows(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                             float *out)
+{
+    const V share = v_set1(1.0f / MAI_RUN_TOKENS);
+    const int n_vec = dim / VL, rest = dim % VL;
+    for (int j = 0; j < n_vec; j++) {
+        V sum = v_zero();
+        for (int t = 0; t < MAI_RUN_TOKENS; t++)
+            sum = v_add(sum, row_vec(type, rows[t] + offset, j));
+        v_store(out + j * VL, v_mul(sum, share));
+    }
+    if (rest) {
+        V sum = v_zero();
+        for (int t = 0; t < MAI_RUN_TOKENS; t++)
+            sum = v_add(sum, row_tail(type, rows[t] + offset, n_vec, rest));
+        v_store_n(out + n_vec * VL, v_mul(sum, share), rest);
+    }
+}
+
+static void mean_row(macattn_dtype dtype, const char *const *rows, int64_t offset, int dim,
+                     float *out)
+{
+    switch (dtype) {
+    case MACATTN_DTYPE_F32: mean_of_rows(MACATTN_DTYPE_F32, rows, offset, dim, out); break;
+    case MACATTN_DTYPE_F16: mean_of_rows(MACATTN_DTYPE_F16, rows, offset, dim, out); break;
+    case MACATTN_DTYPE_BF16: mean_of_rows(MACATTN_DTYPE_BF16, rows, offset, dim, out); break;
+    case MACATTN_DTYPE_Q8_0: mean_of_rows(MACATTN_DTYPE_Q8_0, rows, offset, dim, out); break;
+    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
+    }
+}
+
+static void MAI_FN(summarise)(const mai_summarise_args *a)
+{
+    const mai_runs_dims *dims = a->dims;
+    const macattn_kv *kv = a->tokens.kv;
+    const int d = dims->d, dv = dims->dv;
+    const uint16_t nan16 = 0x7e00;
+    float *common = a->common + (size_t)a->kv_head * (size_t)d, mean[MAI_MAX_DIM];
+    for (int32_t run = a->run0; run < a->run1; run++) {
+        const size_t at =
+            (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
+        char *k = a->to->k + at * dims->k_bytes, *v = a->to->v + at * dims->v_bytes;
+        tile_rows rows; /* TILE and MAI_RUN_TOKENS are the same */
+        load_rows(&a->tokens, (int64_t)run << MAI_RUN_SHIFT, MAI_RUN_TOKENS, &rows);
+        mean_row(a->shape->k_dtype, rows.k, a->kv_head * kv->k_head_stride, d, mean);
+        for (int i = 0; run == 0 && i < d; i++) common[i] = mean[i];
+        if (run == 0 && !floats_finite(mean, d)) memset(common, 0, sizeof(float) * (size_t)d);
+        for (int i = 0; i < d; i++) mean[i] -= common[i];
+        bool good = encode_mean(dims->k_dtype, mean, d, k);
+        mean_row(a->shape->v_dtype, rows.v, a->kv_head * kv->v_head_stride, dv, mean);
+        good = encode_mean(dims->v_dtype, mean, dv, v) && good;
+        if (!good) memcpy(k, &nan16, 2); /* a block's scale, or a value */
+    }
+}
+
+/* --------------------------------------------------------------------------------------- score -- */
+
+/* Rows of up to TILE runs, from run0 on or as listed. */
+static void load_run_rows(const mai_runs_dims *dims, const mai_runs_view *segments, int32_t kv_head,
+                          const int32_t *runs, int32_t run0, int32_t n, tile_rows *rows)
+{
+    rows->n = n <= 0 ? 0 : n < TILE ? (int)n : TILE;
+    for (int i = 0; i < TILE && rows->n > 0; i++) {
+        const int nth = i < rows->n ? i : rows->n - 1;
+        const int32_t run = runs ? runs[nth] : run0 + nth;
+        const mai_runs_view *segment = &segments[run >> MAI_SEGMENT_SHIFT];
+        const size_t at = (size_t)kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
+        rows->k[i] = segment->k + at * dims->k_bytes;
+        rows->v[i] = segment->v + at * dims->v_bytes;
+    }
+}
+
+/* A head's products of a tile of n runs to scores, and these to its running sum: m the maximum, in
+ * units of log 2 as l. What is not a number stays out of the sum. */
+MAI_INLINE void finish_scores(const mai_shape *shape, float *x, float base, int n, float *m,
+                              float *l)
+{
+    const V none = v_set1(-INFINITY);
+    V y[TILE / VL], top = none, sum = v_zero();
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
+    {
+        y[i] = v_add(v_load(x + i * VL), v_set1(base));
+        if (shape->softcap > 0) y[i] = v_softcap(y[i], shape->softcap);
+        v_store(x + i * VL, v_fma(y[i], v_set1((float)MAI_LN2), v_set1((float)MAI_LOG_RUN)));
+        y[i] = v_max(y[i], none);
+        if ((i + 1) * VL > n) y[i] = v_first_n(y[i], none, n > i * VL ? n - i * VL : 0);
+        top = v_max(top, y[i]);
+    }
+    const float tile_max = v_reduce_max(top);
+    if (tile_max > *m) {
+        *l *= *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
+        *m = tile_max;
+    }
+    const V most = v_set1(*m == -INFINITY ? 0.0f : *m);
+    MAI_UNROLL for (int i = 0; i < TILE / VL; i++) sum = v_add(sum, v_exp2(v_sub(y[i], most)));
+    *l += v_reduce_add(sum);
+}
+
+/* q.common, in double: what runs have in common is large, and cancels. */
+static float dot_common(const float *q, const float *common, int d)
+{
+    double sum = 0;
+    for (int i = 0; i < d; i++) sum += (double)q[i] * (double)common[i];
+    return (float)sum;
+}
+
+static void MAI_FN(score)(const mai_score_args *a)
+{
+    const mai_runs_dims *dims = a->dims;
+    const int group = a->shape->group;
+    mai_shape shape = *a->shape; /* whose keys are means */
+    shape.k_dtype = dims->k_dtype;
+    const runs_state s = runs_state_in(a->scratch, a->shape);
+    for (int h = 0; h < group; h++) {
+        s.q[h] = a->q + (size_t)h * (size_t)shape.d;
+        s.base[h] = dot_common(
+            s.q[h], a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
+        s.m[h] = -INFINITY;
+        s.l[h] = 0;
+    }
+    tile_rows rows[2];
+    int now = 0;
+    load_run_rows(dims, a->segments, a->kv_head, NULL, a->run0, a->run1 - a->run0, &rows[0]);
+    for (int32_t run = a->run0; run < a->run1; run += TILE, now ^= 1) {
+        const int n = rows[now].n;
+        load_run_rows(dims, a->segments, a->kv_head, NULL, run + TILE, a->run1 - run - TILE,
+                      &rows[now ^ 1]);
+        const ahead next = own_rows(rows[now ^ 1].n > 0 ? rows[now ^ 1].k : NULL, 0,
+                                    (int64_t)dims->k_bytes, (int64_t)dims->k_bytes);
+        tile_scores(&shape, &rows[now], 0, s.q, group, s.tile, &next);
+        for (int h = 0; h < group; h++) {
+            float *x = s.tile + (size_t)h * TILE;
+            finish_scores(&shape, x, s.base[h], n, &s.m[h], &s.l[h]);
+            memcpy(a->scores + h * a->stride + run, x, sizeof(float) * (size_t)n);
+        }
+    }
+    for (int h = 0; h < group; h++) {
+        const double sum = ((double)s.m[h] + log2((double)s.l[h])) * MAI_LN2;
+        a->lse[h] = s.l[h] == 0 ? -INFINITY : (float)(sum + MAI_LOG_RUN);
+    }
+}
+
+/* ------------------------------------------------------------------------------------ stand_in -- */
+
+/* The scores of listed runs to weights 2^(s - m), and those of the keys: with a soft cap the means'
+ * keys count by its derivative. */
+static void weigh_runs(const mai_stand_in_args *a, const runs_state *s, const mai_shape *plain,
+                       const int32_t *runs, int n)
+{
+    const float cap = a->shape->softcap;
+    for (int h = 0; h < a->shape->group; h++) {
+        const float *scores = a->scores + h * a->stride;
+        float *w = s->tile + (size_t)h * TILE, *k_weights = s->k_weights + (size_t)h * TILE;
+        const head_sums sums = {.o = s->o[h],
+                                .kbar = s->kbar[h],
+                                .k_weights = k_weights,
+                                .m = &s->m[h],
+                                .l = &s->l[h]};
+        for (int i = 0; i < TILE; i++)
+            w[i] = scores[runs[i < n ? i : n - 1]] * (float)MAI_LOG2E;
+        softmax_tile(w, 0, n, plain, &sums);
+        for (int i = 0; a->keys && cap > 0 && i < n; i++) {
+            const float t = (scores[runs[i]] - (float)MAI_LOG_RUN) / cap;
+            k_weights[i] = w[i] * (1.0f - t * t);
+            s->slopes[h] += k_weights[i];
+        }
+    }
+}
+
+/* Normalise; the keys get what all runs have in common. */
+static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int h)
+{
+    const int d = a->shape->d;
+    const float *common = a->segments[0].common + (size_t)a->kv_head * (size_t)d;
+    const float slopes = a->shape->softcap > 0 ? s->slopes[h] : s->l[h];
+    const head_sums sums = {
+        .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = &s->l[h]};
+    if (s->l[h] == 0) s->m[h] = -INFINITY;
+    for (int i = 0; a->keys && i < d; i++) s->kbar[h][i] += slopes * common[i];
+    finish_head(a->shape, &sums, a->lse + h);
+}
+
+static void MAI_FN(stand_in)(const mai_stand_in_args *a)
+{
+    const mai_runs_dims *dims = a->dims;
+    const mai_shape *shape = a->shape;
+    const int group = shape->group;
+    const size_t width = (size_t)shape->dv + (a->keys ? (size_t)shape->d : 0);
+    const runs_state s = runs_state_in(a->scratch, shape);
+    mai_shape plain = *shape; /* whose scores are capped already */
+    plain.softcap = 0;
+    for (int h = 0; h < group; h++) {
+        s.o[h] = a->out + h * a->out_stride;
+        s.kbar[h] = a->keys ? s.o[h] + shape->dv : NULL;
+        s.m[h] = a->top[h] * (float)MAI_LOG2E;
+        s.l[h] = s.slopes[h] = 0;
+        memset(s.o[h], 0, sizeof(float) * width);
+    }
+    const ahead nothing = {NULL, false, 0, 0, 0};
+    const bool capped = shape->softcap > 0;
+    tile_rows rows[2];
+    int now = 0;
+    load_run_rows(dims, a->segments, a->kv_head, a->runs, 0, a->n, &rows[0]);
+    for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
+        const tile_rows *next = &rows[now ^ 1];
+        load_run_rows(dims, a->segments, a->kv_head, a->runs + (a->n - i > TILE ? i + TILE : i), 0,
+                      a->n - i - TILE, &rows[now ^ 1]);
+        const ahead v_next = own_rows(next->n > 0 ? next->v : NULL, 0, (int64_t)dims->v_bytes,
+                                      (int64_t)dims->v_bytes);
+        weigh_runs(a, &s, &plain, a->runs + i, rows[now].n);
+        tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
+                  &v_next);
+        if (a->keys) {
+            tile_sums(dims->k_dtype, shape->d, rows[now].k, 0, group, 0, rows[now].n,
+                      capped ? s.k_weights : s.tile, s.kbar, &nothing);
+        }
+    }
+    for (int h = 0; h < group; h++) finish_stand_in(a, &s, h);
+}
