@@ -29,8 +29,8 @@ extern "C" {
 #define MACATTN_GGML_INTERFACE "macattn_ggml_interface"
 #define MACATTN_GGML_INTERFACE_VERSION 1
 
-/*! Told of every head of an audited step that reused a summary: how far its output was from
- *  exact attention on the same inputs, `own` relative to the head's own exact output,
+/*! Told of every head of an audited step that reused a summary or selected: how far its output was
+ *  from exact attention on the same inputs, `own` relative to the head's own exact output,
  *  ||o - exact|| / ||exact||, and `unit` relative to the root mean square of the outputs of the
  *  layer's heads (of up to 64 audited steps), as macattn_config.budget is meant. `layer` counts
  *  as in macattn_ggml_layer. */
@@ -49,7 +49,7 @@ typedef struct macattn_ggml_options {
                                 context */
     int32_t scale_layers, scale_heads;
     int32_t ring, band; /*!< 0 = MACATTN_DEFAULT_RING(policy), MACATTN_DEFAULT_BAND(policy) */
-    int32_t fresh_tokens, lse_order; /*!< as in macattn_config */
+    int32_t fresh_tokens, lse_order, select; /*!< as in macattn_config */
     int64_t min_tokens;
     int32_t audit_every; /*!< in every layer, compute every n-th step that reused anything again,
                                 exactly; 0 = none */
@@ -69,14 +69,14 @@ typedef struct macattn_ggml_layer {
     int32_t reuses; /*!< 0: the queries before RoPE cannot be had here, it is always exact */
 } macattn_ggml_layer;
 
-/*! Bytes of K and V of one layer's decode steps. A row of K and V is read as soon as one query
- *  head of its KV head needs it, so `skipped` is what the least fortunate head of each group
- *  leaves out. */
+/*! Bytes of one layer's decode steps. A row of K and V is read as soon as one query head of its
+ *  KV head needs it. */
 typedef struct macattn_ggml_bytes {
-    uint64_t total;   /*!< of all tokens attended to */
-    uint64_t far;     /*!< of those, behind the band: what reuse can save at most */
+    uint64_t total;   /*!< of K and V of all tokens attended to */
+    uint64_t far;     /*!< of those, behind the band: what can be left out at most */
     uint64_t skipped; /*!< of those, not read */
     uint64_t rings;   /*!< read beside them: remembered queries, in the search for matches */
+    uint64_t runs;    /*!< and means of runs, to select */
 } macattn_ggml_bytes;
 
 /*! What a context computed, and why sequences started over. If decode_calls and prefill_calls

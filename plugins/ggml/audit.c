@@ -37,7 +37,12 @@ void audit_read_heads(const group *g, int l, head_before *heads)
     for (int32_t h = 0; h < g->key.n_heads; h++) {
         macattn_stats stats = {.struct_size = sizeof stats};
         macattn_stats_get(g->m, l, h, &stats);
-        heads[h] = (head_before){stats.hits, stats.tokens_skipped};
+        heads[h] = (head_before){.hits = stats.hits, .selected = stats.groups[MACATTN_SELECTED]};
+        for (int way = 0; way < MACATTN_WAYS; way++) {
+            heads[h].kv_bytes += stats.kv_bytes[way];
+            heads[h].ring_bytes += stats.ring_bytes[way];
+            heads[h].run_bytes += stats.run_bytes[way];
+        }
     }
 }
 
@@ -77,7 +82,7 @@ void audit_step(const attention *a, group *g, int l, const macattn_io *io,
     }
     note_outputs(g, &g->layers[l], exact);
     for (size_t h = 0; h < n_heads; h++) {
-        if (after[h].hits == before[h].hits) continue;
+        if (!audit_reused(&before[h], &after[h])) continue;
         for (int r = 0; r < s->n_rows; r++) {
             const size_t at = ((size_t)r * n_heads + h) * dv;
             const double error2 = distance2(io->out + at, exact + at, dv);
@@ -96,19 +101,12 @@ void audit_count_bytes(const attention *a, group *g, int l, const head_before *b
     const uint64_t row = macattn_dtype_row_bytes(g->key.k_dtype, g->key.head_dim) +
                          macattn_dtype_row_bytes(g->key.v_dtype, g->key.v_head_dim);
     macattn_ggml_bytes *bytes = &g->layers[l].bytes;
-    for (int32_t kv_head = 0; kv_head < g->key.n_kv_heads; kv_head++) {
-        uint64_t least = before ? UINT64_MAX : 0;
-        for (int32_t h = kv_head * per_kv_head; before && h < (kv_head + 1) * per_kv_head; h++) {
-            const uint64_t skipped = after[h].skipped - before[h].skipped;
-            if (skipped < least) least = skipped;
-        }
+    for (int32_t h = 0; h < g->key.n_heads; h += per_kv_head) {
         bytes->total += (uint64_t)n * row;
         bytes->far += far > 0 ? (uint64_t)far * row : 0;
-        bytes->skipped += least * row;
-    }
-    /* One byte a value of every remembered query, once the ring is full. */
-    if (before) {
-        bytes->rings += (uint64_t)g->key.n_heads * (uint64_t)g->key.head_dim *
-                        (uint64_t)settings_ring(&a->settings);
+        if (!before) continue;
+        bytes->skipped += (uint64_t)n * row - (after[h].kv_bytes - before[h].kv_bytes);
+        bytes->rings += after[h].ring_bytes - before[h].ring_bytes;
+        bytes->runs += after[h].run_bytes - before[h].run_bytes;
     }
 }

@@ -96,12 +96,21 @@ int32_t group_model_layer(const layer *l)
     return (int32_t)strtol(l->cache->name + strlen("cache_k_l"), NULL, 10);
 }
 
+uint64_t group_token_bytes(const group *g)
+{
+    const group_key *k = &g->key;
+    return (uint64_t)k->n_kv_heads * (macattn_dtype_row_bytes(k->k_dtype, k->head_dim) +
+                                      macattn_dtype_row_bytes(k->v_dtype, k->v_head_dim));
+}
+
 void group_object_free(group *g)
 {
     for (int i = 0; g->m && i < g->m_layers && i < g->n_layers; i++) {
         macattn_stats stats = {.struct_size = sizeof stats};
         macattn_stats_get(g->m, i, -1, &stats);
-        if (stats.steps > 0) report_layer(g->number, i, &stats, &g->layers[i].audit);
+        const uint64_t tokens = stats.tokens_total / (uint64_t)g->key.n_heads; /* of each head */
+        if (stats.steps > 0)
+            report_layer(g->number, i, &stats, tokens * group_token_bytes(g), &g->layers[i].audit);
         g->layers[i].audit = (report_audit){0};
         g->layers[i].bytes = (macattn_ggml_bytes){0};
         g->layers[i].n_decodes_with_hits = 0;
@@ -200,15 +209,21 @@ void group_set_budgets(const attention *a, group *g)
 /* What a sequence may take now, said once: nobody who loads a plug-in expects it. */
 static void note_memory(attention *a, group *g, const macattn_config *cfg)
 {
-    size_t rings = 0;
+    size_t rings = 0, runs = 0;
     macattn_config_state_bytes(cfg, &rings);
-    g->memory = (report_memory){.rings = rings};
+    macattn_config_run_bytes(cfg, g->key.n_cells, &runs);
+    g->memory = (report_memory){.rings = rings, .runs = runs};
     a->totals.memory = (report_memory){0};
-    for (int i = 0; i < a->n_groups; i++) a->totals.memory.rings += a->groups[i]->memory.rings;
+    for (int i = 0; i < a->n_groups; i++) {
+        a->totals.memory.rings += a->groups[i]->memory.rings;
+        a->totals.memory.runs += a->groups[i]->memory.runs;
+    }
     if (g->said_memory || rings == 0) return;
     g->said_memory = true;
-    host_say("reuse in %d layers takes up to %.1f MB a sequence: %d remembered queries a head",
-             (int)cfg->n_layers, 1e-6 * (double)rings, (int)cfg->ring);
+    host_say("reuse in %d layers takes up to %.1f MB a sequence: %.1f for %d remembered queries a "
+             "head, %.1f for means of K and V at %lld tokens",
+             (int)cfg->n_layers, 1e-6 * (double)(rings + runs), 1e-6 * (double)rings,
+             (int)cfg->ring, 1e-6 * (double)runs, (long long)g->key.n_cells);
 }
 
 /* The object, under the settings as they are. */

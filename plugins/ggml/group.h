@@ -16,6 +16,9 @@ group *group_get(attention *a, const group_key *key);
  *  @return : -1 without memory. */
 int group_layer(group *g, const struct ggml_tensor *k, int nth_use);
 
+/*! group_token_bytes() : of K and V of one token in one layer. */
+uint64_t group_token_bytes(const group *g);
+
 /*! group_object_create() : the object and the trackers, for as many layers as are known. More
  *  layers than before: start over.  @return : false without memory; the group's nodes are ggml's
  *  then. */

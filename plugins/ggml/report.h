@@ -12,7 +12,7 @@ typedef struct report_calls {
     uint64_t ns;
 } report_calls;
 
-/*! How far hits were from exact attention, of the heads that hit: relative to their own exact
+/*! How far results were from exact attention, of the heads that reused or selected: relative to their own exact
  *  outputs, and to the root mean square of those of the layer's heads. */
 typedef struct report_audit {
     uint64_t n;
@@ -22,6 +22,7 @@ typedef struct report_audit {
 /*! What the sequences of a context take while they reuse: each of them. */
 typedef struct report_memory {
     uint64_t rings; /*!< once they are full */
+    uint64_t runs;  /*!< once the sequence is as long as its cache */
 } report_memory;
 
 /*! Counters of one context. */
@@ -34,8 +35,9 @@ typedef struct report_totals {
 } report_totals;
 
 /*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a
- *  context. */
-void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit);
+ *  context; `kv_bytes` are those of all that the decoded tokens attended to. */
+void report_layer(int group, int layer, const macattn_stats *stats, uint64_t kv_bytes,
+                  const report_audit *audit);
 
 void report_add(const report_totals *totals);
 

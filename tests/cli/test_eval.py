@@ -120,7 +120,6 @@ class reuse(Case):
         rows = [self.eval('--policy', 'paper', '--tau', '0.3', *args)[0]
                 for args in ((), ('--lse-order', '0'), ('--fresh', '0'))]
         self.assertEqual([(r['lse_order'], r['fresh_tokens']) for r in rows], [(1, 4), (0, 4), (1, 0)])
-        self.assertEqual(rows[0]['hit_ratio'], rows[1]['hit_ratio'])
         self.assertEqual(len({r['kl_mean'] for r in rows}), 3)
 
     def test_prompt_alone_or_shared(self):
@@ -215,7 +214,7 @@ class progress(Case):
         for interval in ('0', '600'):
             process = self.start('eval', '--model', MODEL, '--text', self.text, *SHORT, '--progress', interval)
             self.assertEqual(process.wait(), 0)
-            self.assertNotIn('tokens', (self.path / 'err').read_text())
+            self.assertNotRegex((self.path / 'err').read_text(), r'\d of \d+ tokens')
 
 
 class tune(Case):

@@ -16,6 +16,7 @@ static const struct {
                            [OPTION_BAND] = {"band", "band", "R"},
                            [OPTION_FRESH] = {"fresh", "fresh_tokens", "F"},
                            [OPTION_LSE_ORDER] = {"lse-order", "lse_order", "N"},
+                           [OPTION_SELECT] = {"select", "select", "N"},
                            [OPTION_MIN_TOKENS] = {"min-tokens", "min_tokens", "N"},
                            [OPTION_THREADS] = {"threads", "n_threads", "N"},
                            [OPTION_KV] = {"kv", "k_dtype", "TYPE"}};

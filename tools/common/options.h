@@ -19,6 +19,7 @@ typedef enum setting_option {
     OPTION_BAND,
     OPTION_FRESH,
     OPTION_LSE_ORDER,
+    OPTION_SELECT,
     OPTION_MIN_TOKENS,
     OPTION_THREADS,
     OPTION_KV, /* K's and V's type in one */

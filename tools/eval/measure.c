@@ -22,6 +22,7 @@ typedef struct measurement {
     int64_t n;       /* positions: n_tokens, less where an answer ends */
     bool answered;   /* a chat: the tokens are the model's answer */
     logit_store baseline, policy;
+    bool just_computed;      /* the prompt, for the one setting that is measured on it */
     int setting, n_settings; /* for the progress line */
 } measurement;
 
@@ -31,7 +32,12 @@ static void pass(measurement *r, const macattn_ggml_options *options, bool by_gg
 {
     const size_t row = (size_t)store->vocab * sizeof(float);
     random_state rng = {.state = r->plan->seed};
-    eval_model_rewind(r->m, options, by_ggml);
+    if (r->just_computed) {
+        eval_model_begin(r->m, options);
+    } else {
+        eval_model_rewind(r->m, options, by_ggml);
+    }
+    r->just_computed = false;
     r->n = writes ? r->plan->n_tokens : r->n;
     for (int64_t i = 0; i < r->n; i++) {
         if (i % 16 == 0) {
@@ -107,6 +113,7 @@ static void measure_floor(measurement *r, const macattn_ggml_options *like, eval
 static void note_audit(void *user, int32_t layer, int32_t head, double own, double unit)
 {
     eval_result *result = user;
+    if (!result->heads) return; /* a prompt's */
     eval_head *h = &result->heads[layer * result->n_heads + head];
     sample_list_add(&h->errors, own);
     sample_list_add(&h->layer_errors, unit);
@@ -145,6 +152,9 @@ static void take_counts(const eval_model *m, eval_result *result)
     macattn_ggml *attention = eval_model_attention(m);
     for (int l = 0; l < result->n_layers; l++) {
         const macattn_ggml_layer layer = layer_of(m, l);
+        macattn_stats all = {.struct_size = sizeof all};
+        plugin->stats(attention, l, -1, &all);
+        for (int way = 0; way < MACATTN_WAYS; way++) result->groups[way] += all.groups[way];
         for (int h = 0; h < layer.n_heads; h++) {
             macattn_stats stats = {.struct_size = sizeof stats};
             plugin->stats(attention, l, h, &stats);
@@ -161,6 +171,7 @@ static void take_counts(const eval_model *m, eval_result *result)
     result->bytes.far += bytes.far;
     result->bytes.skipped += bytes.skipped;
     result->bytes.rings += bytes.rings;
+    result->bytes.runs += bytes.runs;
     macattn_ggml_counts counts = {.struct_size = sizeof counts};
     plugin->counts(attention, &counts);
     result->left_to_ggml += counts.left_to_ggml;
@@ -182,7 +193,9 @@ static void compare(const measurement *r, eval_result *result)
     }
 }
 
-static void measure(measurement *r, const macattn_ggml_options *setting, eval_result *result)
+/* With `alone` nothing was computed since the prompt, and the baseline comes after the setting. */
+static void measure(measurement *r, const macattn_ggml_options *setting, bool alone,
+                    eval_result *result)
 {
     macattn_ggml_options options = *setting;
     if (!result->heads) {
@@ -192,9 +205,10 @@ static void measure(measurement *r, const macattn_ggml_options *setting, eval_re
     options.count_bytes = 1;
     options.on_audit = note_audit;
     options.audit_user = result;
+    r->just_computed = alone;
     pass(r, &options, false, r->plan->free_run, &r->policy, &result->us);
     take_counts(r->m, result);
-    if (r->plan->free_run) {
+    if (r->plan->free_run || alone) {
         pass_baseline(r, setting, &result->us_baseline);
     }
     compare(r, result);
@@ -206,19 +220,29 @@ static void measure(measurement *r, const macattn_ggml_options *setting, eval_re
 static bool same_prompt(const macattn_ggml_options *a, const macattn_ggml_options *b)
 {
     return a->ring == b->ring && a->band == b->band && a->min_tokens == b->min_tokens &&
-           a->fresh_tokens == b->fresh_tokens && a->lse_order == b->lse_order;
+           a->fresh_tokens == b->fresh_tokens && a->lse_order == b->lse_order &&
+           a->select == b->select;
 }
 
-/* Tokens of the prompt that every setting computes again, where one of them learns from a prompt. */
-static int64_t computed_again(const macattn_ggml_options *settings, int first, int n_settings)
+/* The settings of one prompt. */
+typedef struct prompt_group {
+    int first, n;
+    bool judges; /* a policy among them learns from the prompt */
+    bool alone;  /* the one setting, which then sees the prompt as in use, and no baseline before */
+} prompt_group;
+
+static prompt_group group_of(const measurement *r, const macattn_ggml_options *settings, int first,
+                             int n_settings)
 {
+    prompt_group g = {.first = first};
     for (int i = first; i < n_settings; i++) {
-        if (settings[i].policy == MACATTN_POLICY_BUDGET &&
-            same_prompt(&settings[i], &settings[first])) {
-            return EVAL_TEACHING;
-        }
+        if (!same_prompt(&settings[i], &settings[first])) continue;
+        g.n++;
+        g.judges = g.judges || settings[i].policy == MACATTN_POLICY_BUDGET;
     }
-    return 0;
+    /* A chat's answer is the baseline's. */
+    g.alone = g.n == 1 && (!r->plan->chat || r->plan->free_run || r->answered);
+    return g;
 }
 
 /* What one prompt's settings are compared with. The prompt is computed by parts that depend on
@@ -234,8 +258,24 @@ static void measure_baseline(measurement *r, const macattn_ggml_options *setting
         }
     }
     sample_list_free(&us);
-    if (first == 0 && !r->plan->ggml_baseline && eval_other_isa()) {
-        measure_floor(r, &settings[first], results, n_settings);
+}
+
+static void compute_prompt(measurement *r, const macattn_ggml_options *settings,
+                           const prompt_group *g, eval_result *results)
+{
+    macattn_ggml_options options = settings[g->first];
+    if (g->alone) { /* these last from the prompt on */
+        options.count_bytes = 1;
+        options.on_audit = note_audit;
+        options.audit_user = &results[g->first];
+    } else {
+        options.audit_every = 0;
+    }
+    eval_model_prompt(r->m, r->prompt, r->plan->context, &options,
+                      g->judges && !g->alone ? EVAL_TEACHING : 0, false);
+    eval_model_expect_computed(r->m);
+    if (r->plan->chat && !r->answered) {
+        r->tokens[0] = metrics_argmax(eval_model_logits(r->m), r->baseline.vocab);
     }
 }
 
@@ -248,22 +288,20 @@ static void measure_settings(measurement *r, const macattn_ggml_options *setting
             return;
         }
     }
-    macattn_ggml_options options = settings[first];
-    options.audit_every = 0;
+    const prompt_group g = group_of(r, settings, first, n_settings);
+    const bool floor =
+        first == 0 && !r->plan->free_run && !r->plan->ggml_baseline && eval_other_isa();
     r->setting = first;
-    eval_model_prompt(r->m, r->prompt, r->plan->context, &options,
-                      computed_again(settings, first, n_settings), false);
-    eval_model_expect_computed(r->m);
-    if (r->plan->chat && !r->answered) {
-        r->tokens[0] = metrics_argmax(eval_model_logits(r->m), r->baseline.vocab);
-    }
-    if (!r->plan->free_run) { /* there, every setting writes a text of its own */
+    compute_prompt(r, settings, &g, results);
+    if (!r->plan->free_run && !g.alone) { /* there, every setting writes a text of its own */
         measure_baseline(r, settings, first, n_settings, results);
+        if (floor) measure_floor(r, &settings[first], results, n_settings);
     }
     for (int i = first; i < n_settings; i++) {
         if (!same_prompt(&settings[i], &settings[first])) continue;
         r->setting = i;
-        measure(r, &settings[i], &results[i]);
+        measure(r, &settings[i], g.alone, &results[i]);
+        if (g.alone && floor) measure_floor(r, &settings[first], results, n_settings);
         if (r->plan->on_result) {
             r->plan->on_result(r->plan->user, r->plan, &settings[i], &results[i]);
         }

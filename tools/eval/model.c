@@ -445,6 +445,7 @@ macattn_ggml_bytes eval_model_bytes(const eval_model *m)
         sum.far += bytes.far;
         sum.skipped += bytes.skipped;
         sum.rings += bytes.rings;
+        sum.runs += bytes.runs;
     }
     return sum;
 }

@@ -49,8 +49,9 @@ int32_t eval_model_first_token(const eval_model *m);
  * model has no template that llama.cpp knows. */
 char *eval_model_chat(const eval_model *m, const char *message);
 
-/* What a policy that learns is shown again of a prompt at each rewind: as many samples as count. */
-#define EVAL_TEACHING 2048
+/* Tokens of a prompt that a policy that learns is shown again at each rewind: enough for it to judge
+ * as after the whole prompt, nearly. */
+#define EVAL_TEACHING 4096
 
 /* Forget everything and compute a prompt, keeping what `options` would reuse after it; nothing is
  * reused in it. `again`: tokens at its end that each rewind computes again for a policy that

@@ -161,6 +161,7 @@ void eval_common_apply(const eval_common *common, macattn_ggml_options *options)
     options->band = (int32_t)setting_options_value(s, OPTION_BAND, options->band);
     options->fresh_tokens = (int32_t)setting_options_value(s, OPTION_FRESH, options->fresh_tokens);
     options->lse_order = (int32_t)setting_options_value(s, OPTION_LSE_ORDER, options->lse_order);
+    options->select = (int32_t)setting_options_value(s, OPTION_SELECT, options->select);
     options->min_tokens =
         (int64_t)setting_options_value(s, OPTION_MIN_TOKENS, (double)options->min_tokens);
 }

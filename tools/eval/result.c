@@ -53,6 +53,13 @@ double eval_result_hit_ratio(const eval_result *r)
     return steps > 0 ? (double)hits / (double)steps : 0.0;
 }
 
+double eval_result_groups(const eval_result *r, macattn_way way)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < MACATTN_WAYS; i++) sum += r->groups[i];
+    return share((double)r->groups[way], (double)sum);
+}
+
 double eval_result_skipped(const eval_result *r)
 {
     return share((double)r->bytes.skipped, (double)r->bytes.far);
@@ -61,7 +68,7 @@ double eval_result_skipped(const eval_result *r)
 double eval_bytes_read(const macattn_ggml_bytes *bytes)
 {
     const double rows = (double)bytes->total - (double)bytes->skipped;
-    return share(rows + (double)bytes->rings, (double)bytes->total);
+    return share(rows + (double)(bytes->rings + bytes->runs), (double)bytes->total);
 }
 
 double eval_result_read(const eval_result *r)
@@ -87,7 +94,7 @@ const report_column eval_columns[] = {
     {"top1_agreement", "top-1", 6, 4}, {"ppl_exact", "ppl exact", 9, 4},
     {"ppl_policy", "policy", 8, 4},    {"layer_error_mean", "error", 7, 4},
     {"layer_error_p99", "p99", 7, 4},  {"layer_error_max", "max", 7, 4},
-    {"hit_ratio", "hits", 6, 4},       {"bytes_skipped", "skipped", 7, 4},
+    {"hit_ratio", "hits", 6, 4},       {"selected", "select", 6, 4},
     {"bytes_read", "read", 6, 4},      {NULL, NULL, 0, 0}};
 
 /* [[of each head] of each layer] */
@@ -172,12 +179,16 @@ static void add_fidelity(cJSON *row, const eval_result *r)
 static void add_saving(cJSON *row, const eval_result *r)
 {
     report_add_real(row, "hit_ratio", eval_result_hit_ratio(r));
+    report_add_real(row, "reused", eval_result_groups(r, MACATTN_REUSED));
+    report_add_real(row, "selected", eval_result_groups(r, MACATTN_SELECTED));
+    report_add_real(row, "exact", eval_result_groups(r, MACATTN_EXACT));
     report_add_real(row, "bytes_skipped", eval_result_skipped(r));
     report_add_real(row, "bytes_read", eval_result_read(r));
     report_add_int(row, "kv_bytes", (int64_t)r->bytes.total);
     report_add_int(row, "kv_bytes_far", (int64_t)r->bytes.far);
     report_add_int(row, "kv_bytes_skipped", (int64_t)r->bytes.skipped);
     report_add_int(row, "ring_bytes", (int64_t)r->bytes.rings);
+    report_add_int(row, "run_bytes", (int64_t)r->bytes.runs);
     report_add_int(row, "restarts", (int64_t)r->changes);
     report_add_int(row, "left_to_ggml", (int64_t)r->left_to_ggml);
 }
@@ -193,6 +204,7 @@ cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,
     report_add_int(row, "band", setting->band);
     report_add_int(row, "fresh_tokens", setting->fresh_tokens);
     report_add_int(row, "lse_order", setting->lse_order);
+    report_add_int(row, "select", setting->select);
     report_add_int(row, "min_tokens", setting->min_tokens);
     report_add_int(row, "head_budgets", setting->budget_scale != NULL);
     report_add_text(row, "mode", plan->free_run ? "free-run" : "teacher-forced");

@@ -45,6 +45,7 @@ struct eval_result {
     int n_layers, n_heads; /* n_heads: of the layer that has most */
     eval_head *heads;      /* [n_layers][n_heads]; steps 0 where a layer has fewer */
     macattn_ggml_bytes bytes;
+    uint64_t groups[MACATTN_WAYS]; /* of heads that share a KV head */
     uint64_t left_to_ggml, changes;
     sample_list us, us_baseline; /* wall time of each token */
 };
@@ -57,6 +58,7 @@ void eval_result_errors(const eval_result *r, bool of_layer, double *mean, doubl
                         double *max);
 /* Shares, in [0, 1]; NAN if there is nothing to take a share of. */
 double eval_result_hit_ratio(const eval_result *r);
+double eval_result_groups(const eval_result *r, macattn_way way);
 double eval_result_skipped(const eval_result *r); /* of the bytes behind the band */
 double eval_result_read(const eval_result *r);    /* of all, with what reuse reads of its own */
 

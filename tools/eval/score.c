@@ -175,6 +175,7 @@ static void add_settings(cJSON *row, const macattn_ggml_options *o)
     report_add_int(row, "band", o->band);
     report_add_int(row, "fresh_tokens", o->fresh_tokens);
     report_add_int(row, "lse_order", o->lse_order);
+    report_add_int(row, "select", o->select);
 }
 
 static void add_bytes(macattn_ggml_bytes *sum, const eval_model *m)
@@ -183,6 +184,7 @@ static void add_bytes(macattn_ggml_bytes *sum, const eval_model *m)
     sum->total += bytes.total;
     sum->skipped += bytes.skipped;
     sum->rings += bytes.rings;
+    sum->runs += bytes.runs;
 }
 
 static cJSON *make_row(const scoring *r, const task_result *result)

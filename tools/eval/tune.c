@@ -306,6 +306,7 @@ static void write_config(const search *s, const candidate *c, bool pays, const c
         report_add_int(config, "band", c->options.band);
         report_add_int(config, "fresh_tokens", c->options.fresh_tokens);
         report_add_int(config, "lse_order", c->options.lse_order);
+        report_add_int(config, "select", c->options.select);
         report_add_int(config, "min_tokens", c->options.min_tokens);
     }
     cJSON_AddItemToObject(config, "evidence", evidence(s, c, conclusion));
@@ -385,8 +386,8 @@ int command_tune(int argc, char **argv)
     tune_arguments o = {.kl = 1e-4, .top1 = 0.999, .gain = 0.05, .output = "macattn-config.json"};
     eval_common_init(&o.common,
                      1 << OPTION_RING | 1 << OPTION_BAND | 1 << OPTION_FRESH |
-                         1 << OPTION_LSE_ORDER | 1 << OPTION_MIN_TOKENS | 1 << OPTION_THREADS |
-                         1 << OPTION_KV,
+                         1 << OPTION_LSE_ORDER | 1 << OPTION_SELECT | 1 << OPTION_MIN_TOKENS |
+                         1 << OPTION_THREADS | 1 << OPTION_KV,
                      0, MACATTN_POLICY_BUDGET);
     const struct argp settings = setting_options_argp(&o.common.settings);
     const struct argp_child children[] = {

@@ -46,6 +46,7 @@ void settings_get(const plugin_settings *settings, macattn_ggml_options *seen)
                                    .band = c->band,
                                    .fresh_tokens = c->fresh_tokens,
                                    .lse_order = c->lse_order,
+                                   .select = c->select,
                                    .min_tokens = c->min_tokens,
                                    .audit_every = settings->audit_every,
                                    .count_bytes = settings->count_bytes,
@@ -68,6 +69,7 @@ static macattn_status set_config(macattn_config *config, const macattn_ggml_opti
                   {"band", seen->band},
                   {"fresh_tokens", seen->fresh_tokens},
                   {"lse_order", seen->lse_order},
+                  {"select", seen->select},
                   {"min_tokens", (double)seen->min_tokens}};
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
         const macattn_status status =
