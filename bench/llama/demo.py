@@ -19,7 +19,8 @@ PLOT = (3, 32)    # the same at each length of the plot: turns, tokens
 def arguments(given=None):
     parser = argparse.ArgumentParser(prog='./run', description=__doc__,
                                      epilog='The three take turns, each in a llama-server with the model loaded.')
-    parser.add_argument('--model', default=llama.MODEL, help='a GGUF (default: the bundled model)')
+    parser.add_argument('--model', default=llama.MODEL,
+                        help='a GGUF, or a name of fetch/models.json, which is fetched (default: the bundled model)')
     parser.add_argument('--prompt', help='a text file (default: this repository\'s documents with facts hidden in them)')
     parser.add_argument('-n', '--predict', type=int, default=400, help='tokens to generate')
     parser.add_argument('-t', '--threads', type=int, default=len(os.sched_getaffinity(0)))
@@ -161,7 +162,7 @@ def table(results, answers, rounds):
          f'{"answers":>9}  agreement')
     for i, result in enumerate(results):
         stats = result['stats'] or {}
-        right = sum(line in result['text'].splitlines() for line in answers)
+        right = sum(line.split()[-1] in result['text'] for line in answers)
         decode, faster, share = (f'{1e3 / ms[i]:.1f}', f'{ms[0] / ms[i]:.2f}', f'{shares[i]:.0%}') if ms else '---'
         show(f'{result["configuration"]:15}{prompt_speed(result):>11}{decode:>11}{faster:>9}{share:>10}'
              f'{stats.get("hit_ratio", 0):7.0%}{stats.get("tokens_skipped_share", 0):9.0%}'
@@ -184,9 +185,9 @@ def plot_point(texts, rounds, tokens, progress):
     return {configuration: 1e3 / turns.ms(taken) for configuration, taken in written.items()}
 
 
-def plot_points(args, progress):
+def plot_points(args, lengths, progress):
     """{configuration: [(context length, tokens per second)]}"""
-    prompts = {int(length): prompt.make(int(length), 8)[0] for length in args.lengths.split(',')}
+    prompts = {length: prompt.make(length, 8)[0] for length in lengths}
     points = {configuration: [] for configuration in llama.CONFIGURATIONS}
     context = max(context_for(text, *PLOT) for text in prompts.values())
     with llama.servers(llama.CONFIGURATIONS, args.model, args.threads, context) as running:
@@ -204,7 +205,7 @@ def plot_points(args, progress):
     return points
 
 
-def plot(args, progress):
+def plot(args, most, progress):
     try:
         import matplotlib
     except ImportError:
@@ -212,11 +213,11 @@ def plot(args, progress):
         return
     matplotlib.use('svg')
     from matplotlib import pyplot
-    points = plot_points(args, progress)
+    lengths = [int(length) for length in args.lengths.split(',') if int(length) <= most]
+    points = plot_points(args, lengths, progress)
     if not points['llama.cpp']:
         show('no plot: the machine was too busy')
         return
-    lengths = [int(length) for length in args.lengths.split(',')]
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for configuration, measured in points.items():
         axes.plot(*zip(*measured), marker='o', label=configuration)
@@ -232,14 +233,18 @@ def plot(args, progress):
 
 def main(given=None):
     args = arguments(given)
-    for name in filter(None, (args.model, args.prompt)):
-        if not pathlib.Path(name).is_file():
-            raise SystemExit(f'run: there is no file {name}')
+    if args.prompt and not pathlib.Path(args.prompt).is_file():
+        raise SystemExit(f'run: there is no file {args.prompt}')
+    try:
+        args.model, trained = llama.find_model(args.model)
+    except llama.Failed as error:
+        raise SystemExit(f'run: {error}') from error
+    most = (trained or 1 << 20) * 3 // 4    # tokens of a prompt: other vocabularies count more
     answers = []
     if args.prompt:
         text = pathlib.Path(args.prompt).read_text(encoding='utf-8', errors='replace')
     else:
-        text, answer = prompt.make(12288, 24)
+        text, answer = prompt.make(min(12288, most), 24)
         answers = answer.splitlines()
     tokens = max(LEAST, -(-args.predict // ROUNDS))
     rounds = -(-args.predict // tokens)
@@ -252,7 +257,7 @@ def main(given=None):
         if not args.no_plot:
             show('')
             if measured:
-                plot(args, progress)
+                plot(args, most, progress)
             else:
                 show('no plot: the machine was too busy')
     except llama.Failed as error:

@@ -33,7 +33,7 @@ def spread(values):
 
 def llama_bench(configuration, args, extra):
     out, _ = llama.run('llama-bench', ['-m', args.model, '-t', args.threads, '-fa', 1, '-o', 'json', *extra],
-                       llama.environment(configuration))
+                       llama.environment(configuration, args.model))
     return [sample for row in json.loads(out) for sample in row['samples_ts']]
 
 
@@ -59,7 +59,7 @@ def decode(args, writer):
                     runs[c].append(llama.generate(c, args.model, path, 192, args.threads, length + length // 4))
             for c, results in runs.items():
                 stats = results[-1]['stats'] or {}
-                writer.row(what='decode', configuration=c, prompt_tokens=results[0]['prompt_tokens'],
+                writer.row(what='decode', configuration=c, settings=llama.reuse(args.model) if 'reuse' in c else {}, prompt_tokens=results[0]['prompt_tokens'],
                            tokens_per_second=spread([r['tokens_per_second'] for r in results]),
                            prompt_tokens_per_second=spread([r['prompt_tokens_per_second'] for r in results]),
                            hit_ratio=stats.get('hit_ratio'), tokens_skipped_share=stats.get('tokens_skipped_share'),
@@ -78,11 +78,15 @@ def bench(args, writer, what, extra, **fields):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out')
-    parser.add_argument('--model', default=llama.MODEL)
+    parser.add_argument('--model', default=llama.MODEL, help='a GGUF, or a name of fetch/models.json')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--repeat', type=int, default=3)
     parser.add_argument('--lengths', type=lambda s: [int(x) for x in s.split(',')], default=[8192, 16384, 30000])
     args = parser.parse_args()
+    try:
+        args.model = llama.find_model(args.model)[0]
+    except llama.Failed as error:
+        raise SystemExit(f'figures.py: {error}')
     writer = Writer(args.out, args)
     bench(args, writer, 'overhead', ['-p', 0, '-n', 128, '-d', 128, '-r', 3], depth=128)
     bench(args, writer, 'prompt', ['-p', 8192, '-n', 0, '-r', 1], prompt_tokens=8192)

@@ -18,7 +18,6 @@ MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
 PLUGIN = ROOT / 'build' / 'release' / 'plugins' / 'ggml' / 'libggml-macattn.so'
 
 CONFIGURATIONS = ('llama.cpp', 'macattn exact', 'macattn reuse')
-REUSE = {'MACATTN_POLICY': 'paper', 'MACATTN_TAU': '0.7'}
 
 
 class Failed(Exception):
@@ -35,13 +34,35 @@ def bin_dir():
     return pathlib.Path(out.strip()) / 'build' / 'bin'
 
 
-def environment(configuration, stats=None, extra=None):
+def find_model(name):
+    """(path, tokens it was trained to see or None) of a file, or of a name of fetch/models.json, which is fetched."""
+    models = json.loads((ROOT / 'fetch' / 'models.json').read_text(encoding='utf-8'))
+    for known, model in models.items():
+        if pathlib.Path(name).is_file():
+            if pathlib.Path(name).name == model['file']:
+                return str(name), model['context']
+        elif str(name) == known:
+            done = subprocess.run([ROOT / 'fetch' / 'get-model.sh', name], stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode != 0:
+                raise Failed(f'the model {name} cannot be had')
+            return done.stdout.split('\n')[-2], model['context']
+    if not pathlib.Path(name).is_file():
+        raise Failed(f'there is no file {name}, nor a model of that name ({", ".join(models)})')
+    return str(name), None
+
+
+def reuse(model):
+    """The settings of reuse: a pretrained model's is the error allowed; the bundled one can take the paper's rule."""
+    return {'MACATTN_POLICY': 'paper', 'MACATTN_TAU': '0.7'} if pathlib.Path(model) == MODEL else {'MACATTN_POLICY': 'budget'}
+
+
+def environment(configuration, model, stats=None, extra=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith(('MACATTN_', 'GGML_BACKEND_PATH'))}
     if configuration != 'llama.cpp':
         env['GGML_BACKEND_PATH'] = str(PLUGIN)
         env['MACATTN_POLICY'] = 'exact'
         if configuration == 'macattn reuse':
-            env.update(REUSE)
+            env.update(reuse(model))
         if stats:
             env['MACATTN_STATS'] = str(stats)
         env.update(extra or {})
@@ -70,7 +91,7 @@ def generate(configuration, model, prompt_file, n_predict, threads, context, ext
         stats = pathlib.Path(folder) / 'stats.json'
         text, log = run('llama-completion', ['-m', model, '-f', prompt_file, '-n', n_predict, '-t', threads, '-c', context,
                                              '--temp', 0, '-no-cnv', '--no-display-prompt'],
-                        environment(configuration, stats, extra))
+                        environment(configuration, model, stats, extra))
         prompt_ms, prompt_tokens = timing(log, 'prompt eval time')
         eval_ms, runs = timing(log, 'eval time')
         return {'configuration': configuration, 'text': text, 'prompt_ms': prompt_ms, 'prompt_tokens': prompt_tokens,
@@ -93,7 +114,7 @@ class Server:
         with open(self.log_path, 'w', encoding='utf-8') as log:
             self.process = subprocess.Popen([str(bin_dir() / 'llama-server'), *map(str, arguments)], stdout=log,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                            env=environment(configuration, self.stats_path, extra))
+                                            env=environment(configuration, model, self.stats_path, extra))
 
     def failed(self, what):
         return Failed(f'llama-server {what}:\n{self.log_path.read_text(errors="replace")[-2000:]}')

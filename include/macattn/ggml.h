@@ -29,10 +29,13 @@ extern "C" {
 #define MACATTN_GGML_INTERFACE "macattn_ggml_interface"
 #define MACATTN_GGML_INTERFACE_VERSION 1
 
-/*! Told of every head of an audited step that reused a summary: how far its output was from
- *  exact attention on the same inputs, ||o - exact|| / ||exact||. `layer` counts as in
- *  macattn_ggml_layer. */
-typedef void (*macattn_ggml_audit)(void *user, int32_t layer, int32_t head, double error);
+/*! Told of every head of an audited step that reused a summary or selected: how far its output was
+ *  from exact attention on the same inputs, `own` relative to the head's own exact output,
+ *  ||o - exact|| / ||exact||, and `unit` relative to the root mean square of the outputs of the
+ *  layer's heads (of up to 64 audited steps), as macattn_config.budget is meant. `layer` counts
+ *  as in macattn_ggml_layer. */
+typedef void (*macattn_ggml_audit)(void *user, int32_t layer, int32_t head, double own,
+                                   double unit);
 
 /*! Settings of a context. */
 typedef struct macattn_ggml_options {
@@ -45,7 +48,8 @@ typedef struct macattn_ggml_options {
                                 number of heads, have 1. NULL = all 1. Must last as long as the
                                 context */
     int32_t scale_layers, scale_heads;
-    int32_t ring, band; /*!< band 0 = MACATTN_DEFAULT_BAND(policy) */
+    int32_t ring, band; /*!< 0 = MACATTN_DEFAULT_RING(policy), MACATTN_DEFAULT_BAND(policy) */
+    int32_t fresh_tokens, lse_order, select; /*!< as in macattn_config */
     int64_t min_tokens;
     int32_t audit_every; /*!< in every layer, compute every n-th step that reused anything again,
                                 exactly; 0 = none */
@@ -65,13 +69,14 @@ typedef struct macattn_ggml_layer {
     int32_t reuses; /*!< 0: the queries before RoPE cannot be had here, it is always exact */
 } macattn_ggml_layer;
 
-/*! Bytes of K and V of one layer's decode steps. A row of K and V is read as soon as one query
- *  head of its KV head needs it, so `skipped` is what the least fortunate head of each group
- *  leaves out. */
+/*! Bytes of one layer's decode steps. A row of K and V is read as soon as one query head of its
+ *  KV head needs it. */
 typedef struct macattn_ggml_bytes {
-    uint64_t total;   /*!< of all tokens attended to */
-    uint64_t far;     /*!< of those, behind the band: what reuse can save at most */
+    uint64_t total;   /*!< of K and V of all tokens attended to */
+    uint64_t far;     /*!< of those, behind the band: what can be left out at most */
     uint64_t skipped; /*!< of those, not read */
+    uint64_t rings;   /*!< read beside them: remembered queries, in the search for matches */
+    uint64_t runs;    /*!< and means of runs, to select */
 } macattn_ggml_bytes;
 
 /*! What a context computed, and why sequences started over. If decode_calls and prefill_calls
@@ -109,9 +114,11 @@ typedef struct macattn_ggml_interface {
 
     /*! Go on under other settings; statistics start at 0. If keep was called, with what was
      *  remembered then (call it as often as wanted; take the later tokens out of llama.cpp's
-     *  cache, too), else with nothing. A context that was made with EXACT cannot reuse: E_STATE.
-     *  A change of `ring` or `band` does not change what was remembered under the old ones. Also
-     *  E_ARG, E_RANGE, E_NOMEM, with a sentence in `error`. */
+     *  cache, too), else with nothing. What the policy BUDGET has learnt of the heads' errors is
+     *  not kept: the part of the prompt that is computed after this teaches it again. A context
+     *  that was made with EXACT cannot reuse: E_STATE. A change of `ring` or `band` does not
+     *  change what was remembered under the old ones, which other `fresh_tokens` or another
+     *  `lse_order` cannot use. Also E_ARG, E_RANGE, E_NOMEM, with a sentence in `error`. */
     macattn_status (*restart)(macattn_ggml *m, const macattn_ggml_options *options, char *error,
                               size_t error_size);
 
@@ -123,6 +130,12 @@ typedef struct macattn_ggml_interface {
     macattn_status (*stats)(macattn_ggml *m, int32_t layer, int32_t head, macattn_stats *stats);
     macattn_status (*bytes)(const macattn_ggml *m, int32_t layer, macattn_ggml_bytes *bytes);
     macattn_status (*counts)(const macattn_ggml *m, macattn_ggml_counts *counts);
+
+    /*! Go on with the budgets of `options` (budget, budget_scale); nothing else of them is looked
+     *  at, and what was learnt and remembered stays. E_STATE: the policy is not BUDGET. Also E_ARG,
+     *  E_RANGE, with a sentence in `error`. */
+    macattn_status (*set_budgets)(macattn_ggml *m, const macattn_ggml_options *options, char *error,
+                                  size_t error_size);
 } macattn_ggml_interface;
 
 /*! Found under the name MACATTN_GGML_INTERFACE.

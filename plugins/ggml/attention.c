@@ -53,7 +53,7 @@ static bool decode(attention *a, group *g, int l, const macattn_io *io)
     audit_read_heads(g, l, after);
     if (count) audit_count_bytes(a, g, l, before, after);
     bool hit = false;
-    for (int32_t h = 0; h < g->key.n_heads; h++) hit = hit || after[h].hits > before[h].hits;
+    for (int32_t h = 0; h < g->key.n_heads; h++) hit = hit || audit_reused(&before[h], &after[h]);
     if (every > 0 && hit && ++g->layers[l].n_decodes_with_hits % (uint64_t)every == 0) {
         audit_step(a, g, l, io, before, after);
     }

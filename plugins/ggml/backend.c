@@ -271,7 +271,7 @@ static void announce(void)
         snprintf(policy, sizeof policy, "%s, %s %g, ring %d, band %d",
                  macattn_policy_name(settings.config.policy), budget ? "budget" : "tau",
                  (double)(budget ? settings.config.budget : settings.config.tau),
-                 (int)settings.config.ring, (int)settings_band(&settings));
+                 (int)settings_ring(&settings), (int)settings_band(&settings));
     }
     host_say("%s for ggml %s, %s, %s threads, policy %s%s%s", macattn_version(),
              MACATTN_GGML_VERSION, isa, pool_kind(), policy, settings.config_path ? ", from " : "",

@@ -117,10 +117,11 @@ macattn_status attention_keep(attention *a)
 static bool restart_group(attention *a, group *g)
 {
     const int n_layers = g->m_layers;
+    const bool reuses = a->settings.config.policy != MACATTN_POLICY_EXACT;
     if (!g->m) return true;
     group_object_free(g);
     if (!group_object_make(a, g, n_layers)) return false;
-    for (int i = 0; g->kept && i < g->n_slots; i++) {
+    for (int i = 0; reuses && g->kept && i < g->n_slots; i++) {
         const kept_slot *kept = &g->kept[i];
         if (kept->data && macattn_slot_load(g->m, i, kept->data, kept->size) != MACATTN_OK) {
             return false;
@@ -138,4 +139,15 @@ macattn_status attention_restart(attention *a, const plugin_settings *settings)
     bool ok = true;
     for (int i = 0; i < a->n_groups; i++) ok = restart_group(a, a->groups[i]) && ok;
     return ok ? MACATTN_OK : MACATTN_E_NOMEM;
+}
+
+macattn_status attention_set_budgets(attention *a, const plugin_settings *settings)
+{
+    if (a->settings.config.policy != MACATTN_POLICY_BUDGET) return MACATTN_E_STATE;
+    a->settings.config.budget = settings->config.budget;
+    a->settings.scale = settings->scale;
+    a->settings.scale_layers = settings->scale_layers;
+    a->settings.scale_heads = settings->scale_heads;
+    for (int i = 0; i < a->n_groups; i++) group_set_budgets(a, a->groups[i]);
+    return MACATTN_OK;
 }

@@ -22,5 +22,6 @@ macattn_status attention_bytes(const attention *a, int32_t layer, macattn_ggml_b
 const report_totals *attention_totals(const attention *a);
 macattn_status attention_keep(attention *a);
 macattn_status attention_restart(attention *a, const plugin_settings *settings);
+macattn_status attention_set_budgets(attention *a, const plugin_settings *settings);
 
 #endif

@@ -96,12 +96,21 @@ int32_t group_model_layer(const layer *l)
     return (int32_t)strtol(l->cache->name + strlen("cache_k_l"), NULL, 10);
 }
 
+uint64_t group_token_bytes(const group *g)
+{
+    const group_key *k = &g->key;
+    return (uint64_t)k->n_kv_heads * (macattn_dtype_row_bytes(k->k_dtype, k->head_dim) +
+                                      macattn_dtype_row_bytes(k->v_dtype, k->v_head_dim));
+}
+
 void group_object_free(group *g)
 {
     for (int i = 0; g->m && i < g->m_layers && i < g->n_layers; i++) {
         macattn_stats stats = {.struct_size = sizeof stats};
         macattn_stats_get(g->m, i, -1, &stats);
-        if (stats.steps > 0) report_layer(g->number, i, &stats, &g->layers[i].audit);
+        const uint64_t tokens = stats.tokens_total / (uint64_t)g->key.n_heads; /* of each head */
+        if (stats.steps > 0)
+            report_layer(g->number, i, &stats, tokens * group_token_bytes(g), &g->layers[i].audit);
         g->layers[i].audit = (report_audit){0};
         g->layers[i].bytes = (macattn_ggml_bytes){0};
         g->layers[i].n_decodes_with_hits = 0;
@@ -181,12 +190,13 @@ static bool tracks(attention *a, const group *g)
            group_model_layer(&g->layers[g->n_layers - 1]) > 0 && fits(a, g);
 }
 
-static void set_head_budgets(const attention *a, const group *g)
+void group_set_budgets(const attention *a, group *g)
 {
     const plugin_settings *o = &a->settings;
-    if (!o->scale || o->config.policy != MACATTN_POLICY_BUDGET || o->scale_heads != g->key.n_heads)
-        return;
-    for (int l = 0; l < g->n_layers; l++) {
+    if (!g->m || !g->trackers || o->config.policy != MACATTN_POLICY_BUDGET) return;
+    macattn_set_head_budget(g->m, -1, -1, o->config.budget);
+    if (!o->scale || o->scale_heads != g->key.n_heads) return;
+    for (int l = 0; l < g->m_layers; l++) {
         const int32_t number = group_model_layer(&g->layers[l]);
         if (number < 0 || number >= o->scale_layers) continue;
         for (int32_t h = 0; h < g->key.n_heads; h++) {
@@ -194,6 +204,26 @@ static void set_head_budgets(const attention *a, const group *g)
             macattn_set_head_budget(g->m, l, h, budget < 1.0f ? budget : 1.0f);
         }
     }
+}
+
+/* What a sequence may take now, said once: nobody who loads a plug-in expects it. */
+static void note_memory(attention *a, group *g, const macattn_config *cfg)
+{
+    size_t rings = 0, runs = 0;
+    macattn_config_state_bytes(cfg, &rings);
+    macattn_config_run_bytes(cfg, g->key.n_cells, &runs);
+    g->memory = (report_memory){.rings = rings, .runs = runs};
+    a->totals.memory = (report_memory){0};
+    for (int i = 0; i < a->n_groups; i++) {
+        a->totals.memory.rings += a->groups[i]->memory.rings;
+        a->totals.memory.runs += a->groups[i]->memory.runs;
+    }
+    if (g->said_memory || rings == 0) return;
+    g->said_memory = true;
+    host_say("reuse in %d layers takes up to %.1f MB a sequence: %.1f for %d remembered queries a "
+             "head, %.1f for means of K and V at %lld tokens",
+             (int)cfg->n_layers, 1e-6 * (double)(rings + runs), 1e-6 * (double)rings,
+             (int)cfg->ring, 1e-6 * (double)runs, (long long)g->key.n_cells);
 }
 
 /* The object, under the settings as they are. */
@@ -211,8 +241,9 @@ bool group_object_make(attention *a, group *g, int n_layers)
     cfg.softcap = g->key.softcap;
     cfg.max_tokens = INT32_MAX;
     cfg.policy = g->trackers ? a->settings.config.policy : MACATTN_POLICY_EXACT;
-    cfg.band = settings_band(&a->settings);
-    cfg.n_threads = pool_limit(a->pool); /* it cannot grow; the pool uses as many as ggml does */
+    cfg.ring = settings_ring(&a->settings); /* also where no query is remembered: a prompt's */
+    cfg.band = settings_band(&a->settings); /* parts, and so its rounding, depend on both */
+    cfg.n_threads = pool_limit(a->pool);    /* it cannot grow; the pool uses as many as ggml does */
     cfg.parallel_for = pool_parallel_for;
     cfg.parallel_user = a->pool;
     if (g->trackers) cfg.max_slots = (int32_t)g->key.n_streams * g->n_sequences;
@@ -224,7 +255,8 @@ bool group_object_make(attention *a, group *g, int n_layers)
         return false;
     }
     g->m_layers = n_layers;
-    if (g->trackers) set_head_budgets(a, g);
+    group_set_budgets(a, g);
+    if (g->trackers) note_memory(a, g, &cfg);
     g->step.mask = NULL;
     return true;
 }

@@ -16,6 +16,9 @@ group *group_get(attention *a, const group_key *key);
  *  @return : -1 without memory. */
 int group_layer(group *g, const struct ggml_tensor *k, int nth_use);
 
+/*! group_token_bytes() : of K and V of one token in one layer. */
+uint64_t group_token_bytes(const group *g);
+
 /*! group_object_create() : the object and the trackers, for as many layers as are known. More
  *  layers than before: start over.  @return : false without memory; the group's nodes are ggml's
  *  then. */
@@ -24,6 +27,9 @@ bool group_object_create(attention *a, group *g);
 /*! group_object_make(), group_object_free() : the object alone, under the settings as they are. */
 bool group_object_make(attention *a, group *g, int n_layers);
 void group_object_free(group *g);
+
+/*! group_set_budgets() : give the object's heads the budgets of the settings, if it has any. */
+void group_set_budgets(const attention *a, group *g);
 
 /*! group_forget_kept() : drop what macattn_ggml_interface.keep remembered. */
 void group_forget_kept(group *g);

@@ -85,6 +85,19 @@ static macattn_status restart(macattn_ggml *m, const macattn_ggml_options *seen,
     return status;
 }
 
+static macattn_status set_budgets(macattn_ggml *m, const macattn_ggml_options *seen, char *error,
+                                  size_t error_size)
+{
+    plugin_settings settings = *defaults;
+    if (!m) return MACATTN_E_ARG;
+    macattn_status status = settings_set(&settings, seen, error, error_size);
+    if (status == MACATTN_OK) {
+        status = attention_set_budgets(of(m), &settings);
+        if (status != MACATTN_OK) snprintf(error, error_size, "the policy has no budget");
+    }
+    return status;
+}
+
 static int32_t n_layers(const macattn_ggml *m)
 {
     return m ? attention_n_layers(of_const(m)) : 0;
@@ -136,6 +149,7 @@ const macattn_ggml_interface *interface_get(int32_t version)
                                                      .layer = get_layer,
                                                      .stats = get_stats,
                                                      .bytes = get_bytes,
-                                                     .counts = get_counts};
+                                                     .counts = get_counts,
+                                                     .set_budgets = set_budgets};
     return version == MACATTN_GGML_INTERFACE_VERSION ? &interface : NULL;
 }

@@ -31,6 +31,8 @@ typedef struct layer {
     bool matches; /* its queries before RoPE can be had */
     uint64_t n_decodes_with_hits;
     report_audit audit;
+    double unit2; /* mean squared norm of the heads' outputs, of n_units audited steps */
+    int n_units;
     macattn_ggml_bytes bytes;
 } layer;
 
@@ -78,6 +80,8 @@ typedef struct group {
     int rope_layer; /* the deepest whose keys depend on position; -1 = none */
     uint64_t changes; /* writes_changes() when its sequences were last looked at */
     bool failed;      /* there was no memory for the object */
+    bool said_memory;
+    report_memory memory; /* what a sequence may take */
     tracker *trackers;
     int n_sequences; /* of each tracker */
     step step;

@@ -12,11 +12,18 @@ typedef struct report_calls {
     uint64_t ns;
 } report_calls;
 
-/*! How far hits were from exact attention: ||o - exact|| / ||exact||, of the heads that hit. */
+/*! How far results were from exact attention, of the heads that reused or selected: relative to their own exact
+ *  outputs, and to the root mean square of those of the layer's heads. */
 typedef struct report_audit {
     uint64_t n;
-    double sum, max;
+    double own_sum, own_max, unit_sum, unit_max;
 } report_audit;
+
+/*! What the sequences of a context take while they reuse: each of them. */
+typedef struct report_memory {
+    uint64_t rings; /*!< once they are full */
+    uint64_t runs;  /*!< once the sequence is as long as its cache */
+} report_memory;
 
 /*! Counters of one context. */
 typedef struct report_totals {
@@ -24,11 +31,13 @@ typedef struct report_totals {
     report_calls prefill; /*!< several */
     report_calls ggml;    /*!< left to ggml's own operator */
     tracker_counts tracked;
+    report_memory memory; /*!< of one sequence */
 } report_totals;
 
 /*! report_layer() : add a layer's counters. `group` numbers the groups of like layers of a
- *  context. */
-void report_layer(int group, int layer, const macattn_stats *stats, const report_audit *audit);
+ *  context; `kv_bytes` are those of all that the decoded tokens attended to. */
+void report_layer(int group, int layer, const macattn_stats *stats, uint64_t kv_bytes,
+                  const report_audit *audit);
 
 void report_add(const report_totals *totals);
 

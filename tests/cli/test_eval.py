@@ -20,7 +20,8 @@ BINARY = GGUF_PY = None
 
 # What scripts rely on.
 FIELDS = ('policy', 'setting', 'context', 'kl_mean', 'kl_p99', 'top1_agreement', 'ppl_exact', 'ppl_policy', 'rel_error_mean',
-          'rel_error_p99', 'hit_ratio', 'bytes_skipped', 'kl_max', 'rel_error_max', 'tokens', 'model', 'dtype', 'threads',
+          'rel_error_p99', 'hit_ratio', 'bytes_skipped', 'kl_max', 'rel_error_max', 'layer_error_mean', 'layer_error_p99',
+          'layer_error_max', 'refused_layer_error_rms', 'bytes_read', 'lse_order', 'fresh_tokens', 'text', 'tokens', 'model', 'dtype', 'threads',
           'machine', 'version', 'commit', 'llama_version', 'ggml_version', 'per_layer_head')
 SHORT = ('--context', '1k', '--tokens', '24', '--windows', '1', '--min-tokens', '0', '--threads', '1')
 
@@ -105,6 +106,21 @@ class reuse(Case):
         lengths = range(1025, 1025 + 24)
         self.assertEqual(row['kv_bytes'], sum(lengths) * a_row)
         self.assertEqual(row['kv_bytes_far'], sum(n - 128 for n in lengths) * a_row)
+
+    def test_errors_in_both_units(self):
+        row = self.eval('--policy', 'budget', '--budget', '0.3', '--band', '64', '--audit-every', '1')[0]
+        self.assertGreater(row['hit_ratio'], 0.2)       # from the first tokens on: the prompt has taught
+        for unit in ('rel', 'layer'):
+            self.assertGreater(row[f'{unit}_error_mean'], 0)
+            self.assertLessEqual(row[f'{unit}_error_mean'], row[f'{unit}_error_max'])
+        self.assertNotEqual(row['rel_error_mean'], row['layer_error_mean'])
+        self.assertLess(row['layer_error_mean'], 0.3)
+
+    def test_order_of_the_lse_and_first_tokens(self):
+        rows = [self.eval('--policy', 'paper', '--tau', '0.3', *args)[0]
+                for args in ((), ('--lse-order', '0'), ('--fresh', '0'))]
+        self.assertEqual([(r['lse_order'], r['fresh_tokens']) for r in rows], [(1, 4), (0, 4), (1, 0)])
+        self.assertEqual(len({r['kl_mean'] for r in rows}), 3)
 
     def test_prompt_alone_or_shared(self):
         """A setting gives the same after other settings as alone."""
@@ -198,7 +214,7 @@ class progress(Case):
         for interval in ('0', '600'):
             process = self.start('eval', '--model', MODEL, '--text', self.text, *SHORT, '--progress', interval)
             self.assertEqual(process.wait(), 0)
-            self.assertNotIn('tokens', (self.path / 'err').read_text())
+            self.assertNotRegex((self.path / 'err').read_text(), r'\d of \d+ tokens')
 
 
 class tune(Case):
@@ -262,7 +278,10 @@ class errors(Case):
         self.refuse(2, "--kv does not take 'f12'", *model, '--kv', 'f12')
         self.refuse(2, "--baseline does not take 'torch'", *model, '--baseline', 'torch')
         self.refuse(2, "--kl does not take 'x'", 'tune', '--kl', 'x')
-        self.refuse(2, "--ring does not take '5000' (1 to 4096)", *model, '--ring', '5000')
+        self.refuse(2, "--ring does not take '5000' (0 to 4096)", *model, '--ring', '5000')
+        self.refuse(2, "--lse-order does not take '2' (0 to 1)", *model, '--lse-order', '2')
+        self.refuse(2, "--fresh does not take '-1'", *model, '--fresh', '-1')
+        self.refuse(1, 'has no chat template', *model, '--chat')
         self.refuse(2, 'no K and V in f8_e4m3', *model, '--kv', 'f8_e4m3')
 
     def test_tasks_or_text(self):

@@ -46,7 +46,7 @@ macattn bench: --peer does not take 'nobody'
 ...
 [2]
 $ macattn bench mac --ring 5000
-macattn bench: --ring does not take '5000' (1 to 4096)
+macattn bench: --ring does not take '5000' (0 to 4096)
 ...
 [2]
 $ macattn bench match --ring 64,1

@@ -26,6 +26,7 @@ static const char good[] =
     " \"policy\": \"paper\", \"tau\": 0.75, \"budget\": 1e-3,\n"
     " \"budget_scale\": [[1, 2, 0.5, 1, 1, 1, 1, 1.0]],\n"
     " \"ring\": 128, \"band\": 64, \"min_tokens\": 1024,\n"
+    " \"fresh_tokens\": 2, \"lse_order\": 0,\n"
     " \"evidence\": {\"list\": [1, -2.5e3, {}, [], [null, true, false]], \"text\": \"\\u00e4\"}}\n";
 
 static bool read_text(const char *text, size_t bytes, plugin_settings *options)
@@ -56,6 +57,7 @@ static void takes_all(void)
                o.config.budget == 1e-3f,
            "policy");
     expect(o.config.ring == 128 && o.config.band == 64 && o.config.min_tokens == 1024, "sizes");
+    expect(o.config.fresh_tokens == 2 && o.config.lse_order == 0, "first tokens, order of the lse");
     expect(o.model.n_layers == 1 && o.model.n_heads == 8 && o.model.n_kv_heads == 2 &&
                o.model.head_dim == 64 && strcmp(o.model.name, "a \"b\"") == 0,
            "model");
@@ -84,7 +86,7 @@ static void refuses(void)
         "{\"macattn_config\": 1, \"tau\": 1e999}",
         "{\"macattn_config\": 1, \"tau\": --1}",
         "{\"macattn_config\": 1, \"ring\": 1.5}",
-        "{\"macattn_config\": 1, \"ring\": 0}",
+        "{\"macattn_config\": 1, \"ring\": -1}",
         "{\"macattn_config\": 1, \"band\": 99999999999}",
         "{\"macattn_config\": 1, \"policy\": \"fastest\"}",
         "{\"macattn_config\": 1, \"polcy\": \"paper\"}",
@@ -137,7 +139,7 @@ static void cut_and_damaged(void)
         memcpy(text, good, sizeof good);
         text[i] = with[i % (sizeof with)];
         (void)read_text(text, sizeof good - 1, &o);
-        expect(o.config.ring >= 1 && o.config.tau >= 0 && o.config.tau <= 1,
+        expect(o.config.ring >= 0 && o.config.tau >= 0 && o.config.tau <= 1,
                "damaged, but in range");
         free(o.file_scale);
     }
@@ -151,10 +153,10 @@ static void environment_overrides(void)
     free(o.file_scale);
     setenv("MACATTN_CONFIG", path, 1);
     setenv("MACATTN_TAU", "0.25", 1);
-    setenv("MACATTN_FRESH_TOKENS", "4", 1); /* any setting of reuse has a variable */
+    setenv("MACATTN_FRESH", "6", 1); /* any setting of reuse has a variable */
     expect(environment_read(&o), "file and environment");
     expect(o.config.policy == MACATTN_POLICY_PAPER && o.config.ring == 128, "what the file says");
-    expect(o.config.tau == 0.25f && o.config.fresh_tokens == 4, "what the environment says");
+    expect(o.config.tau == 0.25f && o.config.fresh_tokens == 6, "what the environment says");
     free(o.file_scale);
     setenv("MACATTN_POLICY", "exact", 1);
     expect(environment_read(&o) && o.config.policy == MACATTN_POLICY_EXACT, "the policy, too");
@@ -180,9 +182,13 @@ static void program_sets(void)
     seen.ring = 5000;
     seen.tau = 0.125f;
     expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_E_RANGE &&
-               strcmp(error, "ring is 5000; it must be in [1, 4096]") == 0 && o.config.tau == 0.75f,
+               strcmp(error, "ring is 5000; it must be in [0, 4096]") == 0 && o.config.tau == 0.75f,
            "a ring out of range changes nothing");
     seen.ring = 64;
+    seen.lse_order = 2;
+    expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_E_RANGE, "no such order");
+    seen.lse_order = 0;
+    seen.fresh_tokens = 16;
     seen.policy = (macattn_policy)7;
     expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_E_RANGE, "no such policy");
     seen.policy = MACATTN_POLICY_PAPER;
@@ -190,7 +196,8 @@ static void program_sets(void)
     seen.scale_layers = 1;
     seen.scale_heads = 2;
     expect(settings_set(&o, &seen, error, sizeof error) == MACATTN_OK && o.config.ring == 64 &&
-               o.config.tau == 0.125f && o.scale == scale && o.file_scale == owned,
+               o.config.fresh_tokens == 16 && o.config.lse_order == 0 && o.config.tau == 0.125f &&
+               o.scale == scale && o.file_scale == owned,
            "what a program sets");
     free(owned);
 }

@@ -202,7 +202,7 @@ static void take_settings(bench_options *options, int n_cpus)
     }
     options->threads_given = s->values[OPTION_THREADS].n > 0;
     options->threads = settings_list(s, OPTION_THREADS, "n_threads", n_cpus);
-    options->ring = settings_list(s, OPTION_RING, "ring", 0);
+    options->ring = settings_list(s, OPTION_RING, "ring", MACATTN_DEFAULT_RING(options->policy));
     for (int i = 0; i < options->ring.n; i++) {
         if (options->ring.values[i] < 2) die(EXIT_USAGE, "bench: --ring has to be at least 2");
     }

@@ -74,6 +74,7 @@ void stream_create(bench_session *session, const bench_shape *shape, int32_t rin
     s->cfg.budget =
         0.5f; /* between hits, which are nearly the same, and misses, which have nothing to do */
     s->cfg.ring = ring;
+    s->cfg.select = 0; /* what misses costs what exact attention costs */
     s->cfg.fresh_tokens = 0;
     s->cfg.band = (int32_t)o->band;
     s->cfg.min_tokens = 0;
@@ -224,7 +225,7 @@ static double far_summary(const stream *s, const macattn_row *row, int32_t head,
     macattn_kv kv = tensors_kv_view(&s->kv, 0, 0);
     macattn_batch batch = {.struct_size = sizeof batch, .n_rows = 1, .rows = row};
     const size_t d = (size_t)s->cfg.head_dim, at = (size_t)head * d;
-    double *q = tool_alloc(2 * d * sizeof *q), *kbar = q + d;
+    double *q = memory_alloc(2 * d * sizeof *q), *kbar = q + d;
     for (size_t i = 0; i < d; i++) q[i] = (double)old[at + i];
     double lse = ref_range_keys(&s->cfg, &batch, row, &kv, head, q, 0, end, far, kbar);
     for (size_t i = 0; s->cfg.lse_order > 0 && i < d; i++)

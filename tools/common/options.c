@@ -14,6 +14,9 @@ static const struct {
                            [OPTION_BUDGET] = {"budget", "budget", "X"},
                            [OPTION_RING] = {"ring", "ring", "K"},
                            [OPTION_BAND] = {"band", "band", "R"},
+                           [OPTION_FRESH] = {"fresh", "fresh_tokens", "F"},
+                           [OPTION_LSE_ORDER] = {"lse-order", "lse_order", "N"},
+                           [OPTION_SELECT] = {"select", "select", "N"},
                            [OPTION_MIN_TOKENS] = {"min-tokens", "min_tokens", "N"},
                            [OPTION_THREADS] = {"threads", "n_threads", "N"},
                            [OPTION_KV] = {"kv", "k_dtype", "TYPE"}};

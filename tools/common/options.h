@@ -17,6 +17,9 @@ typedef enum setting_option {
     OPTION_BUDGET,
     OPTION_RING,
     OPTION_BAND,
+    OPTION_FRESH,
+    OPTION_LSE_ORDER,
+    OPTION_SELECT,
     OPTION_MIN_TOKENS,
     OPTION_THREADS,
     OPTION_KV, /* K's and V's type in one */

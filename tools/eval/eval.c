@@ -107,9 +107,7 @@ static int add_settings(macattn_ggml_options *settings, int n, const macattn_ggm
         macattn_ggml_options *s = &settings[n++];
         *s = *like;
         s->policy = policy;
-        if (s->band == 0) {
-            s->band = MACATTN_DEFAULT_BAND(policy);
-        }
+        eval_common_resolve(s);
         if (values->n && policy == MACATTN_POLICY_PAPER) {
             s->tau = (float)values->values[i];
         } else if (values->n && policy == MACATTN_POLICY_BUDGET) {
@@ -158,6 +156,7 @@ static void evaluate(const eval_arguments *o)
                           .n_tokens = o->common.n_tokens,
                           .free_run = o->free_run,
                           .ggml_baseline = o->common.ggml_baseline,
+                          .chat = o->common.chat,
                           .temperature = o->temperature,
                           .seed = (uint64_t)o->common.seed};
         eval_result *results = eval_session_measure(&session, &plan, settings, n, true);

@@ -16,13 +16,15 @@
 #include "ggml.h"
 #include "llama.h"
 
-#define BATCH 2048 /* tokens of a prompt given to llama.cpp at a time */
+#define BATCH 2048 /* tokens of a prompt given to llama.cpp at a time, */
+#define UBATCH 512 /* and computed at a time */
 
 /* A sequence in one llama_context. */
 typedef struct eval_sequence {
     struct llama_context *ctx;
-    const int32_t *prompt; /* borrowed */
-    int64_t n_prompt, n;   /* tokens of the prompt, and computed altogether */
+    const int32_t *prompt;     /* borrowed */
+    int64_t n_prompt, n_again; /* its tokens, and those of them that a rewind computes again */
+    int64_t n;                 /* tokens computed altogether */
 } eval_sequence;
 
 struct eval_model {
@@ -125,6 +127,7 @@ static struct llama_context *make_context(const eval_model *m, const eval_model_
     struct llama_context_params params = llama_context_default_params();
     params.n_ctx = (uint32_t)((config->n_tokens + 255) / 256 * 256);
     params.n_batch = BATCH;
+    params.n_ubatch = UBATCH;
     params.n_seq_max = 1;
     params.n_threads = params.n_threads_batch = config->n_threads;
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
@@ -249,7 +252,22 @@ size_t eval_model_piece(const eval_model *m, int32_t token, char *out, size_t ro
     return n > 0 ? (size_t)n : 0;
 }
 
-int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, size_t *n)
+char *eval_model_chat(const eval_model *m, const char *message)
+{
+    const char *template = llama_model_chat_template(m->model, NULL);
+    const struct llama_chat_message one = {"user", message};
+    const int32_t n = template ? llama_chat_apply_template(template, &one, 1, true, NULL, 0) : -1;
+    if (n < 0) {
+        die(EXIT_FAILED, "%s has no chat template that llama.cpp knows", m->name);
+    }
+    char *text = memory_alloc((size_t)n + 1);
+    llama_chat_apply_template(template, &one, 1, true, text, n);
+    text[n] = '\0';
+    return text;
+}
+
+int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, bool special,
+                             size_t *n)
 {
     if (bytes > INT32_MAX) {
         die(EXIT_FAILED, "a document of %zu bytes is too long", bytes);
@@ -257,7 +275,7 @@ int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes
     /* No token is shorter than a byte. */
     int32_t *tokens = memory_alloc((bytes + 16) * sizeof *tokens);
     const int32_t count =
-        llama_tokenize(m->vocab, text, (int32_t)bytes, tokens, (int32_t)bytes + 16, false, false);
+        llama_tokenize(m->vocab, text, (int32_t)bytes, tokens, (int32_t)bytes + 16, false, special);
     if (count < 0) {
         die(EXIT_FAILED, "llama.cpp does not tokenise the text");
     }
@@ -305,47 +323,109 @@ static void restart(eval_model *m, const macattn_ggml_options *options)
     }
 }
 
-static void compute_prompt(eval_model *m, eval_sequence *s)
+/* Take back what comes after the first n tokens. */
+static void go_back(eval_model *m, eval_sequence *s, int64_t n)
 {
-    llama_memory_clear(llama_get_memory(s->ctx), true);
-    s->n = 0;
-    while (s->n < s->n_prompt) {
-        const int64_t left = s->n_prompt - s->n;
+    if (s->n > n && !m->cannot_rewind) {
+        m->cannot_rewind = !llama_memory_seq_rm(llama_get_memory(s->ctx), 0, (llama_pos)n, -1);
+    }
+    if (m->cannot_rewind || n == 0) {
+        llama_memory_clear(llama_get_memory(s->ctx), true);
+        n = 0;
+    }
+    s->n = n;
+}
+
+static void compute_prompt(eval_model *m, eval_sequence *s, int64_t end)
+{
+    while (s->n < end) {
+        const int64_t left = end - s->n;
         report_progress("prompt: %lld of %lld tokens", (long long)s->n, (long long)s->n_prompt);
         decode(m, s, s->prompt + s->n, (int32_t)(left < BATCH ? left : BATCH));
     }
 }
 
+/* The settings under which a prompt is computed, whatever is measured after it: everything is
+ * remembered, and shown to a policy that learns, but a single token at the end of a part, which is
+ * a step of its own, reuses nothing. So a prompt's K and V are the same to the bit for all policies,
+ * and whatever the budgets are. */
+static macattn_ggml_options teaching(const macattn_ggml_options *options)
+{
+    macattn_ggml_options o = *options;
+    o.policy = MACATTN_POLICY_BUDGET;
+    o.budget = 1e-6f;
+    o.budget_scale = NULL;
+    o.scale_layers = o.scale_heads = 0;
+    return o;
+}
+
 void eval_model_prompt(eval_model *m, const int32_t *tokens, int64_t n,
-                       const macattn_ggml_options *options, bool by_ggml)
+                       const macattn_ggml_options *options, int64_t again, bool by_ggml)
 {
     eval_sequence *s = sequence_of(m, by_ggml);
     s->prompt = tokens;
     s->n_prompt = n;
-    if (!by_ggml) {
-        restart(m, options);
+    s->n_again = again < n ? again : n;
+    s->n_again -= s->n_again % UBATCH == 1; /* a last token alone would be a step of its own */
+    go_back(m, s, 0);
+    if (by_ggml) {
+        compute_prompt(m, s, n);
+        return;
     }
-    compute_prompt(m, s);
-    if (!by_ggml && m->plugin->keep(m->attention) != MACATTN_OK) {
+    const macattn_ggml_options like = teaching(options);
+    restart(m, &like);
+    compute_prompt(m, s, n - s->n_again);
+    if (m->plugin->keep(m->attention) != MACATTN_OK) {
         die(EXIT_FAILED, "no memory to keep what the prompt left to reuse");
+    }
+    compute_prompt(m, s, n);
+}
+
+static void set_budgets(eval_model *m, const macattn_ggml_options *options)
+{
+    char error[256] = "";
+    if (m->plugin->set_budgets(m->attention, options, error, sizeof error) != MACATTN_OK) {
+        die(EXIT_FAILED, "the plug-in: %s", error);
+    }
+}
+
+/* Exact attention needs nothing of what the last tokens leave to reuse. */
+static void rewind_own(eval_model *m, const macattn_ggml_options *options)
+{
+    eval_sequence *s = &m->own;
+    const bool learns = options->policy == MACATTN_POLICY_BUDGET;
+    const int64_t again = options->policy == MACATTN_POLICY_EXACT ? 0 : s->n_again;
+    const macattn_ggml_options like = learns ? teaching(options) : *options;
+    restart(m, &like);
+    go_back(m, s, s->n_prompt - again);
+    compute_prompt(m, s, s->n_prompt);
+    if (learns) {
+        set_budgets(m, options);
+    }
+}
+
+void eval_model_begin(eval_model *m, const macattn_ggml_options *options)
+{
+    if (options->policy == MACATTN_POLICY_BUDGET) {
+        set_budgets(m, options);
+    } else {
+        rewind_own(m, options);
     }
 }
 
 void eval_model_rewind(eval_model *m, const macattn_ggml_options *options, bool by_ggml)
 {
-    eval_sequence *s = sequence_of(m, by_ggml);
-    if (!by_ggml) {
-        restart(m, options);
+    if (by_ggml) {
+        go_back(m, &m->ggml, m->ggml.n_prompt);
+        compute_prompt(m, &m->ggml, m->ggml.n_prompt);
+    } else {
+        rewind_own(m, options);
     }
-    if (s->n == s->n_prompt) {
-        return;
-    }
-    m->cannot_rewind = m->cannot_rewind || !llama_memory_seq_rm(llama_get_memory(s->ctx), 0,
-                                                                (llama_pos)s->n_prompt, -1);
-    if (m->cannot_rewind) {
-        compute_prompt(m, s);
-    }
-    s->n = s->n_prompt;
+}
+
+const float *eval_model_logits(eval_model *m)
+{
+    return llama_get_logits_ith(m->own.ctx, -1);
 }
 
 const float *eval_model_step(eval_model *m, int32_t token, bool by_ggml)
@@ -353,6 +433,21 @@ const float *eval_model_step(eval_model *m, int32_t token, bool by_ggml)
     eval_sequence *s = sequence_of(m, by_ggml);
     decode(m, s, &token, 1);
     return llama_get_logits_ith(s->ctx, -1);
+}
+
+macattn_ggml_bytes eval_model_bytes(const eval_model *m)
+{
+    macattn_ggml_bytes sum = {0};
+    for (int32_t l = 0; l < m->plugin->n_layers(m->attention); l++) {
+        macattn_ggml_bytes bytes = {0};
+        m->plugin->bytes(m->attention, l, &bytes);
+        sum.total += bytes.total;
+        sum.far += bytes.far;
+        sum.skipped += bytes.skipped;
+        sum.rings += bytes.rings;
+        sum.runs += bytes.runs;
+    }
+    return sum;
 }
 
 void eval_model_expect_computed(const eval_model *m)

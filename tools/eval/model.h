@@ -38,20 +38,42 @@ bool eval_model_is_end(const eval_model *m, int32_t token); /* ends the text */
 /* The bytes of a token, at most `room`; returns how many. */
 size_t eval_model_piece(const eval_model *m, int32_t token, char *out, size_t room);
 
-/* The tokens of a text, without any that the model wants at the start; to be freed. */
-int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, size_t *n);
+/* The tokens of a text, without any that the model wants at the start; to be freed. `special`: names
+ * of special tokens stand for these. */
+int32_t *eval_model_tokenize(const eval_model *m, const char *text, size_t bytes, bool special,
+                             size_t *n);
 /* The token a sequence begins with, -1 if the model wants none. */
 int32_t eval_model_first_token(const eval_model *m);
 
-/* Forget everything and compute a prompt, keeping what `options` would reuse after it. */
-void eval_model_prompt(eval_model *m, const int32_t *tokens, int64_t n,
-                       const macattn_ggml_options *options, bool by_ggml);
+/* The message as the model's own chat template puts it, up to the answer; to be freed. Dies if the
+ * model has no template that llama.cpp knows. */
+char *eval_model_chat(const eval_model *m, const char *message);
 
-/* Go back to the end of the prompt, and go on under `options` (ring and band as in the prompt). */
+/* Tokens of a prompt that a policy that learns is shown again at each rewind: enough for it to judge
+ * as after the whole prompt, nearly. */
+#define EVAL_TEACHING 4096
+
+/* Forget everything and compute a prompt, keeping what `options` would reuse after it; nothing is
+ * reused in it. `again`: tokens at its end that each rewind computes again for a policy that
+ * reuses; EVAL_TEACHING where one learns from them, else 0. */
+void eval_model_prompt(eval_model *m, const int32_t *tokens, int64_t n,
+                       const macattn_ggml_options *options, int64_t again, bool by_ggml);
+
+/* Once, right after the prompt: go on under the `options` of the prompt. */
+void eval_model_begin(eval_model *m, const macattn_ggml_options *options);
+
+/* Go back to the end of the prompt, and go on under `options` (ring, band, first tokens and order
+ * of the lse as in the prompt). */
 void eval_model_rewind(eval_model *m, const macattn_ggml_options *options, bool by_ggml);
+
+/* The logits of what follows what was computed last. */
+const float *eval_model_logits(eval_model *m);
 
 /* Compute one more token. Returns the logits of what follows, valid until the next call. */
 const float *eval_model_step(eval_model *m, int32_t token, bool by_ggml);
+
+/* Bytes of all layers' steps since the last rewind, where the settings count them. */
+macattn_ggml_bytes eval_model_bytes(const eval_model *m);
 
 /* Dies if macattn has computed nothing since the last prompt or rewind: whatever came out then is
  * ggml's, and says nothing of it. */

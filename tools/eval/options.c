@@ -18,7 +18,8 @@ enum {
     KEY_BASELINE,
     KEY_SEED,
     KEY_JSON,
-    KEY_PROGRESS
+    KEY_PROGRESS,
+    KEY_CHAT
 };
 
 static const struct argp_option options_table[] = {
@@ -29,6 +30,11 @@ static const struct argp_option options_table[] = {
     {"context", KEY_CONTEXT, "N,...", 0, "tokens of the prompt, a list (default 4k)", 2},
     {"tokens", KEY_TOKENS, "N", 0, "tokens compared after each prompt (default 256)", 2},
     {"windows", KEY_WINDOWS, "N", 0, "pieces of text used at each length, at most (default 4)", 2},
+    {"chat", KEY_CHAT, NULL, 0,
+     "put each text, or question of a task, into a user's message by the model's own chat "
+     "template; "
+     "what is compared is then the model's own answer",
+     2},
     {"audit-every", KEY_AUDIT, "N", 0,
      "compute every n-th step of a layer exactly as well, for the errors of heads (default 8; 0 = "
      "none)",
@@ -86,6 +92,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case KEY_AUDIT: integer(state, "audit-every", arg, 0, most, &o->audit_every); return 0;
     case KEY_BASELINE: parse_baseline(state, o, arg); return 0;
     case KEY_SEED: integer(state, "seed", arg, 0, most, &o->seed); return 0;
+    case KEY_CHAT: o->chat = true; return 0;
     case KEY_JSON: o->json = arg; return 0;
     case KEY_PROGRESS:
         if (!parse_real(arg, 0.0, 1e6, &o->progress)) {
@@ -152,6 +159,15 @@ void eval_common_apply(const eval_common *common, macattn_ggml_options *options)
     const setting_options *s = &common->settings;
     options->ring = (int32_t)setting_options_value(s, OPTION_RING, options->ring);
     options->band = (int32_t)setting_options_value(s, OPTION_BAND, options->band);
+    options->fresh_tokens = (int32_t)setting_options_value(s, OPTION_FRESH, options->fresh_tokens);
+    options->lse_order = (int32_t)setting_options_value(s, OPTION_LSE_ORDER, options->lse_order);
+    options->select = (int32_t)setting_options_value(s, OPTION_SELECT, options->select);
     options->min_tokens =
         (int64_t)setting_options_value(s, OPTION_MIN_TOKENS, (double)options->min_tokens);
+}
+
+void eval_common_resolve(macattn_ggml_options *options)
+{
+    if (options->ring == 0) options->ring = MACATTN_DEFAULT_RING(options->policy);
+    if (options->band == 0) options->band = MACATTN_DEFAULT_BAND(options->policy);
 }

@@ -19,6 +19,7 @@ typedef struct eval_common {
     int64_t n_tokens, n_windows, audit_every, seed; /* -1: not given */
     double progress;                                 /* seconds between its lines */
     bool ggml_baseline;
+    bool chat; /* the model's own chat template around texts and questions */
     setting_options settings;
 } eval_common;
 
@@ -38,5 +39,8 @@ void eval_common_complete(eval_common *common, int64_t context);
 kv_types eval_common_kv(const eval_common *common);
 int eval_common_threads(const eval_common *common);
 void eval_common_apply(const eval_common *common, macattn_ggml_options *options);
+
+/* Ring and band as the policy has them, where nobody says otherwise. */
+void eval_common_resolve(macattn_ggml_options *options);
 
 #endif /* MACATTN_TOOLS_EVAL_OPTIONS_H */

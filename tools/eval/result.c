@@ -13,6 +13,7 @@ void eval_result_free(eval_result *r)
     metrics_free(&r->floor);
     for (int i = 0; r->heads && i < r->n_layers * r->n_heads; i++) {
         sample_list_free(&r->heads[i].errors);
+        sample_list_free(&r->heads[i].layer_errors);
     }
     free(r->heads);
     sample_list_free(&r->us);
@@ -20,12 +21,14 @@ void eval_result_free(eval_result *r)
     *r = (eval_result){0};
 }
 
-void eval_result_errors(const eval_result *r, double *mean, double *p99, double *max)
+void eval_result_errors(const eval_result *r, bool of_layer, double *mean, double *p99, double *max)
 {
     sample_list all = {0};
     for (int i = 0; i < r->n_layers * r->n_heads; i++) {
-        for (size_t k = 0; k < r->heads[i].errors.n; k++) {
-            sample_list_add(&all, r->heads[i].errors.values[k]);
+        const eval_head *head = &r->heads[i];
+        const sample_list *errors = of_layer ? &head->layer_errors : &head->errors;
+        for (size_t k = 0; k < errors->n; k++) {
+            sample_list_add(&all, errors->values[k]);
         }
     }
     *mean = metrics_mean(&all);
@@ -50,14 +53,27 @@ double eval_result_hit_ratio(const eval_result *r)
     return steps > 0 ? (double)hits / (double)steps : 0.0;
 }
 
+double eval_result_groups(const eval_result *r, macattn_way way)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < MACATTN_WAYS; i++) sum += r->groups[i];
+    return share((double)r->groups[way], (double)sum);
+}
+
 double eval_result_skipped(const eval_result *r)
 {
     return share((double)r->bytes.skipped, (double)r->bytes.far);
 }
 
-double eval_result_saved(const eval_result *r)
+double eval_bytes_read(const macattn_ggml_bytes *bytes)
 {
-    return share((double)r->bytes.skipped - (double)r->search_bytes, (double)r->bytes.total);
+    const double rows = (double)bytes->total - (double)bytes->skipped;
+    return share(rows + (double)(bytes->rings + bytes->runs), (double)bytes->total);
+}
+
+double eval_result_read(const eval_result *r)
+{
+    return eval_bytes_read(&r->bytes);
 }
 
 /* -------------------------------------------------------------------------------------- rows -- */
@@ -76,10 +92,10 @@ const report_column eval_columns[] = {
     {"context", "context", 7, 0},      {"kl_mean", "KL mean", 9, 6},
     {"kl_p99", "p99", 8, 5},           {"kl_max", "max", 7, 4},
     {"top1_agreement", "top-1", 6, 4}, {"ppl_exact", "ppl exact", 9, 4},
-    {"ppl_policy", "policy", 8, 4},    {"rel_error_mean", "error", 7, 4},
-    {"rel_error_p99", "p99", 7, 4},    {"rel_error_max", "max", 7, 4},
-    {"hit_ratio", "hits", 6, 4},       {"bytes_skipped", "skipped", 7, 4},
-    {"bytes_saved", "saved", 7, 4},    {NULL, NULL, 0, 0}};
+    {"ppl_policy", "policy", 8, 4},    {"layer_error_mean", "error", 7, 4},
+    {"layer_error_p99", "p99", 7, 4},  {"layer_error_max", "max", 7, 4},
+    {"hit_ratio", "hits", 6, 4},       {"selected", "select", 6, 4},
+    {"bytes_read", "read", 6, 4},      {NULL, NULL, 0, 0}};
 
 /* [[of each head] of each layer] */
 static void add_grid(cJSON *row, const char *field, const eval_result *r,
@@ -105,17 +121,40 @@ static double head_hits(const eval_head *head)
 
 static double head_error_mean(const eval_head *head)
 {
-    return metrics_mean(&head->errors);
+    return metrics_mean(&head->layer_errors);
 }
 
 static double head_error_p99(const eval_head *head)
 {
-    return sample_list_quantile(&head->errors, 0.99);
+    return sample_list_quantile(&head->layer_errors, 0.99);
 }
 
 static double head_error_max(const eval_head *head)
 {
-    return metrics_max(&head->errors);
+    return metrics_max(&head->layer_errors);
+}
+
+/* Errors of single heads: where summaries were used, as audited, and of those that were refused. */
+static void add_errors(cJSON *row, const eval_result *r)
+{
+    double mean, p99, max, own2 = 0.0, layer2 = 0.0;
+    uint64_t refused = 0;
+    eval_result_errors(r, false, &mean, &p99, &max);
+    report_add_real(row, "rel_error_mean", mean);
+    report_add_real(row, "rel_error_p99", p99);
+    report_add_real(row, "rel_error_max", max);
+    eval_result_errors(r, true, &mean, &p99, &max);
+    report_add_real(row, "layer_error_mean", mean);
+    report_add_real(row, "layer_error_p99", p99);
+    report_add_real(row, "layer_error_max", max);
+    for (int i = 0; i < r->n_layers * r->n_heads; i++) {
+        refused += r->heads[i].refused;
+        own2 += r->heads[i].refused_error2;
+        layer2 += r->heads[i].refused_layer_error2;
+    }
+    report_add_int(row, "refused", (int64_t)refused);
+    report_add_real(row, "refused_rel_error_rms", sqrt(share(own2, (double)refused)));
+    report_add_real(row, "refused_layer_error_rms", sqrt(share(layer2, (double)refused)));
 }
 
 static void add_fidelity(cJSON *row, const eval_result *r)
@@ -134,22 +173,22 @@ static void add_fidelity(cJSON *row, const eval_result *r)
     report_add_real(row, "ppl_policy", metrics_ppl_policy(&r->all));
     report_add_real(row, "ppl_difference",
                     metrics_ppl_policy(&r->all) - metrics_ppl_exact(&r->all));
-    double mean, p99, max;
-    eval_result_errors(r, &mean, &p99, &max);
-    report_add_real(row, "rel_error_mean", mean);
-    report_add_real(row, "rel_error_p99", p99);
-    report_add_real(row, "rel_error_max", max);
+    add_errors(row, r);
 }
 
 static void add_saving(cJSON *row, const eval_result *r)
 {
     report_add_real(row, "hit_ratio", eval_result_hit_ratio(r));
+    report_add_real(row, "reused", eval_result_groups(r, MACATTN_REUSED));
+    report_add_real(row, "selected", eval_result_groups(r, MACATTN_SELECTED));
+    report_add_real(row, "exact", eval_result_groups(r, MACATTN_EXACT));
     report_add_real(row, "bytes_skipped", eval_result_skipped(r));
-    report_add_real(row, "bytes_saved", eval_result_saved(r));
+    report_add_real(row, "bytes_read", eval_result_read(r));
     report_add_int(row, "kv_bytes", (int64_t)r->bytes.total);
     report_add_int(row, "kv_bytes_far", (int64_t)r->bytes.far);
     report_add_int(row, "kv_bytes_skipped", (int64_t)r->bytes.skipped);
-    report_add_int(row, "search_bytes", (int64_t)r->search_bytes);
+    report_add_int(row, "ring_bytes", (int64_t)r->bytes.rings);
+    report_add_int(row, "run_bytes", (int64_t)r->bytes.runs);
     report_add_int(row, "restarts", (int64_t)r->changes);
     report_add_int(row, "left_to_ggml", (int64_t)r->left_to_ggml);
 }
@@ -163,9 +202,13 @@ cJSON *eval_result_row(const eval_model *m, const eval_plan *plan,
     report_add_int(row, "context", plan->context);
     report_add_int(row, "ring", setting->ring);
     report_add_int(row, "band", setting->band);
+    report_add_int(row, "fresh_tokens", setting->fresh_tokens);
+    report_add_int(row, "lse_order", setting->lse_order);
+    report_add_int(row, "select", setting->select);
     report_add_int(row, "min_tokens", setting->min_tokens);
     report_add_int(row, "head_budgets", setting->budget_scale != NULL);
     report_add_text(row, "mode", plan->free_run ? "free-run" : "teacher-forced");
+    report_add_int(row, "chat", plan->chat);
     report_add_text(row, "baseline", plan->ggml_baseline ? "ggml" : "exact");
     report_add_int(row, "windows", r->n_windows);
     report_add_int(row, "tokens", (int64_t)r->all.kl.n);

@@ -36,6 +36,8 @@ void eval_session_open(eval_session *session, const eval_common *common)
                                       .n_tokens = longest(common),
                                       .with_ggml = common->ggml_baseline};
     session->model = eval_model_open(&config);
+    session->text.is_chat = common->chat;
+    if (common->chat) session->text.chat = eval_chat_open(session->model);
     for (int i = 0; i < common->n_texts; i++) {
         eval_text_add_file(&session->text, session->model, common->texts[i]);
     }
@@ -119,9 +121,13 @@ eval_result *eval_session_measure(eval_session *session, eval_plan *plan,
 {
     eval_window windows[EVAL_MAX_WINDOWS];
     const int64_t length = plan->context + plan->n_tokens + 1;
-    const int n =
-        eval_text_windows(&session->text, length, windows, (int)session->common->n_windows);
-    if (n == 0) {
+    const int most = (int)session->common->n_windows;
+    const int n = plan->chat ? eval_text_prompts(&session->text, plan->context, windows, most)
+                             : eval_text_windows(&session->text, length, windows, most);
+    if (n == 0 && plan->chat) {
+        die(EXIT_FAILED, "no document has the tokens for a chat of --context %lld",
+            (long long)plan->context);
+    } else if (n == 0) {
         die(EXIT_FAILED, "no document has the %lld tokens that --context %lld --tokens %lld take",
             (long long)length, (long long)plan->context, (long long)plan->n_tokens);
     }

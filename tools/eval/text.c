@@ -52,8 +52,8 @@ static char *read_file(const char *path, size_t *bytes)
 static void add_document(eval_text *text, const eval_model *m, const char *bytes, size_t n_bytes)
 {
     size_t n;
-    int32_t *tokens = eval_model_tokenize(m, bytes, n_bytes, &n);
-    const int32_t first = eval_model_first_token(m);
+    int32_t *tokens = eval_model_tokenize(m, bytes, n_bytes, false, &n);
+    const int32_t first = text->is_chat ? -1 : eval_model_first_token(m);
     const size_t extra = first >= 0;
     eval_document *d = add(text);
     d->tokens = memory_alloc((n + extra) * sizeof *d->tokens);
@@ -82,13 +82,14 @@ void eval_text_add_file(eval_text *text, const eval_model *m, const char *path)
     free(data);
 }
 
-int32_t eval_draw(const eval_model *m, const float *logits, double temperature, random_state *rng)
+int32_t eval_draw(const eval_model *m, const float *logits, double temperature, bool may_end,
+                  random_state *rng)
 {
     const int32_t n = eval_model_vocab(m);
     double top = -INFINITY, sum = 0.0;
     int32_t best = 0;
     for (int32_t i = 0; i < n; i++) {
-        if ((double)logits[i] > top && !eval_model_is_end(m, i)) {
+        if ((double)logits[i] > top && (may_end || !eval_model_is_end(m, i))) {
             top = (double)logits[i];
             best = i;
         }
@@ -97,11 +98,13 @@ int32_t eval_draw(const eval_model *m, const float *logits, double temperature, 
         return best;
     }
     for (int32_t i = 0; i < n; i++) {
-        sum += eval_model_is_end(m, i) ? 0.0 : exp(((double)logits[i] - top) / temperature);
+        sum += !may_end && eval_model_is_end(m, i) ? 0.0
+                                                   : exp(((double)logits[i] - top) / temperature);
     }
     double left = sum * ((double)(random_next(rng) >> 11) * 0x1p-53);
     for (int32_t i = 0; i < n; i++) {
-        left -= eval_model_is_end(m, i) ? 0.0 : exp(((double)logits[i] - top) / temperature);
+        left -= !may_end && eval_model_is_end(m, i) ? 0.0
+                                                    : exp(((double)logits[i] - top) / temperature);
         if (left < 0.0) {
             return i;
         }
@@ -119,10 +122,11 @@ void eval_text_add_sample(eval_text *text, eval_model *m, int64_t n, uint64_t se
     d->n = n;
     const int32_t first = eval_model_first_token(m);
     d->tokens[0] = first >= 0 ? first : (int32_t)random_below(&rng, eval_model_vocab(m));
-    eval_model_prompt(m, NULL, 0, &options, false);
+    eval_model_prompt(m, NULL, 0, &options, 0, false);
+    eval_model_rewind(m, &options, false);
     for (int64_t i = 1; i < n; i++) {
         report_progress("the model writes a text: %lld of %lld tokens", (long long)i, (long long)n);
-        d->tokens[i] = eval_draw(m, eval_model_step(m, d->tokens[i - 1], false), 1.0, &rng);
+        d->tokens[i] = eval_draw(m, eval_model_step(m, d->tokens[i - 1], false), 1.0, false, &rng);
     }
     report_progress_clear();
 }
@@ -132,7 +136,12 @@ void eval_text_free(eval_text *text)
     for (int i = 0; i < text->n; i++) {
         free(text->documents[i].tokens);
     }
+    for (int i = 0; i < text->n_prompts; i++) {
+        free(text->prompts[i]);
+    }
     free(text->documents);
+    free(text->prompts);
+    eval_chat_free(&text->chat);
     *text = (eval_text){0};
 }
 
@@ -149,6 +158,39 @@ int eval_text_windows(const eval_text *text, int64_t n, eval_window *windows, in
             windows[count++] = (eval_window){text->documents[i].tokens + start, i, start};
             more = true;
         }
+    }
+    return count;
+}
+
+/* The message between what the template puts around it, its middle left out: n tokens. */
+static int32_t *make_prompt(const eval_text *text, const eval_document *message, int64_t n)
+{
+    const eval_chat *chat = &text->chat;
+    const size_t kept = (size_t)(n - eval_chat_tokens(chat)), head = kept / 2, tail = kept - head;
+    int32_t *prompt = memory_alloc((size_t)n * sizeof *prompt), *at = prompt;
+    memcpy(at, chat->before, chat->n_before * sizeof *at);
+    at += chat->n_before;
+    memcpy(at, message->tokens, head * sizeof *at);
+    memcpy(at + head, message->tokens + (size_t)message->n - tail, tail * sizeof *at);
+    memcpy(at + kept, chat->after, chat->n_after * sizeof *at);
+    return prompt;
+}
+
+int eval_text_prompts(eval_text *text, int64_t n, eval_window *windows, int max)
+{
+    const int64_t least = n - eval_chat_tokens(&text->chat);
+    int count = 0;
+    for (int i = 0; i < text->n && count < max && least > 0; i++) {
+        if (text->documents[i].n < least) {
+            continue;
+        }
+        int32_t **prompts = realloc(text->prompts, (size_t)(text->n_prompts + 1) * sizeof *prompts);
+        if (!prompts) {
+            die(EXIT_FAILED, "out of memory");
+        }
+        text->prompts = prompts;
+        prompts[text->n_prompts] = make_prompt(text, &text->documents[i], n);
+        windows[count++] = (eval_window){prompts[text->n_prompts++], i, 0};
     }
     return count;
 }

@@ -105,7 +105,7 @@ static void note(candidate *c, const tune_arguments *o, const eval_result *r)
     const double share = 1.0 / o->common.contexts.n;
     const double top1 = metrics_agreement(&r->all), top1_floor = metrics_agreement(&r->floor);
     c->faithful = c->faithful && is_faithful(o, r);
-    c->saved += share * eval_result_saved(r);
+    c->saved += share * (1.0 - eval_result_read(r));
     c->skipped += share * eval_result_skipped(r);
     c->hits += share * eval_result_hit_ratio(r);
     c->kl = fmax(c->kl, metrics_kl_mean(&r->all));
@@ -132,6 +132,7 @@ static void measure(search *s)
         eval_plan plan = {.context = common->contexts.values[c],
                           .n_tokens = common->n_tokens,
                           .ggml_baseline = common->ggml_baseline,
+                          .chat = common->chat,
                           .seed = (uint64_t)common->seed};
         eval_result *results = eval_session_measure(&s->session, &plan, settings, n, true);
         for (int i = 0; i < n; i++) {
@@ -156,18 +157,11 @@ static const candidate *best(const search *s)
     return found;
 }
 
-static void set_band(macattn_ggml_options *options)
-{
-    if (options->band == 0) {
-        options->band = MACATTN_DEFAULT_BAND(options->policy);
-    }
-}
-
 static void add_budgets(search *s, macattn_ggml_options options)
 {
     static const float budgets[] = {0.005f, 0.01f, 0.02f, 0.03f, 0.05f, 0.1f};
     options.policy = MACATTN_POLICY_BUDGET;
-    set_band(&options);
+    eval_common_resolve(&options);
     for (int i = 0; i < N(budgets); i++) {
         options.budget = budgets[i];
         add(s, options);
@@ -179,7 +173,7 @@ static void add_policies(search *s)
     static const float taus[] = {0.45f, 0.6f, 0.7f, 0.8f, 0.9f, 0.95f};
     macattn_ggml_options options = eval_session_options(&s->session);
     options.policy = MACATTN_POLICY_PAPER;
-    set_band(&options);
+    eval_common_resolve(&options);
     for (int i = 0; i < N(taus); i++) {
         options.tau = taus[i];
         add(s, options);
@@ -195,12 +189,13 @@ static void add_scaled(search *s)
     const eval_plan plan = {.context = common->contexts.values[common->contexts.n - 1],
                             .n_tokens = common->n_tokens,
                             .ggml_baseline = common->ggml_baseline,
+                            .chat = common->chat,
                             .seed = (uint64_t)common->seed};
     if (s->arguments->one_budget) {
         return;
     }
     options.policy = MACATTN_POLICY_BUDGET;
-    set_band(&options);
+    eval_common_resolve(&options);
     s->scale = tune_scale_measure(&s->session, &plan, &options);
     if (s->scale.at) {
         options.budget_scale = s->scale.at;
@@ -309,6 +304,9 @@ static void write_config(const search *s, const candidate *c, bool pays, const c
         }
         report_add_int(config, "ring", c->options.ring);
         report_add_int(config, "band", c->options.band);
+        report_add_int(config, "fresh_tokens", c->options.fresh_tokens);
+        report_add_int(config, "lse_order", c->options.lse_order);
+        report_add_int(config, "select", c->options.select);
         report_add_int(config, "min_tokens", c->options.min_tokens);
     }
     cJSON_AddItemToObject(config, "evidence", evidence(s, c, conclusion));
@@ -387,7 +385,8 @@ int command_tune(int argc, char **argv)
 {
     tune_arguments o = {.kl = 1e-4, .top1 = 0.999, .gain = 0.05, .output = "macattn-config.json"};
     eval_common_init(&o.common,
-                     1 << OPTION_RING | 1 << OPTION_BAND | 1 << OPTION_MIN_TOKENS |
+                     1 << OPTION_RING | 1 << OPTION_BAND | 1 << OPTION_FRESH |
+                         1 << OPTION_LSE_ORDER | 1 << OPTION_SELECT | 1 << OPTION_MIN_TOKENS |
                          1 << OPTION_THREADS | 1 << OPTION_KV,
                      0, MACATTN_POLICY_BUDGET);
     const struct argp settings = setting_options_argp(&o.common.settings);

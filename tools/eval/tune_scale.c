@@ -44,12 +44,13 @@ static double squared_errors(const eval_result *r, int32_t l, int32_t h0, int32_
     for (int32_t h = h0; h < h0 + group; h++) {
         const eval_head *head = &r->heads[l * r->n_heads + h];
         double squares = 0.0;
-        for (size_t i = 0; i < head->errors.n; i++) {
-            const double e = fmin(head->errors.values[i], WORST_ERROR);
+        for (size_t i = 0; i < head->layer_errors.n; i++) {
+            const double e = fmin(head->layer_errors.values[i], WORST_ERROR);
             squares += e * e;
         }
-        if (head->errors.n > 0 && head->steps > 0) {
-            sum += squares / (double)head->errors.n * (double)head->hits / (double)head->steps;
+        if (head->layer_errors.n > 0 && head->steps > 0) {
+            sum +=
+                squares / (double)head->layer_errors.n * (double)head->hits / (double)head->steps;
         }
     }
     return sum;

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "host.h"
 #include "settings/config.h"
@@ -15,10 +16,11 @@ static const char *text(const char *name)
     return value && *value ? value : NULL;
 }
 
-/* "min_tokens": MACATTN_MIN_TOKENS */
+/* "min_tokens": MACATTN_MIN_TOKENS. What would be long is MACATTN_FRESH. */
 static void variable_of(const macattn_setting *s, char *name, size_t size)
 {
-    const int n = snprintf(name, size, "MACATTN_%s", s->name);
+    const char *own = strcmp(s->name, "fresh_tokens") == 0 ? "fresh" : s->name;
+    const int n = snprintf(name, size, "MACATTN_%s", own);
     for (int i = 0; i < n && (size_t)i < size; i++) name[i] = (char)toupper((unsigned char)name[i]);
 }
 

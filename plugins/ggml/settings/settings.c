@@ -44,6 +44,9 @@ void settings_get(const plugin_settings *settings, macattn_ggml_options *seen)
                                    .scale_heads = settings->scale_heads,
                                    .ring = c->ring,
                                    .band = c->band,
+                                   .fresh_tokens = c->fresh_tokens,
+                                   .lse_order = c->lse_order,
+                                   .select = c->select,
                                    .min_tokens = c->min_tokens,
                                    .audit_every = settings->audit_every,
                                    .count_bytes = settings->count_bytes,
@@ -64,6 +67,9 @@ static macattn_status set_config(macattn_config *config, const macattn_ggml_opti
                   {"budget", (double)seen->budget},
                   {"ring", seen->ring},
                   {"band", seen->band},
+                  {"fresh_tokens", seen->fresh_tokens},
+                  {"lse_order", seen->lse_order},
+                  {"select", seen->select},
                   {"min_tokens", (double)seen->min_tokens}};
     for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
         const macattn_status status =

@@ -52,6 +52,13 @@ void settings_get(const plugin_settings *settings, macattn_ggml_options *seen);
 macattn_status settings_set(plugin_settings *settings, const macattn_ggml_options *seen,
                             char *error, size_t error_size);
 
+/* In force: what is not set is as the policy has it. */
+static inline int32_t settings_ring(const plugin_settings *settings)
+{
+    const macattn_config *c = &settings->config;
+    return c->ring > 0 ? c->ring : MACATTN_DEFAULT_RING(c->policy);
+}
+
 static inline int32_t settings_band(const plugin_settings *settings)
 {
     const macattn_config *c = &settings->config;
