@@ -36,17 +36,18 @@ TABLE = [
      ['src/core/policy', 'src/core/state', 'src/core/decode', 'include/macattn']),
     ('src/core/policy', 'when a head reuses: policies and their judge',
      GROUND + ['include/macattn']),
-    ('src/core/state', 'what is remembered: slots, rings, saving',
+    ('src/core/state', 'what is remembered: slots, rings, means of runs, saving',
      STATE + ['src/core/policy', 'include/macattn']),
-    ('src/core/decode', 'how a step goes: match, items, parts, refusal',
+    ('src/core/decode', 'how a step goes: match, select, items, parts, refusal',
      STATE + ['src/core/run.h', 'src/core/plan.h', 'src/core/work.h', 'src/core/sums.h',
-              'src/core/policy', 'src/core/state', 'include/macattn']),
+              'src/core/pick.h', 'src/core/summarise.h', 'src/core/policy', 'src/core/state',
+              'include/macattn']),
     ('src/cpu, src/cpu/isa, src/cpu/body',
      'how, on CPUs: one file per instruction set, bodies written once',
      ['src/cpu', 'src/cpu/body', 'src/core/backend.h', 'include/macattn', 'intrinsics']),
-    ('src/cuda, src/cuda/device, src/cuda/attend',
+    ('src/cuda, src/cuda/device, src/cuda/attend, src/cuda/capture',
      'how, on GPUs: the boundary and the schedule, kernels, what they share',
-     ['src/cuda', 'src/cuda/device', 'src/core/policy/judge.h', 'src/core/host_device.h',
+     ['src/cuda', 'src/cuda/device', 'src/cuda/attend', 'src/core/policy/judge.h', 'src/core/host_device.h',
       'include/macattn', 'CUDA']),
     ('src/cuda/host', "the GPU object: C, and the only place that asks for the device's memory",
      ['src/cuda/launch.h', 'src/cuda/schedule.h', 'src/core/base.h', 'src/core/config.h',
@@ -92,13 +93,15 @@ WORDS = set(SYSTEM) | {'the C library', 'Python packages', 'its engine'}
 # Headers whose functions other files than their own define, and which ones.
 SHARED_HEADERS = {
     'src/core/base.h': ['alloc', 'status', 'threads'],     # the ground: errors, memory, threads
-    'src/core/backend.h': ['state/ring', '../cpu/dispatch'],  # the door between what and how
+    'src/core/backend.h': ['state/ring', 'state/runs', '../cpu/dispatch'],  # the door between what and how
     'src/core/policy/policy.h': ['policy', 'judge'],  # judge.h is shared with the GPU
-    'src/core/state/state.h': ['ring', 'slot'],
-    'src/core/decode/decode.h': ['decode', 'match', 'items', 'parts', 'refuse'],
+    'src/core/work.h': ['work', 'shown'],
+    'src/core/state/state.h': ['ring', 'runs', 'slot'],
+    'src/core/decode/decode.h': ['decode', 'match', 'select', 'items', 'parts', 'refuse'],
     'src/cpu/cpu.h': ['dispatch'],
-    'src/cuda/launch.h': ['attend/table', 'match', 'slots', 'capture'],  # C on one side only
-    'src/ref/ref.h': ['ref_attn', 'ref_mac'],
+    'src/cuda/launch.h': ['attend/table', 'match', 'slots', 'capture/far', 'capture/remember',
+                          'capture/show'],  # C on one side only
+    'src/ref/ref.h': ['ref_attn', 'ref_mac', 'ref_select'],
     'tools/commands.h': ['info', 'bench/command', 'bench/check', 'eval/eval', 'eval/tune',
                          'tasks/command', 'eval/none'],
     'tools/bench/cuda.h': ['cuda', 'no_cuda'],

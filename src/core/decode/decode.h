@@ -75,8 +75,13 @@ typedef struct mai_parts {
     int n;
 } mai_parts;
 
+static inline void mai_add_part(mai_parts *parts, const float *o, float lse)
+{
+    parts->in.o[parts->n] = o;
+    parts->in.lse[parts->n++] = lse;
+}
+
 /* parts.c. */
-void mai_add_part(mai_parts *parts, const float *o, float lse);
 /* Add the partial results of the row's chunks from `c` on that end by `end`, and that the head
  * took part in. Returns the chunk after them. */
 int mai_add_chunks(const mai_run *run, int r, int head, int c, int64_t end, int64_t start,

@@ -4,12 +4,6 @@
 
 #include "decode.h"
 
-void mai_add_part(mai_parts *parts, const float *o, float lse)
-{
-    parts->in.o[parts->n] = o;
-    parts->in.lse[parts->n++] = lse;
-}
-
 /* Replace the parts from `first` on, those of [F, b), by their merge: the summary. The result is
  * built on it whether it is kept or not, so that reuse costs no second merge and changes no bit;
  * only then has it, and have its parts, more than the output. */
