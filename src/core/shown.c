@@ -13,7 +13,7 @@
 
 enum {
     BUCKETS = MAI_THETAS + 1, /* the last one's runs are never read */
-    PARTS = 2 * BUCKETS + 1,  /* of each bucket its tokens and its means; the rest before b */
+    PARTS = MAI_SHOWN_PARTS,  /* of each bucket its tokens and its means; the rest before b */
 };
 
 /* One query of a row, for the heads of a group. The arrays lie in the worker's scratch. */
@@ -29,13 +29,6 @@ typedef struct shown {
     uint8_t *bucket;           /* [n_runs] */
     int32_t start[BUCKETS + 1];
 } shown;
-
-size_t mai_shown_bytes(const macattn *m, int32_t n_runs)
-{
-    const size_t group = (size_t)m->shape.group, n = (size_t)n_runs;
-    const size_t floats = group * ((size_t)m->shape.d + n + PARTS * ((size_t)m->shape.dv + 1) + 1);
-    return floats * sizeof(float) + n * (sizeof(int32_t) + 1);
-}
 
 static void lay_out(shown *x, void *scratch)
 {

@@ -18,18 +18,27 @@ static int32_t max32(int32_t a, int32_t b)
     return a > b ? a : b;
 }
 
+/* What shown.c lays out of `shown`. */
+static size_t shown_bytes(const macattn *m, int32_t n_runs)
+{
+    const size_t group = (size_t)m->shape.group, n = (size_t)n_runs;
+    const size_t floats =
+        group * ((size_t)m->shape.d + n + MAI_SHOWN_PARTS * ((size_t)m->shape.dv + 1) + 1);
+    return floats * sizeof(float) + n * (sizeof(int32_t) + 1);
+}
+
 /* For such a plan, and no smaller than before: an older one may stay in force. */
-static mai_scratch_layout layout_scratch(const macattn *m, const mai_work_sizes *sizes)
+static mai_scratch_layout layout_scratch(const macattn *m, const mai_work_sizes *needs)
 {
     mai_scratch_layout s = {
-        .most_parts = max32(sizes->max_row_chunks + OTHER_PARTS, m->work.layout.most_parts),
-        .shown_runs = max32(sizes->max_shown_runs, m->work.layout.shown_runs)};
+        .most_parts = max32(needs->max_row_chunks + OTHER_PARTS, m->work.layout.most_parts),
+        .shown_runs = max32(needs->max_shown_runs, m->work.layout.shown_runs)};
     const size_t parts = (size_t)s.most_parts;
     s.o = align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
     s.lse = s.o + align_up(parts * sizeof(float *));
     s.summary = s.lse + align_up(parts * sizeof(float));
     s.shown = s.summary + align_up(sizeof(float) * (size_t)m->ring_dims.width);
-    s.bytes = s.shown + align_up(s.shown_runs > 0 ? mai_shown_bytes(m, s.shown_runs) : 0);
+    s.bytes = s.shown + align_up(s.shown_runs > 0 ? shown_bytes(m, s.shown_runs) : 0);
     return s;
 }
 

@@ -63,8 +63,8 @@ typedef struct mai_scratch {
     void *shown;
 } mai_scratch;
 
-/* shown.c: how large that is. */
-size_t mai_shown_bytes(const macattn *m, int32_t n_runs);
+/* Results that shown.c computes for a query: of each bucket of runs, and of what lies beside them. */
+enum { MAI_SHOWN_PARTS = 2 * (MAI_THETAS + 1) + 1 };
 
 typedef struct mai_work {
     mai_buffer q, start, keys, decisions, items; /* keys: [row][n_kv_heads], of mai_attend_args */

@@ -95,7 +95,6 @@ SHARED_HEADERS = {
     'src/core/base.h': ['alloc', 'status', 'threads'],     # the ground: errors, memory, threads
     'src/core/backend.h': ['state/ring', 'state/runs', '../cpu/dispatch'],  # the door between what and how
     'src/core/policy/policy.h': ['policy', 'judge'],  # judge.h is shared with the GPU
-    'src/core/work.h': ['work', 'shown'],
     'src/core/state/state.h': ['ring', 'runs', 'slot'],
     'src/core/decode/decode.h': ['decode', 'match', 'select', 'items', 'parts', 'refuse'],
     'src/cpu/cpu.h': ['dispatch'],
