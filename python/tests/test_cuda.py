@@ -198,3 +198,24 @@ def test_f32_is_left_to_sdpa():
     model = use(on_gpu().float(), "macattn")
     teacher_forced(model, some_ids(1, 70).cuda(), n=3)
     assert all(who.startswith("sdpa: ") for who in macattn.transformers.stats(model)["calls"])
+
+
+# -------------------------------------------------------------------------------------------------------------- vLLM
+
+
+@pytest.mark.parametrize("neox, rotated", [(True, 64), (False, 64), (True, 48)])
+def test_queries_are_turned_back(neox, rotated):
+    pytest.importorskip("vllm")
+    from macattn.engines.vllm import unrotate
+    lengths, q = ints([1, 700, 4000, 0]), noise(4, HEADS, DIM)
+    angle = torch.arange(4096, device="cuda")[:, None] / 10000.0 ** (torch.arange(rotated // 2, device="cuda") * 2 / rotated)
+    table = torch.cat([angle.cos(), angle.sin()], -1).to(torch.bfloat16)
+    cos, sin = (t[(lengths - 1).clamp(min=0).long()][:, None].double() for t in table.split(rotated // 2, -1))
+    wide, turned = q.double(), q.double().clone()
+    half = rotated // 2
+    first, second = (slice(0, half), slice(half, rotated)) if neox else (slice(0, rotated, 2), slice(1, rotated, 2))
+    turned[..., first] = wide[..., first] * cos - wide[..., second] * sin
+    turned[..., second] = wide[..., second] * cos + wide[..., first] * sin
+    back = poison(4, HEADS, DIM)
+    unrotate(turned.to(torch.bfloat16), back, table, lengths, neox)
+    assert off(back, q) < 0.01
