@@ -36,6 +36,11 @@ def read_share(stats, exact):
     return (sum(stats.kv_bytes) + sum(stats.run_bytes) + sum(stats.ring_bytes)) / exact
 
 
+def root(sum2, n):
+    """Root mean square of what refused candidates, or checked selections, would have been off by, in units of the layer."""
+    return (sum2 / n) ** 0.5 if n else None
+
+
 def measure(model, made, follows, settings, args):
     n = min(args.tokens, len(follows) - 1)
     d = Decoder(made, n + 1, [dict(policy="exact"), *settings], args.threads)
@@ -55,7 +60,8 @@ def measure(model, made, follows, settings, args):
                    select=chosen.get("select", 0), positions=n, kl_mean=float(kl[:, i].mean()),
                    kl_p99=float(kl[:, i].quantile(0.99)), kl_max=float(kl[:, i].max()), top1_agreement=float(same[:, i].mean()),
                    ppl_exact=float(nll[:, 0].mean().exp()), ppl_policy=float(nll[:, i].mean().exp()),
-                   bytes_read=read_share(stats, exact), reused=groups[0], selected=groups[1], exact=groups[2])
+                   bytes_read=read_share(stats, exact), reused=groups[0], selected=groups[1], exact=groups[2],
+                   error_reuse=root(stats.error2_layer, stats.samples), error_selection=root(stats.error2_selected, stats.checks))
 
 
 def main():
@@ -89,7 +95,8 @@ def main():
                     print(f"{name[:20]} {text:9s} {row['context']:6d} {row['policy']} {row['setting']} order {row['lse_order']} band {row['band']} "
                           f"select {row['select']}: KL {row['kl_mean']:.2e} p99 {row['kl_p99']:.1e} max {row['kl_max']:.1e} "
                           f"top-1 {row['top1_agreement']:.3f} read {row['bytes_read']:.3f} "
-                          f"({row['reused']:.2f} {row['selected']:.2f} {row['exact']:.2f})", flush=True)
+                          f"({row['reused']:.2f} {row['selected']:.2f} {row['exact']:.2f}) refused {row['error_reuse']} checked "
+                          f"{row['error_selection']}", flush=True)
                 print(f"    {time.time() - begin:.0f} s", flush=True)
 
 

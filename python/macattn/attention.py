@@ -44,7 +44,7 @@ class Stats:
     @classmethod
     def of(cls, c):
         fields = {f.name: getattr(c, f.name) for f in dataclasses.fields(cls)}
-        return cls(**{name: tuple(x) if isinstance(x, C.Array) else x for name, x in fields.items()})
+        return cls(**{name: tuple(x) if hasattr(x, "_length_") else x for name, x in fields.items()})
 
 
 def new_stats():
