@@ -28,6 +28,7 @@ enum option_key {
     KEY_SOFTCAP,
     KEY_ISA,
     KEY_HIT_RATIO,
+    KEY_SELECT_SHARE,
     KEY_POLICY,
     KEY_RING,
     KEY_BAND,
@@ -66,9 +67,13 @@ static const struct argp_option option_table[] = {
     {"isa", KEY_ISA, "NAME", 0, "instruction set (the best this machine has)", 0},
     {NULL, 0, NULL, 0, "Reuse (mac, match):", 2},
     {"hit-ratio", KEY_HIT_RATIO, "X", 0, "share of query heads that hit, a list (0,0.5,0.95,1)", 0},
+    {"select-share", KEY_SELECT_SHARE, "X", 0,
+     "mac: budget, and nothing is reused: share of the runs of 16 tokens that carry the mass, a "
+     "list",
+     0},
     {"policy", KEY_POLICY, "NAME", 0, "paper (default), or budget, whose misses are clustered", 0},
     {"ring", KEY_RING, "K", 0, "queries remembered (mac: the first one), a list (512)", 0},
-    {"band", KEY_BAND, "R", 0, "newest tokens never covered (paper 256, budget 2048)", 0},
+    {"band", KEY_BAND, "R", 0, "newest tokens never covered (256)", 0},
     {"scattered", KEY_SCATTERED, NULL, 0, "misses fall on any query head (default)", 0},
     {"clustered", KEY_CLUSTERED, NULL, 0, "misses fall on all query heads of a KV head", 0},
     {NULL, 0, NULL, 0, "How to measure:", 3},
@@ -146,6 +151,7 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     case KEY_SOFTCAP: return tool_parse_real(arg, 0.0, 1e6, &options->softcap);
     case KEY_ISA: options->isa = arg; return is_isa(arg);
     case KEY_HIT_RATIO: return tool_parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
+    case KEY_SELECT_SHARE: return tool_parse_real_list(arg, 0.0, 1.0, &options->select_share);
     case KEY_POLICY:
         options->policy = strcmp(arg, "paper") == 0 ? MACATTN_POLICY_PAPER : MACATTN_POLICY_BUDGET;
         return options->policy == MACATTN_POLICY_PAPER || strcmp(arg, "budget") == 0;

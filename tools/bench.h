@@ -23,6 +23,7 @@ typedef struct bench_options {
     const char *isa; /* NULL = best */
     /* mac and match. */
     tool_real_list hit_ratio;
+    tool_real_list select_share; /* mac: not empty: selection instead of reuse */
     tool_int_list ring;
     int64_t band;
     macattn_policy policy;
@@ -59,6 +60,7 @@ typedef struct bench_shape {
 int bench_attend(bench_run *run);
 int bench_mac(bench_run *run);
 int bench_match(bench_run *run);
+int bench_select(bench_run *run); /* mac with select_share */
 
 /* Calls `row` for every combination of the lists. */
 void bench_each_shape(bench_run *run, void (*row)(bench_run *run, const bench_shape *shape));

@@ -221,6 +221,7 @@ int bench_mac(bench_run *run)
         tool_die(TOOL_USAGE,
                  "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
     }
+    if (run->options->select_share.n > 0) return bench_select(run);
     bench_each_shape(run, mac_shape);
     return run->n_failed == 0 ? TOOL_OK : TOOL_FAILED;
 }

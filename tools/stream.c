@@ -66,6 +66,7 @@ void stream_create(bench_run *run, const bench_shape *shape, int32_t ring, int64
     s->cfg.policy = o->policy;
     s->cfg.budget =
         0.5f; /* between hits, which are nearly the same, and misses, which have nothing to do */
+    s->cfg.select = 0; /* bench_select.c */
     s->cfg.ring = ring;
     s->cfg.fresh_tokens = 0;
     s->cfg.band = (int32_t)o->band;
