@@ -319,6 +319,7 @@ static double want_stand_in(const bench *b, const float *scores, const int32_t *
     for (int i = 0; i < n; i++) top = fmax(top, (double)scores[runs[i]]);
     for (int i = 0; i < n; i++) {
         const double s = (double)scores[runs[i]], w = exp(s - top);
+        if (s == -INFINITY) continue; /* left out, be its rows what they are */
         const double t = cap > 0 ? (s - log(MAI_RUN_TOKENS)) / cap : 0;
         sum += w;
         for (int j = 0; j < dv; j++) o[j] += w * b->v[runs[i] * dv + j];
@@ -329,9 +330,13 @@ static double want_stand_in(const bench *b, const float *scores, const int32_t *
     return top + log(sum);
 }
 
+/* Listed runs; or neighbouring ones, of which every third is left out, one of them one that is always
+ * read. */
 static void stand_in_case(const mai_backend *backend, const macattn_config *cfg, bool keys, int n,
-                          test_rng *rng)
+                          bool listed, test_rng *rng)
 {
+    enum { RUN0 = 1000 };
+    const uint16_t nan16 = 0x7e00;
     const int group = cfg->n_heads / cfg->n_kv_heads, kv_head = cfg->n_kv_heads - 1;
     const int d = cfg->head_dim, dv = cfg->v_head_dim, width = dv + d + 8;
     const double most = cfg->softcap > 0 ? (double)cfg->softcap : 6;
@@ -342,13 +347,15 @@ static void stand_in_case(const mai_backend *backend, const macattn_config *cfg,
     bench b;
     open_bench(&b, backend, cfg, rng);
     summarise(&b, backend, kv_head);
+    if (!listed) memcpy((char *)(uintptr_t)row_of(&b, kv_head, RUN0 + 1, true), &nan16, 2);
     load_means(&b, kv_head);
-    for (int i = 0; i < n; i++) runs[i] = (int32_t)((int64_t)i * RUNS / n);
+    for (int i = 0; i < n; i++) runs[i] = listed ? (int32_t)((int64_t)i * RUNS / n) : RUN0 + i;
     for (int h = 0; h < group; h++) {
         top[h] = (float)(most + log(MAI_RUN_TOKENS));
         for (int i = 0; i < RUNS; i++)
             scores[h * RUNS + i] =
                 (float)(log(MAI_RUN_TOKENS) + most * (2 * test_uniform(rng) - 1) * 0.99);
+        for (int i = RUN0 + 1; !listed && i < RUNS; i += 3) scores[h * RUNS + i] = -INFINITY;
     }
     test_memory out = test_guarded(sizeof(float) * (size_t)(group * width), 0);
     test_poison(out.data, out.bytes);
@@ -358,7 +365,8 @@ static void stand_in_case(const mai_backend *backend, const macattn_config *cfg,
                                     .segments = b.views,
                                     .kv_head = kv_head,
                                     .n = n,
-                                    .runs = runs,
+                                    .run0 = listed ? -1 : RUN0,
+                                    .runs = listed ? runs : NULL,
                                     .scores = scores,
                                     .stride = RUNS,
                                     .top = top,
@@ -390,8 +398,10 @@ static void stand_in_all(const mai_backend *backend)
         const int32_t *h = heads[i % 4];
         const macattn_config cfg = shape_config(h[0], h[1], i % 2 ? 64 : 40, i < 3 ? 32 : 72,
                                                 MACATTN_DTYPE_F16, i % 3 == 1 ? 5.0f : 0.0f);
-        stand_in_case(backend, &cfg, i % 2 == 0, counts[i], &rng);
-        stand_in_case(backend, &cfg, i % 2 == 1, counts[4 - i], &rng);
+        stand_in_case(backend, &cfg, i % 2 == 0, counts[i], true, &rng);
+        stand_in_case(backend, &cfg, i % 2 == 1, counts[4 - i], true, &rng);
+        stand_in_case(backend, &cfg, i % 2 == 0, i < 4 ? counts[i] : RUNS - 1000, false, &rng);
+        stand_in_case(backend, &cfg, i % 2 == 1, 33, false, &rng);
     }
 }
 
