@@ -73,7 +73,6 @@ void stream_create(bench_session *session, const bench_shape *shape, int32_t rin
     s->cfg.policy = o->policy;
     s->cfg.budget =
         0.5f; /* between hits, which are nearly the same, and misses, which have nothing to do */
-    s->cfg.select = 0; /* bench_select.c */
     s->cfg.ring = ring;
     s->cfg.select = 0; /* what misses costs what exact attention costs */
     s->cfg.fresh_tokens = 0;
