@@ -576,9 +576,10 @@ int bench_cuda(bench_session *session, const char *what)
 {
     const bench_options *o = session->options;
     int n = 0;
-    if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa) {
+    if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa ||
+        o->select_share.n > 0) {
         die(EXIT_USAGE, "bench --device cuda takes no --peer, --page-size, --queries, "
-                        "--huge-pages, --threads or --isa");
+                        "--select-share, --huge-pages, --threads or --isa");
     }
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
         die(EXIT_FAILED, "there is no CUDA device here");
