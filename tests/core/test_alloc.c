@@ -49,6 +49,9 @@ static macattn_config alloc_config(allocator *a)
     return cfg;
 }
 
+/* With rings alone, and with runs beside them. */
+static const macattn_policy policies[] = {MACATTN_POLICY_PAPER, MACATTN_POLICY_BUDGET};
+
 /* The next call's allocation `n` is to fail. */
 static void fail_next(allocator *a, int64_t n)
 {
@@ -82,14 +85,14 @@ static void test_create_fails(void **state)
     assert_int_equal(a.live, 0);
 }
 
-static void test_plan_fails(void **state)
+static void plan_fails(macattn_policy policy)
 {
-    (void)state;
     int64_t failures = 0;
     bool worked = false;
     for (int64_t n = 0; !worked; n++) {
         allocator a = {0, 0, -1};
-        const macattn_config cfg = alloc_config(&a);
+        macattn_config cfg = alloc_config(&a);
+        cfg.policy = policy;
         macattn *m = test_create(&cfg);
         test_bench b = test_bench_of(m, 4, CAPACITY, 100),
                    twin = test_bench_of(m, 4, CAPACITY, 100);
@@ -150,6 +153,12 @@ static void test_plan_fails(void **state)
     assert_true(failures >= 5);
 }
 
+static void test_plan_fails(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) plan_fails(policies[i]);
+}
+
 /* The very first plan. */
 static void test_first_plan_fails(void **state)
 {
@@ -179,11 +188,11 @@ static void test_first_plan_fails(void **state)
     assert_int_equal(a.live, 0);
 }
 
-static void test_load_fails(void **state)
+static void load_fails(macattn_policy policy)
 {
-    (void)state;
     allocator a = {0, 0, -1};
-    const macattn_config cfg = alloc_config(&a);
+    macattn_config cfg = alloc_config(&a);
+    cfg.policy = policy;
     macattn *source = test_create(&cfg);
     test_bench b = test_bench_of(source, 4, CAPACITY, 1);
     for (int64_t t = 1; t <= 40; t++) test_bench_step(&b, source, 0, &seq, t, 1);
@@ -213,6 +222,12 @@ static void test_load_fails(void **state)
     macattn_destroy(source);
     test_bench_destroy(&b);
     assert_int_equal(a.live, 0);
+}
+
+static void test_load_fails(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) load_fails(policies[i]);
 }
 
 /* Attention, slot operations and statistics take no memory; nor does a plan no larger than
@@ -264,11 +279,11 @@ static void test_no_allocation(void **state)
 }
 
 /* Opening and closing sequences for ever does not take more and more. */
-static void test_no_growth(void **state)
+static void no_growth(macattn_policy policy)
 {
-    (void)state;
     allocator a = {0, 0, -1};
-    const macattn_config cfg = alloc_config(&a);
+    macattn_config cfg = alloc_config(&a);
+    cfg.policy = policy;
     macattn *m = test_create(&cfg);
     test_bench b = test_bench_of(m, 4, CAPACITY, 40);
     int64_t live = 0;
@@ -289,6 +304,12 @@ static void test_no_growth(void **state)
     macattn_destroy(m);
     test_bench_destroy(&b);
     assert_int_equal(a.live, 0);
+}
+
+static void test_no_growth(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) no_growth(policies[i]);
 }
 
 int main(void)

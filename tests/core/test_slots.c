@@ -525,6 +525,27 @@ static void test_load_into_other_settings(void **state)
     world_destroy(&w);
 }
 
+/* An object that keeps no rings takes the length, and checks the rest like any other. */
+static void test_load_without_rings(void **state)
+{
+    (void)state;
+    world w = world_create();
+    decode(&w, 0, &seq, 0, 60);
+    test_saved saved = test_save(w.m, 0);
+    for (int i = 0; i < 2; i++) {
+        macattn_config c = slots_config();
+        if (i == 0) c.policy = MACATTN_POLICY_EXACT;
+        if (i == 1) c.window = 30;
+        world v = world_of(&c);
+        assert_ok(v.m, macattn_slot_load(v.m, 0, saved.data, saved.size));
+        assert_int_equal(length(v.m, 0), 60);
+        assert_int_equal(macattn_slot_load(v.m, 1, saved.data, saved.size - 1), MACATTN_E_FORMAT);
+        world_destroy(&v);
+    }
+    free(saved.data);
+    world_destroy(&w);
+}
+
 /* --------------------------------------------------------------------------------- stale use -- */
 
 static void expect_state(world *w, macattn_status status)
@@ -617,6 +638,7 @@ int main(void)
         cmocka_unit_test(test_load_bad_share),
         cmocka_unit_test(test_load_elsewhere),
         cmocka_unit_test(test_load_into_other_settings),
+        cmocka_unit_test(test_load_without_rings),
         cmocka_unit_test(test_stale_plan),
         cmocka_unit_test(test_plan_of_other_slots),
         cmocka_unit_test(test_continuing),

@@ -245,7 +245,7 @@ void duo_row(duo *x, int32_t r, int32_t slot, int64_t n_tokens, int32_t n_querie
     test_bench_row(&x->b, r, slot, slot, &duo_sequences[slot], n_tokens, n_queries);
 }
 
-void duo_capture(duo *x, int32_t layer, int32_t slot, int32_t n)
+void duo_capture_layer(duo *x, int32_t layer, int32_t slot, int32_t n)
 {
     const size_t heads = (size_t)n * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
     float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);

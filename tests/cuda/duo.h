@@ -39,7 +39,7 @@ void duo_capture(duo *x, const test_sequence *s);
 /* One decode step of the bench's rows for all layers. */
 void duo_decode(duo *x, const test_sequence *s);
 /* An engine has computed a prompt of n tokens, the whole of the slot's sequence: capture it. */
-void duo_capture(duo *x, int32_t layer, int32_t slot, int32_t n);
+void duo_capture_layer(duo *x, int32_t layer, int32_t slot, int32_t n);
 void duo_row(duo *x, int32_t r, int32_t slot, int64_t n_tokens, int32_t n_queries);
 
 #endif /* TEST_CUDA_DUO_H */

@@ -225,7 +225,7 @@ static void test_capture_without_budget(void **state)
     duo x;
     duo_create(&x, &cfg, 1, 200, 150);
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 0, NULL));
-    duo_capture(&x, 0, 2, 150);
+    duo_capture_layer(&x, 0, 2, 150);
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 1, NULL));
     duo_row(&x, 0, 2, 151, 1);
     test_bench_queries(&x.b, 1, &duo_sequences[2], 0);

@@ -71,10 +71,16 @@ static save_header make_header(const macattn *m, int64_t length, size_t total)
     return h;
 }
 
+/* Values of a saved summary: also in an object that keeps no rings, which must still read it. */
+static size_t summary_width(const macattn *m)
+{
+    return (size_t)(m->shape.dv + (m->cfg.lse_order > 0 ? m->shape.d : 0));
+}
+
 static size_t entry_bytes(const macattn *m)
 {
     return 2 * sizeof(int32_t) + 3 * sizeof(float) + m->ring_dims.q_bytes +
-           sizeof(float) * (size_t)m->ring_dims.width;
+           sizeof(float) * summary_width(m);
 }
 
 /* Entries of a head that count: void ones are the newest. `oldest` becomes the first one's row. */
@@ -255,7 +261,7 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
            e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse0, 1) &&
            floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && e->share >= 0 &&
            e->share <= 1 && query_finite(m, e->q) &&
-           floats_finite(e->summary, (size_t)m->ring_dims.width);
+           floats_finite(e->summary, summary_width(m));
 }
 
 /* Check the header against this object, and the checksum. */
