@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running llama.cpp's own programs, with and without the plug-in. Needs nothing but Python's library."""
+import contextlib
 import json
 import os
 import pathlib
 import re
+import signal
+import socket
 import subprocess
 import tempfile
+import time
+import urllib.error
+import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
@@ -92,3 +98,87 @@ def generate(configuration, model, prompt_file, n_predict, threads, context, ext
                 'eval_ms': eval_ms, 'tokens': runs, 'tokens_per_second': runs / eval_ms * 1e3,
                 'prompt_tokens_per_second': prompt_tokens / prompt_ms * 1e3,
                 'stats': json.loads(stats.read_text()) if stats.exists() else None}
+
+
+class Server:
+    """llama-server with one sequence, asked for a stretch of work at a time. `stats` are the plug-in's, once it has ended."""
+
+    def __init__(self, configuration, model, threads, context, extra=None):
+        self.folder = tempfile.TemporaryDirectory()
+        self.stats_path, self.log_path = (pathlib.Path(self.folder.name) / name for name in ('stats.json', 'log'))
+        self.stats = None
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            self.port = s.getsockname()[1]
+        arguments = ['-m', model, '-t', threads, '-c', context, '-np', 1, '--cache-ram', 0, '--no-webui', '--port', self.port]
+        with open(self.log_path, 'w', encoding='utf-8') as log:
+            self.process = subprocess.Popen([str(bin_dir() / 'llama-server'), *map(str, arguments)], stdout=log,
+                                            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                            env=environment(configuration, model, self.stats_path, extra))
+
+    def failed(self, what):
+        return Failed(f'llama-server {what}:\n{self.log_path.read_text(errors="replace")[-2000:]}')
+
+    def wait(self):
+        """Until the model is loaded."""
+        while self.process.poll() is None:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f'http://127.0.0.1:{self.port}/health', timeout=60):
+                    return
+            time.sleep(0.05)
+        raise self.failed(f'ended with {self.process.returncode}')
+
+    def ask(self, path, **body):
+        request = urllib.request.Request(f'http://127.0.0.1:{self.port}/{path}', json.dumps(body).encode(),
+                                         {'Content-Type': 'application/json'})
+        try:
+            with urllib.request.urlopen(request, timeout=3600) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise Failed(f'llama-server refused {path}: {error.read().decode(errors="replace")[:500]}') from error
+        except OSError as error:
+            raise self.failed(f'does not answer ({error})') from error
+
+    def tokenize(self, text):
+        return self.ask('tokenize', content=text, add_special=True)['tokens']
+
+    def detokenize(self, tokens):
+        return self.ask('detokenize', tokens=tokens)['content']
+
+    def read(self, tokens):
+        """Process a prompt, but what of it has been before. Returns milliseconds."""
+        return self.ask('completion', prompt=tokens, n_predict=0, cache_prompt=True)['timings']['prompt_ms']
+
+    def write(self, tokens, n, ignore_end=False):
+        """Greedy continuation by at most n tokens of what has been read but for its last token, so that each token written
+        is one decode. Returns the tokens, whether they end the text, and milliseconds."""
+        reply = self.ask('completion', prompt=tokens, n_predict=n, cache_prompt=True, return_tokens=True, temperature=0,
+                         ignore_eos=ignore_end)
+        timings = reply['timings']
+        return reply['tokens'], reply['stop_type'] == 'eos', timings['prompt_ms'] + timings['predicted_ms']
+
+    def stop(self):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.stats_path.exists():
+            self.stats = json.loads(self.stats_path.read_text())
+        self.folder.cleanup()
+
+
+@contextlib.contextmanager
+def servers(configurations, model, threads, context):
+    """{configuration: Server}, loaded; they have ended, and have their statistics, when the block is left."""
+    running = {}
+    try:
+        for configuration in configurations:
+            running[configuration] = Server(configuration, model, threads, context)
+        for server in running.values():
+            server.wait()
+        yield running
+    finally:
+        for server in running.values():
+            server.stop()

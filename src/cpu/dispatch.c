@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which backends are compiled in, which of them this machine can run, which one is taken. */
+#if defined(__x86_64__)
+#    include <cpuid.h>
+#endif
 #include <string.h>
 
 #include "core/backend.h"
@@ -50,12 +53,18 @@ int macattn_isa_supported(const char *name)
 }
 
 #if defined(__x86_64__)
+/* The builtin knows this one from GCC 11 and Clang 15 on only. */
+static int has_f16c(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+
 /* The builtins ask the processor, and the system whether it saves the wide registers. */
 int mai_cpu_has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
 }
 
 int mai_cpu_has_avx512(void)

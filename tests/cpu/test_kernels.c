@@ -291,6 +291,93 @@ static void test_heads_alone(void **state)
     each_backend(alone);
 }
 
+/* Under a soft cap a logit is right to a few units of its own last place, whatever the cap and
+ * however small or large the logit: the lse of a single token, which is its logit, shows it. The
+ * token stands in every place of a tile in turn. */
+static void softcap_logit(const mai_backend *backend, float cap, float logit, int32_t lane)
+{
+    enum { D = 8, N = 16 };
+    macattn_config cfg = kernel_config(1, 1, D, D);
+    cfg.k_dtype = cfg.v_dtype = MACATTN_DTYPE_F32;
+    cfg.scale = 1;
+    cfg.softcap = cap;
+    const mai_shape shape = mai_shape_of(&cfg);
+    float q[D] = {1}, k[N * D] = {0}, v[N * D] = {0}, out[D], lse = 77;
+    k[lane * D] = logit;
+    const macattn_kv kv = {.k = k, .v = v, .k_token_stride = sizeof q, .v_token_stride = sizeof q};
+    test_memory scratch = scratch_for(backend, &shape);
+    for (int i = 0; i < D; i++) q[i] *= (float)backend->q_factor(&shape);
+    const int64_t start = lane;
+    const mai_attend_args args = {.shape = &shape,
+                                  .tokens = {.kv = &kv},
+                                  .t1 = lane + 1,
+                                  .kv1 = 1,
+                                  .q = q,
+                                  .start = &start,
+                                  .out = out,
+                                  .lse = &lse,
+                                  .scratch = scratch.data};
+    backend->attend(&args);
+    const double want = (double)cap * tanh((double)logit / (double)cap), got = (double)lse;
+    const double error = fabs(got - want), tolerance = 0x1p-24 * 10 * fabs(want);
+    if (isnan(want) ? !isnan(got) : !(error <= tolerance)) {
+        fail_msg("%s, cap %g: a logit of %.9g gives %.9g, not %.9g", backend->name, (double)cap,
+                 (double)logit, got, want);
+    }
+    test_release(&scratch);
+}
+
+static void softcap_logits(const mai_backend *backend)
+{
+    static const float caps[] = {1e-30f, 1e-3f, 0.1f, 1,    7,     15,    30,
+                                 50,     1000,  1e4f, 1e6f, 1e10f, 1e20f, 1e30f};
+    test_rng rng = {9};
+    int32_t lane = 0;
+    for (size_t i = 0; i < sizeof caps / sizeof caps[0]; i++) {
+        const float cap = caps[i];
+        const float apart[] = {0,       -0.0f, 1e-3f * cap, cap / 3,  -cap,      2 * cap,
+                               9 * cap, 1e-6f, -1e-2f,      1,        33,        -900,
+                               1e5f,    1e38f, -1e38f,      INFINITY, -INFINITY, NAN};
+        for (size_t j = 0; j < sizeof apart / sizeof apart[0]; j++) {
+            softcap_logit(backend, cap, apart[j], lane++ % 16);
+        }
+        for (int j = 0; j < (TEST_LIGHT ? 100 : 2000);
+             j++) { /* of the cap's size; of common size */
+            const double size = exp((9 * test_uniform(&rng) - 6) * log(10));
+            const float logit = (float)((j & 1 ? size : -size) * (j & 2 ? (double)cap : 1));
+            softcap_logit(backend, cap, logit, lane++ % 16);
+        }
+    }
+}
+
+static void test_softcap_logits(void **state)
+{
+    (void)state;
+    each_backend(softcap_logits);
+}
+
+/* Whole ranges under caps of all sizes: weights and outputs. */
+static void softcap_ranges(const mai_backend *backend)
+{
+    static const float caps[] = {1e-3f, 0.5f, 20, 1e3f, 1e4f, 1e6f, 1e12f, 1e30f};
+    test_rng rng = {10};
+    for (int i = 0; i < 16; i++) {
+        macattn_config cfg = kernel_config(4, 2, 64, 64);
+        cfg.softcap = caps[i % 8];
+        cfg.scale = i < 8 ? 0.125f : 1e-4f;
+        tokens_case c;
+        tokens_create(&c, &cfg, 45, 0, &rng);
+        attend_one(backend, &c, 0, 45, 0, 2, NULL, &rng);
+        test_kv_destroy(&c.kv);
+    }
+}
+
+static void test_softcap_ranges(void **state)
+{
+    (void)state;
+    each_backend(softcap_ranges);
+}
+
 /* ----------------------------------------------------------------------------------- prefill -- */
 
 typedef struct prefill_case {
@@ -773,6 +860,8 @@ int main(void)
         cmocka_unit_test(test_load_q),
         cmocka_unit_test(test_attend),
         cmocka_unit_test(test_heads_alone),
+        cmocka_unit_test(test_softcap_logits),
+        cmocka_unit_test(test_softcap_ranges),
         cmocka_unit_test(test_prefill),
         cmocka_unit_test(test_match),
         cmocka_unit_test(test_match_not_finite),

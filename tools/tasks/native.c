@@ -79,8 +79,8 @@ static fact variable_fact(random_state *rng, int64_t i, char chain[3][16], char 
 static const char *const heads[] = {
     NEEDLES_HEAD, NEEDLES_HEAD,
     "Extract the value corresponding to the specified key in the JSON object below.\n\n{\n",
-    "Below is a record of lines. Each line has a line name and its REGISTER_CONTENT. Memorize "
-    "them.\n\n",
+    ("Below is a record of lines. Each line has a line name and its REGISTER_CONTENT. Memorize "
+     "them.\n\n"),
     "Memorize and track the chains of variable assignment hidden in the following text.\n\n"};
 
 static fact *make_facts(kind what, random_state *rng, int64_t n)
