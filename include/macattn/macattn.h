@@ -335,7 +335,9 @@ MACATTN_API macattn_status macattn_attend(macattn *m, const macattn_io *io);
  *              nothing to take
  *   amend, complete   compute [0, F), [e, b) and [b, n)
  *   output     the merge of all; the new ring entry is q_match with the summary of [F, b)
- *  A head whose q_match, or whose summary, is not finite is computed in full and not remembered.
+ *  BUDGET with `select`: heads that miss may read a selection of [F, b), with the runs' means for the
+ *  rest, where the above says: compute. Means that are still missing are made first, from the cache.
+ *  A head whose q_match, or whose summary, is not finite is not remembered.
  *  Entries that would cover nothing (b = F) are not made.
  * @return : OK; E_ARG; E_RANGE (layer); E_STATE: no plan, a row without slot or with several
  *           queries, the layer was already computed under this plan, or a slot was reset,
@@ -382,7 +384,8 @@ MACATTN_API macattn_status macattn_slot_reset(macattn *m, int32_t slot);
  * @return : E_RANGE if `n_tokens` is negative or more than the slot's length. Never allocates. */
 MACATTN_API macattn_status macattn_slot_truncate(macattn *m, int32_t slot, int64_t n_tokens);
 
-/*! macattn_slot_fork() : make slot `to` a copy of slot `from` (a shared prefix). The rings are shared
+/*! macattn_slot_fork() : make slot `to` a copy of slot `from` (a shared prefix). Means of runs stay
+ *  shared, but for the newest segment once a side goes on. The rings are shared
  *  until one side writes; a layer's ring is then copied at its next decode. Never allocates. */
 MACATTN_API macattn_status macattn_slot_fork(macattn *m, int32_t from, int32_t to);
 

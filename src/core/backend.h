@@ -203,13 +203,15 @@ typedef struct mai_score_args {
 } mai_score_args;
 
 /* Some runs by their means, for the heads of one KV head: a partial result as attend's, with one
- * token's key and value for MAI_RUN_TOKENS of them. */
+ * token's key and value for MAI_RUN_TOKENS of them. A score of -inf leaves a run out, whatever its
+ * rows hold. */
 typedef struct mai_stand_in_args {
     const mai_shape *shape;
     const mai_runs_dims *dims;
     const mai_runs_view *segments;
     int32_t kv_head, n;
-    const int32_t *runs; /* [n] */
+    int32_t run0;        /* runs [run0, run0 + n) */
+    const int32_t *runs; /* not NULL: [n] these instead */
     const float *scores; /* [group][stride], by the number of the run */
     int64_t stride;
     const float *top; /* [group] what no score is above by much; scores far below it count 0 */

@@ -6,21 +6,18 @@
 
 #include "sums.h"
 
-void mai_pick(const float *scores, int64_t stride, int group, int32_t first, int32_t n_runs,
-              const float *least, bool always, mai_picked *picked)
+int32_t mai_pick(const float *scores, int64_t stride, int group, int32_t first, int32_t n_runs,
+                 const float *least, bool always, int32_t *list)
 {
-    int32_t n_list = 0, n_rest = 0;
-    if (always) picked->list[n_list++] = first - 1;
+    int32_t n = 0;
+    if (always) list[n++] = first - 1;
     for (int32_t i = first; i < n_runs; i++) {
         bool below = true;
         for (int h = 0; h < group; h++) below &= scores[h * stride + i] < least[h];
-        /* Into both, without a branch: what does not belong there is written over. */
-        picked->rest[n_rest] = picked->list[n_list] = i;
-        n_rest += below;
-        n_list += !below;
+        list[n] = i; /* without a branch: what does not belong there is written over */
+        n += !below;
     }
-    picked->n_list = n_list;
-    picked->n_rest = n_rest;
+    return n;
 }
 
 float mai_lse_add(float a, float b)

@@ -6,17 +6,11 @@
 
 #include "run.h"
 
-/* Runs that are read, and runs that stand in for their tokens, in order. */
-typedef struct mai_picked {
-    int32_t *list, *rest;
-    int32_t n_list, n_rest;
-} mai_picked;
-
-/* Divide runs [first, n_runs) by their scores [group][stride]: read unless below `least` for all
- * heads. The list begins with what is always read, the run before `first`, if the first tokens do
- * not cover all of it. */
-void mai_pick(const float *scores, int64_t stride, int group, int32_t first, int32_t n_runs,
-              const float *least, bool always, mai_picked *picked);
+/* List the runs of [first, n_runs) that are read, by their scores [group][stride]: all that are not
+ * below `least` for every head. The list begins with what is always read, the run before `first`, if
+ * the first tokens do not cover all of it. Returns how many are listed. */
+int32_t mai_pick(const float *scores, int64_t stride, int group, int32_t first, int32_t n_runs,
+                 const float *least, bool always, int32_t *list);
 
 /* Whether the list begins with such a run, and how many of its tokens are not read with the list. */
 static inline bool mai_list_always(int64_t fresh_end)

@@ -270,6 +270,7 @@ static void learn(const mai_run *run)
             for (int h = 0; h < n_heads; h++)
                 mai_note_output(mai_record_of(run, h), sample_of(run, p, i, h)->norm2);
         }
+        mai_note_shown(run, p);
     }
     const float unit2 = mai_layer_unit2(mai_record_of(run, 0), n_heads);
     for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++)

@@ -11,6 +11,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "sums.h"
+
 enum {
     BUCKETS = MAI_THETAS + 1, /* the last one's runs are never read */
     PARTS = 2 * BUCKETS + 1,  /* of each bucket its tokens and its means; the rest before b */
@@ -245,6 +247,12 @@ static void show(shown *x, void *scratch, float *error2)
     }
 }
 
+/* Which of a row's queries is the i-th that shows selections. */
+static int shown_query(const mai_row_plan *p, int i)
+{
+    return p->capture0 + mai_prompt_sample_at(i, p->n_shown, p->row.n_queries - p->capture0);
+}
+
 /* Item i: rows in order, in each the queries, in each the kv heads. */
 static void show_task(void *arg, int i, int worker)
 {
@@ -253,12 +261,11 @@ static void show_task(void *arg, int i, int worker)
     const mai_row_plan *p = run->plan->rows;
     const mai_scratch scratch = mai_work_scratch(run->work, worker);
     while (i >= p->n_shown * n_kv_heads) i -= p++->n_shown * n_kv_heads;
-    const int n = p->row.n_queries - p->capture0;
     shown x = {.run = run,
                .p = p,
                .kernel = scratch.kernel,
                .kv_head = i % n_kv_heads,
-               .query = p->capture0 + mai_prompt_sample_at(i / n_kv_heads, p->n_shown, n),
+               .query = shown_query(p, i / n_kv_heads),
                .first = mai_select_first(run->m->cfg.fresh_tokens, MAI_RUN_TOKENS)};
     x.n_runs = mai_runs_kept(&run->m->cfg, p->row.n_tokens - p->row.n_queries + x.query + 1);
     show(&x, scratch.shown, shown_of(run, p, i / n_kv_heads, x.kv_head));
@@ -270,6 +277,16 @@ void mai_show_selections(mai_run *run)
     const int n = run->plan->n_shown * run->m->shape.n_kv_heads;
     if (n > 0) mai_threads_run(run->m->threads, n, show_task, run);
     run->select_ns += mai_now_ns() - start;
+}
+
+void mai_note_shown(const mai_run *run, const mai_row_plan *p)
+{
+    for (int i = 0; p->n_samples == 0 && i < p->n_shown; i++) {
+        for (int h = 0; h < run->m->shape.n_heads; h++) {
+            const float *out = mai_run_out(run, p->first_query + shown_query(p, i), h);
+            mai_note_output(mai_record_of(run, h), mai_norm2(out, run->m->shape.dv));
+        }
+    }
 }
 
 void mai_learn_shown(const mai_run *run, int kv_head, float unit2)

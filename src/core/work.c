@@ -67,7 +67,6 @@ static macattn_status reserve_runs(macattn *m, const mai_work_sizes *s)
         {&work->choices, (size_t)s->n_rows * hkv * sizeof(mai_choice)},
         {&work->scores, runs * hq * sizeof(float)},
         {&work->list, runs * hkv * sizeof(int32_t)},
-        {&work->rest, runs * hkv * sizeof(int32_t)},
         {&work->piece_lse, (size_t)s->n_pieces * hq * sizeof(float)},
         {&work->totals, rows * hq * sizeof(float)},
         {&work->select_out, parts * width * sizeof(float)},
@@ -132,9 +131,9 @@ void mai_work_destroy(macattn *m)
         &work->items,       &work->partial_out, &work->partial_lse, &work->lse,
         &work->capture_out, &work->capture_lse, &work->samples,     &work->refused_out,
         &work->below,       &work->scratch,     &work->segments,    &work->made,
-        &work->choices,     &work->scores,      &work->list,        &work->rest,
-        &work->piece_lse,   &work->totals,      &work->select_out,  &work->select_lse,
-        &work->select_off2, &work->shown};
+        &work->choices,     &work->scores,      &work->list,        &work->piece_lse,
+        &work->totals,      &work->select_out,  &work->select_lse,  &work->select_off2,
+        &work->shown};
     for (size_t i = 0; i < sizeof buffers / sizeof buffers[0]; i++)
         mai_free(&m->cfg, buffers[i]->ptr);
     mai_free(&m->cfg, work->zeros);

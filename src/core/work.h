@@ -78,7 +78,7 @@ typedef struct mai_work {
     mai_buffer choices;  /* [row][n_kv_heads] mai_choice */
     /* Of the rows of which a selection is possible: */
     mai_buffer scores;     /* by row, [n_heads][its runs] */
-    mai_buffer list, rest; /* by row, [n_kv_heads][its runs]: those read, those that stand in */
+    mai_buffer list;       /* by row, [n_kv_heads][its runs]: those that are read */
     mai_buffer piece_lse;  /* [piece][n_heads] */
     mai_buffer totals;     /* [row][n_heads] mai_select_total */
     mai_buffer select_out; /* [row][MAI_SELECT_PARTS][n_heads][width] */

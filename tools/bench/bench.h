@@ -26,6 +26,7 @@ typedef struct bench_options {
     const char *isa; /* NULL = best */
     /* mac and match. */
     real_list hit_ratio;
+    real_list select_share; /* mac: not empty: selection instead of reuse */
     int_list ring;
     int64_t band;
     macattn_policy policy;

@@ -24,6 +24,7 @@ enum option_key {
     KEY_SOFTCAP,
     KEY_ISA,
     KEY_HIT_RATIO,
+    KEY_SELECT_SHARE,
     KEY_CLUSTERED,
     KEY_SCATTERED,
     KEY_REPS,
@@ -53,6 +54,10 @@ static const struct argp_option option_table[] = {
     {"isa", KEY_ISA, "NAME", 0, "instruction set (the best this machine has)", 0},
     {NULL, 0, NULL, 0, "Reuse (mac, match):", 2},
     {"hit-ratio", KEY_HIT_RATIO, "X", 0, "share of query heads that hit, a list (0,0.5,0.95,1)", 0},
+    {"select-share", KEY_SELECT_SHARE, "X", 0,
+     "mac: budget, and nothing is reused: share of the runs of 16 tokens that carry the mass, a "
+     "list",
+     0},
     {"scattered", KEY_SCATTERED, NULL, 0, "misses fall on any query head (default)", 0},
     {"clustered", KEY_CLUSTERED, NULL, 0, "misses fall on all query heads of a KV head", 0},
     {NULL, 0, NULL, 0, "How to measure:", 3},
@@ -114,6 +119,7 @@ static bool parse_value(int key, const char *arg, bench_options *options)
     case KEY_SOFTCAP: return parse_setting("softcap", arg, &options->softcap);
     case KEY_ISA: options->isa = arg; return is_isa(arg);
     case KEY_HIT_RATIO: return parse_real_list(arg, 0.0, 1.0, &options->hit_ratio);
+    case KEY_SELECT_SHARE: return parse_real_list(arg, 0.0, 1.0, &options->select_share);
     case KEY_REPS: return parse_int(arg, 1, 1000000, &options->reps);
     case KEY_MIN_TIME: return parse_real(arg, 0.0, 3600.0, &options->min_time);
     case KEY_SEED: return parse_int(arg, 0, INT32_MAX, &options->seed);

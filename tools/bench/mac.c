@@ -13,6 +13,7 @@
 #include "common/samples.h"
 #include "common/say.h"
 #include "mac.h"
+#include "select.h"
 #include "stream.h"
 
 #define N_STEPS 64 /* different ones, in turns */
@@ -228,6 +229,7 @@ int bench_mac(bench_session *session)
         die(EXIT_USAGE,
             "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
     }
+    if (session->options->select_share.n > 0) return bench_select(session);
     bench_each_shape(session, mac_shape);
     return session->n_failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

@@ -18,11 +18,10 @@ static float *scores_of(const mai_run *run, const mai_row_plan *p, int kv_head)
            (size_t)kv_head * (size_t)shape->group * (size_t)p->n_runs;
 }
 
-static int32_t *list_in(const mai_run *run, const mai_buffer *lists, const mai_row_plan *p,
-                        int kv_head)
+static int32_t *list_of(const mai_run *run, const mai_row_plan *p, int kv_head)
 {
     const size_t before = (size_t)p->first_run * (size_t)run->m->shape.n_kv_heads;
-    return (int32_t *)lists->ptr + before + (size_t)kv_head * (size_t)p->n_runs;
+    return (int32_t *)run->work->list.ptr + before + (size_t)kv_head * (size_t)p->n_runs;
 }
 
 static float *totals_of(const mai_run *run, const mai_row_plan *p, int kv_head)
@@ -125,7 +124,17 @@ static float all_pieces(const mai_run *run, const mai_row_plan *p, int kv_head, 
     return lse;
 }
 
-/* Item i: the lists of (row, kv head). */
+/* What is read does not stand in. */
+static void leave_out(const mai_run *run, const mai_row_plan *p, int kv_head, const int32_t *list,
+                      int32_t n)
+{
+    float *scores = scores_of(run, p, kv_head);
+    for (int h = 0; h < run->m->shape.group; h++, scores += p->n_runs) {
+        for (int32_t i = 0; i < n; i++) scores[list[i]] = -INFINITY;
+    }
+}
+
+/* Item i: the list of (row, kv head). */
 static void pick_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
@@ -144,14 +153,14 @@ static void pick_task(void *arg, int i, int worker)
         least[h] = mai_select_least(totals[h], choice->k);
         finite = finite && isfinite(totals[h]);
     }
-    mai_picked picked = {.list = list_in(run, &run->work->list, p, kv_head),
-                         .rest = list_in(run, &run->work->rest, p, kv_head)};
-    mai_pick(scores_of(run, p, kv_head), p->n_runs, shape->group, first_scored(p), p->n_runs, least,
-             mai_list_always(p->fresh_end), &picked);
-    choice->too_much = !finite || mai_select_too_much(p->n_scored - picked.n_rest, p->n_scored);
-    choice->n_read = picked.n_list;
-    choice->n_rest = picked.n_rest;
+    const bool always = mai_list_always(p->fresh_end);
+    int32_t *list = list_of(run, p, kv_head);
+    choice->n_read = mai_pick(scores_of(run, p, kv_head), p->n_runs, shape->group, first_scored(p),
+                              p->n_runs, least, always, list);
+    choice->n_rest = p->n_scored - (choice->n_read - always);
+    choice->too_much = !finite || mai_select_too_much(p->n_scored - choice->n_rest, p->n_scored);
     choice->selects = !choice->too_much;
+    if (choice->selects) leave_out(run, p, kv_head, list, choice->n_read);
 }
 
 /* The group takes part in what is computed of the row from the end of its runs on; what is before
@@ -206,9 +215,9 @@ static int32_t list_part(const mai_choice *choice)
     return part_size(choice->n_read, MAI_LIST_PARTS, LEAST_LISTED);
 }
 
-static int32_t rest_part(const mai_choice *choice)
+static int32_t rest_part(const mai_row_plan *p)
 {
-    return part_size(choice->n_rest, MAI_REST_PARTS, LEAST_RESTING);
+    return part_size(p->n_scored, MAI_REST_PARTS, LEAST_RESTING);
 }
 
 /* Whether a selection has a part. */
@@ -216,7 +225,8 @@ static bool has_part(const mai_row_plan *p, const mai_choice *choice, int part)
 {
     if (part == MAI_GAP_PART)
         return choice->checks && (int64_t)p->n_runs << MAI_RUN_SHIFT < p->far_end;
-    if (part >= MAI_LIST_PARTS) return (part - MAI_LIST_PARTS) * rest_part(choice) < choice->n_rest;
+    if (part >= MAI_LIST_PARTS)
+        return choice->n_rest > 0 && (part - MAI_LIST_PARTS) * rest_part(p) < p->n_scored;
     return part * list_part(choice) < choice->n_read;
 }
 
@@ -264,7 +274,7 @@ static void read_part(const mai_run *run, const mai_item *item, void *scratch)
     if (item->part != MAI_GAP_PART) {
         const int32_t size = list_part(choice), from = item->part * size;
         const int32_t to = from + size < choice->n_read ? from + size : choice->n_read;
-        args.tokens.runs = list_in(run, &run->work->list, p, item->kv0);
+        args.tokens.runs = list_of(run, p, item->kv0);
         args.t0 = (int64_t)from << MAI_RUN_SHIFT;
         args.t1 = (int64_t)to << MAI_RUN_SHIFT;
         if (from == 0) args.t0 += mai_list_skip(p->fresh_end);
@@ -276,8 +286,7 @@ static void stand_in_part(const mai_run *run, const mai_item *item, void *scratc
 {
     const macattn *m = run->m;
     const mai_row_plan *p = &run->plan->rows[item->row];
-    const mai_choice *choice = mai_choice_of(run, item->row, item->kv0);
-    const int32_t size = rest_part(choice), from = (item->part - MAI_LIST_PARTS) * size;
+    const int32_t size = rest_part(p), from = (item->part - MAI_LIST_PARTS) * size;
     const size_t width = (size_t)m->ring_dims.width;
     const size_t at = part_at(run, p, item->part) + (size_t)item->kv0 * (size_t)m->shape.group;
     const mai_stand_in_args args = {
@@ -285,8 +294,8 @@ static void stand_in_part(const mai_run *run, const mai_item *item, void *scratc
         .dims = &m->runs_dims,
         .segments = mai_run_segments_of(run, p),
         .kv_head = item->kv0,
-        .n = from + size < choice->n_rest ? size : choice->n_rest - from,
-        .runs = list_in(run, &run->work->rest, p, item->kv0) + from,
+        .n = from + size < p->n_scored ? size : p->n_scored - from,
+        .run0 = first_scored(p) + from,
         .scores = scores_of(run, p, item->kv0),
         .stride = p->n_runs,
         .top = totals_of(run, p, item->kv0),

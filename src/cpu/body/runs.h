@@ -148,11 +148,21 @@ static void MAI_FN(summarise)(const mai_summarise_args *a)
 
 /* --------------------------------------------------------------------------------------- score -- */
 
-/* Rows of up to TILE runs, from run0 on or as listed. */
+/* Rows of up to TILE runs, from run0 on or as listed. Past the last they repeat it. */
 static void load_run_rows(const mai_runs_dims *dims, const mai_runs_view *segments, int32_t kv_head,
                           const int32_t *runs, int32_t run0, int32_t n, tile_rows *rows)
 {
     rows->n = n <= 0 ? 0 : n < TILE ? (int)n : TILE;
+    const int32_t within = run0 & (MAI_SEGMENT - 1);
+    if (!runs && rows->n == TILE && within + TILE <= MAI_SEGMENT) { /* one after the other */
+        const mai_runs_view *segment = &segments[run0 >> MAI_SEGMENT_SHIFT];
+        const size_t at = (size_t)kv_head * MAI_SEGMENT + (size_t)within;
+        for (size_t i = 0; i < TILE; i++) {
+            rows->k[i] = segment->k + (at + i) * dims->k_bytes;
+            rows->v[i] = segment->v + (at + i) * dims->v_bytes;
+        }
+        return;
+    }
     for (int i = 0; i < TILE && rows->n > 0; i++) {
         const int nth = i < rows->n ? i : rows->n - 1;
         const int32_t run = runs ? runs[nth] : run0 + nth;
@@ -235,29 +245,60 @@ static void MAI_FN(score)(const mai_score_args *a)
 
 /* ------------------------------------------------------------------------------------ stand_in -- */
 
-/* The scores of listed runs to weights 2^(s - m), and those of the keys: with a soft cap the means'
- * keys count by its derivative. */
-static void weigh_runs(const mai_stand_in_args *a, const runs_state *s, const mai_shape *plain,
-                       const int32_t *runs, int n)
+/* A head's scores of the tile's runs, from `i` on in the list, in units of log 2. */
+MAI_INLINE void gather_scores(const mai_stand_in_args *a, int h, int i, int n, float *out)
 {
-    const float cap = a->shape->softcap;
+    const float *scores = a->scores + h * a->stride;
+    float x[TILE];
+    if (!a->runs) {
+        memcpy(x, scores + a->run0 + i, sizeof(float) * (size_t)n);
+    } else {
+        for (int t = 0; t < n; t++) x[t] = scores[a->runs[i + t]];
+    }
+    for (int t = n; t < TILE; t++) x[t] = -INFINITY;
+    for (int t = 0; t < TILE; t += VL)
+        v_store(out + t, v_mul(v_load(x + t), v_set1((float)MAI_LOG2E)));
+}
+
+/* With a soft cap the means' keys count by its derivative. */
+static void weigh_keys(const mai_stand_in_args *a, const runs_state *s, int h, int i, int n)
+{
+    const float *scores = a->scores + h * a->stride, *w = s->tile + (size_t)h * TILE;
+    float *k_weights = s->k_weights + (size_t)h * TILE;
+    for (int t = 0; t < n; t++) {
+        const float score = scores[a->runs ? a->runs[i + t] : a->run0 + i + t];
+        const float x = (score - (float)MAI_LOG_RUN) / a->shape->softcap;
+        k_weights[t] = score == -INFINITY ? 0.0f : w[t] * (1.0f - x * x);
+        s->slopes[h] += k_weights[t];
+    }
+}
+
+/* The scores of a tile of runs to weights 2^(s - m). Returns whether any is above 0. The rows of
+ * runs that have none become another's: what they hold must not matter. */
+static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const mai_shape *plain,
+                       int i, tile_rows *rows)
+{
+    float all[TILE] = {0};
+    int some = -1;
     for (int h = 0; h < a->shape->group; h++) {
-        const float *scores = a->scores + h * a->stride;
-        float *w = s->tile + (size_t)h * TILE, *k_weights = s->k_weights + (size_t)h * TILE;
+        float *w = s->tile + (size_t)h * TILE;
         const head_sums sums = {.o = s->o[h],
                                 .kbar = s->kbar[h],
-                                .k_weights = k_weights,
+                                .k_weights = s->k_weights + (size_t)h * TILE,
                                 .m = &s->m[h],
                                 .l = &s->l[h]};
-        for (int i = 0; i < TILE; i++)
-            w[i] = scores[runs[i < n ? i : n - 1]] * (float)MAI_LOG2E;
-        softmax_tile(w, 0, n, plain, &sums);
-        for (int i = 0; a->keys && cap > 0 && i < n; i++) {
-            const float t = (scores[runs[i]] - (float)MAI_LOG_RUN) / cap;
-            k_weights[i] = w[i] * (1.0f - t * t);
-            s->slopes[h] += k_weights[i];
-        }
+        gather_scores(a, h, i, rows->n, w);
+        softmax_tile(w, 0, rows->n, plain, &sums);
+        if (a->keys && a->shape->softcap > 0) weigh_keys(a, s, h, i, rows->n);
+        for (int t = 0; t < TILE; t += VL) v_store(all + t, v_add(v_load(all + t), v_load(w + t)));
     }
+    for (int t = 0; t < rows->n; t++) {
+        if (all[t] > 0) some = t;
+    }
+    for (int t = 0; t < rows->n && some >= 0; t++) {
+        if (!(all[t] > 0)) rows->k[t] = rows->k[some];
+    }
+    return some >= 0;
 }
 
 /* Normalise; the keys get what all runs have in common. */
@@ -293,14 +334,15 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
     const bool capped = shape->softcap > 0;
     tile_rows rows[2];
     int now = 0;
-    load_run_rows(dims, a->segments, a->kv_head, a->runs, 0, a->n, &rows[0]);
+    load_run_rows(dims, a->segments, a->kv_head, a->runs, a->run0, a->n, &rows[0]);
     for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
         const tile_rows *next = &rows[now ^ 1];
-        load_run_rows(dims, a->segments, a->kv_head, a->runs + (a->n - i > TILE ? i + TILE : i), 0,
-                      a->n - i - TILE, &rows[now ^ 1]);
+        load_run_rows(dims, a->segments, a->kv_head,
+                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs,
+                      a->run0 + i + TILE, a->n - i - TILE, &rows[now ^ 1]);
         const ahead v_next = own_rows(next->n > 0 ? next->v : NULL, 0, (int64_t)dims->v_bytes,
                                       (int64_t)dims->v_bytes);
-        weigh_runs(a, &s, &plain, a->runs + i, rows[now].n);
+        if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
                   &v_next);
         if (a->keys) {
