@@ -19,7 +19,7 @@ $ macattn bench mac --heads 8/2 --head-dim 64 --context 900 --ring 64 --band 32 
 1 rows
 $ macattn bench mac --heads 8/2 --head-dim 64 --context 900 --ring 64 --band 32 --hit-ratio 0 --threads 2 --reps 3 --json | fields hit_ratio=0 tokens_skipped_share=0
 1 rows
-$ macattn bench mac --heads 8/2 --head-dim 64 --context 2k,3k --band 32 --select-share 0.1,1 --threads 2 --reps 3 --json | fields heads=8/2 policy=budget select_share us_median exact_us_median speedup_vs_exact read_share error
+$ macattn bench mac --heads 8/2 --head-dim 64 --context 2k,3k --band 32 --select-share 0.05,0.1 --threads 2 --reps 3 --json | fields heads=8/2 policy=budget select_share us_median exact_us_median speedup_vs_exact selected_share read_share error
 4 rows
 $ macattn bench match --heads 8/2 --head-dim 64 --ring 64 --band 32 --hit-ratio 0,1 --threads 1 --min-time 0.01 --json | fields ring=64 reps bytes us_p90
 2 rows
