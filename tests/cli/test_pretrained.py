@@ -40,8 +40,11 @@ class Pretrained(unittest.TestCase):
         return [json.loads(line) for line in rows.read_text().splitlines()]
 
     def test_exact_is_llama_cpp(self):
-        row, = self.eval('--text', self.text, '--policy', 'exact', '--baseline', 'ggml', '--context', '2k', '--tokens', '24',
-                         '--windows', '1')
+        """On the answer that the model gives to a message that is cut to fit."""
+        row, = self.eval('--text', self.text, '--chat', '--policy', 'exact', '--baseline', 'ggml', '--context', '2k',
+                         '--tokens', '24', '--windows', '1')
+        self.assertEqual(row['chat'], 1)
+        self.assertGreater(row['tokens'], 1)
         self.assertEqual(row['left_to_ggml'], 0)
         self.assertLess(row['kl_mean'], FROM_LLAMA)
         self.assertGreaterEqual(row['top1_agreement'], 0.9)
