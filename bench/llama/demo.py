@@ -154,21 +154,26 @@ def agreement(text, other):
     return f'same for {same} of {len(text)} characters'
 
 
+def read_share(stats):
+    """Without reuse all is read, and nothing counted."""
+    return stats['bytes_read_share'] if stats.get('steps') else 1
+
+
 def table(results, answers, rounds):
     """Returns whether the speeds are worth something."""
     ms, shares, why = speeds(results, rounds)
     show('')
-    show(f'{"":15}{"prompt t/s":>11}{"decode t/s":>11}{"speed-up":>9}{"attention":>10}{"hits":>7}{"skipped":>9}'
+    show(f'{"":15}{"prompt t/s":>11}{"decode t/s":>11}{"speed-up":>9}{"attention":>10}{"hits":>7}{"read":>7}'
          f'{"answers":>9}  agreement')
     for i, result in enumerate(results):
         stats = result['stats'] or {}
         right = sum(line.split()[-1] in result['text'] for line in answers)
         decode, faster, share = (f'{1e3 / ms[i]:.1f}', f'{ms[0] / ms[i]:.2f}', f'{shares[i]:.0%}') if ms else '---'
         show(f'{result["configuration"]:15}{prompt_speed(result):>11}{decode:>11}{faster:>9}{share:>10}'
-             f'{stats.get("hit_ratio", 0):7.0%}{stats.get("tokens_skipped_share", 0):9.0%}'
+             f'{stats.get("hit_ratio", 0):7.0%}{read_share(stats):7.0%}'
              f'{f"{right}/{len(answers)}" if answers else "":>9}  {agreement(results[0]["text"], result["text"])}')
     show(f'\nMedians of {rounds} turns each. attention: share of the decode time. hits: queries answered from a summary.'
-         '\nskipped: share of the cache not read.')
+         '\nread: bytes read a token, as a share of the cache.')
     if why:
         show(f'\nThe machine was too busy to measure speed: {why}. What was written, hits and answers do not depend on that.')
     elif any(prompt_speed(result) == '-' for result in results):
@@ -185,9 +190,9 @@ def plot_point(texts, rounds, tokens, progress):
     return {configuration: 1e3 / turns.ms(taken) for configuration, taken in written.items()}
 
 
-def plot_points(args, lengths, progress):
+def plot_points(args, progress):
     """{configuration: [(context length, tokens per second)]}"""
-    prompts = {length: prompt.make(length, 8)[0] for length in lengths}
+    prompts = {length: prompt.make(length, 8)[0] for length in args.lengths}
     points = {configuration: [] for configuration in llama.CONFIGURATIONS}
     context = max(context_for(text, *PLOT) for text in prompts.values())
     with llama.servers(llama.CONFIGURATIONS, args.model, args.threads, context) as running:
@@ -205,7 +210,7 @@ def plot_points(args, lengths, progress):
     return points
 
 
-def plot(args, most, progress):
+def plot(args, progress):
     try:
         import matplotlib
     except ImportError:
@@ -213,8 +218,7 @@ def plot(args, most, progress):
         return
     matplotlib.use('svg')
     from matplotlib import pyplot
-    lengths = [int(length) for length in args.lengths.split(',') if int(length) <= most]
-    points = plot_points(args, lengths, progress)
+    points = plot_points(args, progress)
     if not points['llama.cpp']:
         show('no plot: the machine was too busy')
         return
@@ -222,7 +226,7 @@ def plot(args, most, progress):
     for configuration, measured in points.items():
         axes.plot(*zip(*measured), marker='o', label=configuration)
     axes.set(xlabel='context length, tokens', ylabel='decode speed, tokens per second', xscale='log', ylim=(0, None))
-    axes.set_xticks(lengths, [f'{length // 1024}K' for length in lengths])
+    axes.set_xticks(args.lengths, [f'{length // 1024}K' for length in args.lengths])
     axes.set_title(f'{pathlib.Path(args.model).name}, {args.threads} threads')
     axes.grid(alpha=0.3)
     axes.legend()
@@ -239,7 +243,8 @@ def main(given=None):
         args.model, trained = llama.find_model(args.model)
     except llama.Failed as error:
         raise SystemExit(f'run: {error}') from error
-    most = (trained or 1 << 20) * 3 // 4    # tokens of a prompt: other vocabularies count more
+    most = (trained or 1 << 20) * 3 // 4    # tokens of a prompt: other vocabularies make more of a text
+    args.lengths = [n for n in map(int, args.lengths.split(',')) if n <= most]
     answers = []
     if args.prompt:
         text = pathlib.Path(args.prompt).read_text(encoding='utf-8', errors='replace')
@@ -257,7 +262,7 @@ def main(given=None):
         if not args.no_plot:
             show('')
             if measured:
-                plot(args, most, progress)
+                plot(args, progress)
             else:
                 show('no plot: the machine was too busy')
     except llama.Failed as error:

@@ -148,7 +148,8 @@ def results(taken=0.0, ms=(20, 10, 4), shares=(0.25, 0.1)):
     def stats(i):
         if i == 0:
             return None
-        return {'decode': {'ms': shares[i - 1] * ms[i] * 50 * 8}, 'hit_ratio': 0.5 * (i == 2), 'tokens_skipped_share': 0}
+        return {'decode': {'ms': shares[i - 1] * ms[i] * 50 * 8}, 'hit_ratio': 0.5 * (i == 2), 'steps': 400 * (i == 2),
+                'bytes_read_share': 0.4 * (i == 2)}
     return [{'configuration': name, 'read': [turn(1, taken, 1024)] * 3, 'written': [turn(ms[i], taken)] * 8, 'text': '1. a: 2\n',
              'stats': stats(i)} for i, name in enumerate(NAMES)]
 
@@ -164,9 +165,9 @@ class Table(unittest.TestCase):
         measured, text = self.table(results())
         self.assertTrue(measured)
         rows = [line.split() for line in text.splitlines() if line.startswith(('llama.cpp', 'macattn'))]
-        self.assertEqual(rows[0], 'llama.cpp 1000 50.0 1.00 62% 0% 0% 1/2 same text'.split())
-        self.assertEqual(rows[1], 'macattn exact 1000 100.0 2.00 25% 0% 0% 1/2 same text'.split())
-        self.assertEqual(rows[2], 'macattn reuse 1000 250.0 5.00 10% 50% 0% 1/2 same text'.split())
+        self.assertEqual(rows[0], 'llama.cpp 1000 50.0 1.00 62% 0% 100% 1/2 same text'.split())
+        self.assertEqual(rows[1], 'macattn exact 1000 100.0 2.00 25% 0% 100% 1/2 same text'.split())
+        self.assertEqual(rows[2], 'macattn reuse 1000 250.0 5.00 10% 50% 40% 1/2 same text'.split())
         self.assertNotIn('too busy', text)
 
     def assert_says_it_was_too_busy(self, rows):
@@ -175,7 +176,7 @@ class Table(unittest.TestCase):
         self.assertIn('The machine was too busy to measure speed', text)
         for line in text.splitlines():
             if line.startswith(('llama.cpp', 'macattn')):
-                self.assertRegex(line, r' - +- +- +\d+% +0% +1/2 ')  # decode, speed-up, attention
+                self.assertRegex(line, r' - +- +- +\d+% +\d+% +1/2 ')  # decode, speed-up, attention
                 self.assertFalse(re.search(r'-\d', line), line)
 
     def test_too_busy(self):

@@ -138,6 +138,15 @@ class options(Case):
     def test_load_line(self):
         done = run('llama-bench', '--list-devices', env=environment(True, policy='paper', tau=0.6, ring=128))
         self.assertRegex(done.stderr, r'macattn: \d+\.\d+\.\d+ for ggml \S+, \w+, .* threads, policy paper, tau 0.6, ring 128')
+        done = run('llama-bench', '--list-devices', env=environment(True, policy='budget', budget=0.01, fresh=8))
+        self.assertIn('policy budget, budget 0.01, ring 256, band 256', done.stderr)
+
+    def test_memory_is_said_where_queries_are_remembered(self):
+        said = [run('llama-completion', '-m', MODEL, '-p', 'Some words', '-n', 2, '-no-cnv', '-c', 1024, '-t', 2,
+                    env=environment(True, policy=policy)).stderr for policy in ('exact', 'budget')]
+        line = r'macattn: reuse in 12 layers takes up to [0-9.]+ MB a sequence: [0-9.]+ for 256 remembered queries'
+        self.assertNotRegex(said[0], line)
+        self.assertEqual(len(re.findall(line, said[1])), 1)
 
 
 class config(Case):
@@ -344,6 +353,21 @@ class server(Case):
         self.assertGreater(stats['hit_ratio'], 0.05)
         self.assertGreater(stats['layers'][0]['audited'], 100)
         self.assertLess(stats['layers'][0]['error_max'], 0.05)
+
+    def test_a_budget_is_kept(self):
+        """Summaries, means of runs and what was learnt go with the sequences: errors stay what the budget allows."""
+        for kind in ('--no-kv-unified', '--kv-unified'):
+            with Server('-c', 16384, '-np', 4, kind, policy='budget', budget=0.05, min_tokens=512, audit=1) as server:
+                self.program(server)
+            stats = server.stats
+            self.assertGreater(stats['groups']['reused'], 0)
+            self.assertGreater(stats['groups']['selected'], 0)
+            self.assertLess(stats['bytes_read_share'], 0.9)
+            audited = sum(layer['audited'] for layer in stats['layers'])
+            mean = sum(layer['audited'] * layer['layer_error_mean'] for layer in stats['layers']) / audited
+            print(f'{kind}: {stats["groups"]}, read {stats["bytes_read_share"]:.3f}, mean error {mean:.4f}, '
+                  f'largest {max(layer["layer_error_max"] for layer in stats["layers"]):.3f}')
+            self.assertLess(mean, 0.05)
 
     def test_a_cache_for_each_slot(self):
         self.scenario('--no-kv-unified')
