@@ -632,7 +632,7 @@ def engine_of(model):
 
 
 def settings(model=None, **values):
-    """Settings of a model, or without one of all models that have no own: policy="budget", budget=0.002, ... Names, ranges
+    """Settings of a model, or without one of all models that have no own: policy="budget", budget=0.01, ... Names, ranges
     and defaults are `macattn.settings()`'s, except that the policy is exact unless asked otherwise, `max_tokens` is the
     model's, `n_threads` torch's, and `max_slots` (rows of caches remembered at a time) the largest batch so far. The model
     decides sizes and types itself. A change takes effect with the next call; what was remembered is then forgotten.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An attention backend of vLLM: decoding by macattn, everything else by vLLM's FlashAttention backend.
 
-    LLM(..., attention_backend="CUSTOM", additional_config={"macattn": {"policy": "budget", "budget": 0.002, "max_slots": 8}})
+    LLM(..., attention_backend="CUSTOM", additional_config={"macattn": {"policy": "budget", "budget": 0.01, "max_slots": 8}})
 
 - Rows of plain causal decoding go to the library, also in batches that hold prompts; prompts, other layers (sliding windows,
   fp8, encoders, ...) and other batches (cascade, speculation) go to FlashAttention.
