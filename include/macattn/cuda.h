@@ -15,6 +15,7 @@
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8:
  *    in f16) and summed in f32; ring summaries and their means of keys are f32.
+ *  - There is no selection: `select` is taken as 0, and BUDGET's default band is 2048.
  *  - Since lengths are on the device, what macattn_plan would reject cannot be: a row must continue
  *    its slot. A row whose slot is -1 is computed in full and not remembered; a row of length 0
  *    gives 0 and -inf, with a sink 0 and the sink. Use either to pad a captured batch.
