@@ -104,3 +104,30 @@ def error(status, sentence=b""):
 def check(status, sentence=b""):
     if status != _abi.OK:
         raise error(status, sentence() if callable(sentence) else sentence)
+
+
+class Owner:
+    """What owns an object of the library: `_handle`, ended by functions whose names begin with `_prefix`."""
+
+    _prefix = "macattn"
+    _handle = None
+
+    def close(self):
+        """Free everything (on a CPU, end the threads; a device must have finished with the object). Also done by `with`, and
+        when the object is collected."""
+        if self._handle is not None:
+            getattr(self._library, self._prefix + "_destroy")(self._handle)
+            self._handle = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __del__(self):
+        self.close()
+
+    def _check(self, status):
+        if status != _abi.OK:
+            check(status, getattr(self._library, self._prefix + "_last_error")(self._handle))

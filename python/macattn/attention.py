@@ -13,7 +13,7 @@ import numpy as np
 
 from . import _abi
 from ._arrays import byte_view, expect, view
-from ._library import SENTENCE, ArgumentError, check, load, openmp as find_openmp
+from ._library import SENTENCE, ArgumentError, Owner, check, load, openmp as find_openmp
 from ._settings import dtypes, new_config, read
 
 
@@ -84,7 +84,7 @@ class _Plan:
     keep: object      # page tables, which the library borrows
 
 
-class Attention:
+class Attention(Owner):
     """Attention with reuse on the CPU: the object of macattn.h, with its slots, rings and threads.
 
     Arguments are the library's settings (`macattn.settings()` lists names, ranges and defaults). `n_layers`, `n_heads`,
@@ -97,7 +97,6 @@ class Attention:
     """
 
     def __init__(self, *, isa: str | None = None, openmp: bool = False, **settings):
-        self._handle = None
         library = load()
         config = new_config(settings)
         config.isa = isa.encode() if isa else None
@@ -119,27 +118,6 @@ class Attention:
         self._q_shape = (s["n_heads"], s["head_dim"])
         self._out_shape = (s["n_heads"], s["v_head_dim"])
         self._q_dtype, self._k_dtype, self._v_dtype = s["q_dtype"], s["k_dtype"], s["v_dtype"]
-
-    # ------------------------------------------------------------------------------------------------ life
-
-    def close(self):
-        """End the threads and free everything. Also done by `with`, and when the object is collected."""
-        if self._handle is not None:
-            self._library.macattn_destroy(self._handle)
-            self._handle = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def __del__(self):
-        self.close()
-
-    def _check(self, status):
-        if status != _abi.OK:
-            check(status, self._library.macattn_last_error(self._handle))
 
     # ------------------------------------------------------------------------------------------------ plan
 

@@ -9,7 +9,7 @@ need to look at device memory.
 
 from . import _abi
 from ._arrays import expect, view
-from ._library import SENTENCE, UnsupportedError, check, has_cuda, load, path
+from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, path
 from ._settings import dtypes, new_config, read
 from .attention import Stats, fill_kv, kv_view, new_stats
 
@@ -55,7 +55,7 @@ class Batch:
         return v.pointer
 
 
-class CudaAttention:
+class CudaAttention(Owner):
     """Attention with reuse on a GPU: the object of cuda.h. Device memory is taken here alone.
 
     Arguments are the library's settings, as for `Attention`, and
@@ -66,8 +66,9 @@ class CudaAttention:
     Calls on one object must not run at the same time, neither here nor, on different streams, on the device.
     """
 
+    _prefix = "macattn_cuda"
+
     def __init__(self, *, device=None, max_rows=None, out_dtype=None, **settings):
-        self._handle = None
         library = load()
         if not has_cuda():
             raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
@@ -88,25 +89,6 @@ class CudaAttention:
         s["v_head_dim"] = s["v_head_dim"] or s["head_dim"]
         self.max_rows, self.out_dtype = cuda.max_rows, dtypes()[cuda.out_dtype]
         self._io = _abi.sized(_abi.CudaIo)
-
-    def close(self):
-        """Free everything. The device must have finished with the object."""
-        if self._handle is not None:
-            self._library.macattn_cuda_destroy(self._handle)
-            self._handle = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def __del__(self):
-        self.close()
-
-    def _check(self, status):
-        if status != _abi.OK:
-            check(status, self._library.macattn_cuda_last_error(self._handle))
 
     def _fill(self, batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale):
         io, s, where = self._io, self.settings, batch.device
