@@ -50,8 +50,10 @@ gather() { # part, rows
 }
 
 plot() { # part
-    [ ${#do[@]} -gt 0 ] || python3 bench/plot_eval.py --no-heads --prefix "$(date +%F)-models-$1-" --out "$out" \
-        "$out/$(date +%F)-models-$1.jsonl"
+    local plotter=python3
+    python3 -c 'import matplotlib' 2> /dev/null || plotter=/usr/bin/python3
+    [ ${#do[@]} -gt 0 ] || "$plotter" bench/plot_eval.py --no-heads --prefix "$(date +%F)-models-$1-" --out "$out" \
+        "$out/$(date +%F)-models-$1.jsonl" || echo "eval-models.sh: no plots of $1" >&2
 }
 
 evaluate() { # model's file, text, contexts, options...
