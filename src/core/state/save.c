@@ -260,8 +260,7 @@ static bool entry_valid(const macattn *m, const saved_entry *e, int32_t pos_befo
     return e->pos > pos_before && e->pos < length && e->end > m->cfg.fresh_tokens &&
            e->end <= e->pos + 1 && floats_finite((const uint8_t *)&e->lse0, 1) &&
            floats_finite((const uint8_t *)&e->moved, 1) && e->moved >= 0 && e->share >= 0 &&
-           e->share <= 1 && query_finite(m, e->q) &&
-           floats_finite(e->summary, summary_width(m));
+           e->share <= 1 && query_finite(m, e->q) && floats_finite(e->summary, summary_width(m));
 }
 
 /* Check the header against this object, and the checksum. */
