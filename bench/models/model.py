@@ -110,7 +110,7 @@ class Prompt:
     fast: matrix products in TF32, for answers, where thousands of prompts are computed; the cache is f16 anyway.
     """
 
-    def __init__(self, model, tokens, n_queries=512, fast=False):
+    def __init__(self, model, tokens, n_queries=2048, fast=False):
         torch.backends.cuda.matmul.allow_tf32 = fast
         n, self.model, self.n = len(tokens), model, len(tokens)
         n_queries = min(n_queries, n)
@@ -140,7 +140,7 @@ class Prompt:
 class Decoder:
     """What comes behind a prompt under several settings at once, each with its own cache and macattn object."""
 
-    CHUNK = 64  # queries of a prompt to one call
+    CHUNK = 512  # queries of a prompt to one call, as llama.cpp's; selection learns from one in 128 of them
 
     def __init__(self, prompt, room, settings, threads=0):
         self.prompt, self.m, self.n = prompt, prompt.model, prompt.n
