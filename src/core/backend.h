@@ -214,7 +214,8 @@ typedef struct mai_stand_in_args {
     const int32_t *runs; /* not NULL: [n] these instead */
     const float *scores; /* [group][stride], by the number of the run */
     int64_t stride;
-    const float *top; /* [group] what no score is above by much; scores far below it count 0 */
+    const float *top; /* [group] what no score is above by much. Where all are below it by 69 or
+                         more, which is 1e-30 of the mass that it stands for, the result is empty */
     float *out;       /* [group][out_stride] */
     int64_t out_stride;
     bool keys;     /* out gets dv + d values, as from attend */

@@ -416,11 +416,7 @@ static void stand_in_nothing(const mai_backend *backend)
     bench b;
     open_bench(&b, backend, &cfg, &rng);
     summarise(&b, backend, 0);
-    for (int i = 0; i < 16; i++) {
-        runs[i] = i;
-        scores[i] = -1e4f;
-        scores[16 + i] = -INFINITY;
-    }
+    for (int i = 0; i < 16; i++) runs[i] = i;
     test_poison(out, sizeof out);
     const mai_stand_in_args args = {.shape = &b.shape,
                                     .dims = &b.dims,
@@ -435,10 +431,23 @@ static void stand_in_nothing(const mai_backend *backend)
                                     .keys = true,
                                     .lse = lse,
                                     .scratch = b.scratch.data};
+    /* Weights that are no numbers of full precision any more, whose inverses are infinite, or that
+     * are 0. */
+    const float low[] = {-80, -87, -88, -90, -95, -100, -103, -104, -1e4f, -INFINITY};
+    for (size_t k = 0; k < sizeof low / sizeof low[0]; k++) {
+        for (int i = 0; i < 32; i++) scores[i] = i < 16 ? low[k] : -INFINITY;
+        backend->stand_in(&args);
+        for (int h = 0; h < 2; h++) {
+            assert_true(lse[h] == -INFINITY);
+            for (int i = 0; i < 64; i++) assert_true(out[h * 64 + i] == 0);
+        }
+    }
+    /* And those just above. */
+    for (int i = 0; i < 32; i++) scores[i] = i == 3 || i == 20 ? -65.0f : -90.0f;
     backend->stand_in(&args);
     for (int h = 0; h < 2; h++) {
-        assert_true(lse[h] == -INFINITY);
-        for (int i = 0; i < 64; i++) assert_true(out[h * 64 + i] == 0);
+        assert_true(fabsf(lse[h] + 65) < 1e-4f);
+        for (int i = 0; i < 64; i++) assert_true(isfinite(out[h * 64 + i]));
     }
     close_bench(&b);
 }

@@ -301,6 +301,10 @@ static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const ma
     return some >= 0;
 }
 
+/* Weights are relative to `top`, which may be that of other runs: a sum this small is of no account
+ * there, and its inverse would be infinite before long. */
+#define LEAST_WEIGHT 1e-30f
+
 /* Normalise; the keys get what all runs have in common. */
 static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int h)
 {
@@ -309,7 +313,12 @@ static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int
     const float slopes = a->shape->softcap > 0 ? s->slopes[h] : s->l[h];
     const head_sums sums = {
         .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = &s->l[h]};
-    if (s->l[h] == 0) s->m[h] = -INFINITY;
+    if (s->l[h] < LEAST_WEIGHT) { /* none */
+        memset(s->o[h], 0, sizeof(float) * (size_t)a->shape->dv);
+        if (a->keys) memset(s->kbar[h], 0, sizeof(float) * (size_t)d);
+        a->lse[h] = -INFINITY;
+        return;
+    }
     for (int i = 0; a->keys && i < d; i++) s->kbar[h][i] += slopes * common[i];
     finish_head(a->shape, &sums, a->lse + h);
 }
