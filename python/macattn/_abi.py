@@ -145,6 +145,7 @@ FUNCTIONS = {
     "dtype_row_bytes": (size, [enum, i64]),
     "config_init": (enum, [to(Config)]),
     "config_state_bytes": (enum, [to(Config), to(size)]),
+    "config_run_bytes": (enum, [to(Config), i64, to(size)]),
     "create": (enum, [to(Config), to(address), text, size]),
     "destroy": (None, [address]),
     "last_error": (text, [address]),

@@ -178,7 +178,7 @@ def test_settings_are_the_librarys():
 
 
 @pytest.mark.parametrize("values, words", [
-    (dict(ring=0), "ring is 0; it must be in"), (dict(policy="other"), "policy other is none of exact"),
+    (dict(ring=-1), "ring is -1; it must be in"), (dict(policy="other"), "policy other is none of exact"),
     (dict(n_heads=7), "n_heads"), (dict(budget=2.0), "budget is 2"),
 ])
 def test_bad_settings(values, words):
