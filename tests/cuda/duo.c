@@ -200,24 +200,28 @@ int64_t duo_check_rings(duo *x, int32_t slot)
     return entries;
 }
 
-void duo_capture(duo *x, const test_sequence *s)
+/* What the reference makes of a layer's prompt, the bench's only row, is captured. */
+static void capture_layer(duo *x, int32_t layer, const test_sequence *s)
 {
     const int32_t n = x->b.rows[0].n_queries;
     const size_t heads = (size_t)n * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
     float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);
     assert_true(out && lse);
-    for (int32_t layer = 0; layer < x->cfg.n_layers; layer++) {
-        test_bench_queries(&x->b, 1, s, layer);
-        duo_upload(x);
-        ref_mac_prefill(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse);
-        for (size_t i = 0; i < heads * d; i++) out[i] = (float)x->b.want[i];
-        for (size_t i = 0; i < heads; i++) lse[i] = (float)x->b.want_lse[i];
-        assert_cuda(cudaMemcpy(x->io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
-        assert_cuda(cudaMemcpy(x->io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
-        assert_gpu_ok(x->m, macattn_cuda_capture(x->m, layer, &x->batch, 0, n, &x->io, NULL));
-        assert_cuda(cudaDeviceSynchronize());
-    }
+    test_bench_queries(&x->b, 1, s, layer);
+    duo_upload(x);
+    ref_mac_prefill(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse);
+    for (size_t i = 0; i < heads * d; i++) out[i] = (float)x->b.want[i];
+    for (size_t i = 0; i < heads; i++) lse[i] = (float)x->b.want_lse[i];
+    assert_cuda(cudaMemcpy(x->io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
+    assert_cuda(cudaMemcpy(x->io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
+    assert_gpu_ok(x->m, macattn_cuda_capture(x->m, layer, &x->batch, 0, n, &x->io, NULL));
+    assert_cuda(cudaDeviceSynchronize());
     free(out), free(lse);
+}
+
+void duo_capture(duo *x, const test_sequence *s)
+{
+    for (int32_t layer = 0; layer < x->cfg.n_layers; layer++) capture_layer(x, layer, s);
 }
 
 void duo_decode(duo *x, const test_sequence *s)
@@ -247,18 +251,6 @@ void duo_row(duo *x, int32_t r, int32_t slot, int64_t n_tokens, int32_t n_querie
 
 void duo_capture_layer(duo *x, int32_t layer, int32_t slot, int32_t n)
 {
-    const size_t heads = (size_t)n * (size_t)x->cfg.n_heads, d = (size_t)x->cfg.head_dim;
-    float *out = malloc(heads * d * sizeof *out), *lse = malloc(heads * sizeof *lse);
-    assert_true(out && lse);
     duo_row(x, 0, slot, n, n);
-    test_bench_queries(&x->b, 1, &duo_sequences[slot], layer);
-    duo_upload(x);
-    ref_mac_prefill(x->ref, &x->b.batch, layer, &x->b.io, x->b.want, x->b.want_lse);
-    for (size_t i = 0; i < heads * d; i++) out[i] = (float)x->b.want[i];
-    for (size_t i = 0; i < heads; i++) lse[i] = (float)x->b.want_lse[i];
-    assert_cuda(cudaMemcpy(x->io.out, out, heads * d * sizeof *out, cudaMemcpyHostToDevice));
-    assert_cuda(cudaMemcpy(x->io.lse, lse, heads * sizeof *lse, cudaMemcpyHostToDevice));
-    assert_gpu_ok(x->m, macattn_cuda_capture(x->m, layer, &x->batch, 0, n, &x->io, NULL));
-    assert_cuda(cudaDeviceSynchronize());
-    free(out), free(lse);
+    capture_layer(x, layer, &duo_sequences[slot]);
 }
