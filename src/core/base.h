@@ -27,9 +27,15 @@ mai_fail(macattn *m, macattn_status code, const char *format, ...);
 
 /* ------------------------------------------------------------------------------------ memory -- */
 
+/* Arrays that share an allocation begin at multiples of it, too. */
+#define MAI_ALIGN 64
+static inline size_t mai_align_up(size_t bytes)
+{
+    return (bytes + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
+}
+
 /* alloc.c: the caller's allocator or malloc, aligned to MAI_ALIGN bytes; contents undefined.
  * `bytes` 0 gives a valid pointer. NULL on failure. mai_free accepts NULL. */
-#define MAI_ALIGN 64
 void *mai_alloc(const macattn_config *cfg, size_t bytes);
 void *mai_alloc_zero(const macattn_config *cfg, size_t bytes);
 void mai_free(const macattn_config *cfg, void *ptr);

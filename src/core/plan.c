@@ -249,11 +249,6 @@ static sizes measure(const macattn *m, const macattn_batch *batch)
     return s;
 }
 
-static size_t align_up(size_t n)
-{
-    return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
-}
-
 static macattn_status plan_create(macattn *m)
 {
     if (m->plan) return MACATTN_OK;
@@ -291,9 +286,9 @@ static void fill_plan(macattn *m, const macattn_batch *batch, const sizes *s, in
     char *at = plan->meta[which].ptr;
     plan->current = which;
     plan->rows = (mai_row_plan *)at;
-    at += align_up((size_t)batch->n_rows * sizeof(mai_row_plan));
+    at += mai_align_up((size_t)batch->n_rows * sizeof(mai_row_plan));
     plan->chunks = (mai_chunk *)at;
-    at += align_up((size_t)s->work.n_chunks * sizeof(mai_chunk));
+    at += mai_align_up((size_t)s->work.n_chunks * sizeof(mai_chunk));
     plan->layer_done = (uint8_t *)at;
     memset(plan->layer_done, 0, (size_t)m->cfg.n_layers);
     plan->n_rows = batch->n_rows;
@@ -332,8 +327,8 @@ macattn_status macattn_plan(macattn *m, const macattn_batch *batch)
     MAI_TRY(plan_create(m));
     const sizes s = measure(m, batch);
     const int which = m->plan->current == 0 ? 1 : 0;
-    const size_t meta = align_up((size_t)batch->n_rows * sizeof(mai_row_plan)) +
-                        align_up((size_t)s.work.n_chunks * sizeof(mai_chunk)) +
+    const size_t meta = mai_align_up((size_t)batch->n_rows * sizeof(mai_row_plan)) +
+                        mai_align_up((size_t)s.work.n_chunks * sizeof(mai_chunk)) +
                         (size_t)m->cfg.n_layers;
     MAI_TRY(mai_buffer_reserve(m, &m->plan->meta[which], meta, "the plan"));
     MAI_TRY(mai_work_reserve(m, &s.work));

@@ -4,11 +4,6 @@
 
 #include "object.h"
 
-static size_t align_up(size_t n)
-{
-    return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
-}
-
 /* What a head's output is merged of besides the row's chunks: a reused summary, or a selection, and
  * a sink. */
 #define OTHER_PARTS (2 + MAI_SELECT_PARTS)
@@ -34,11 +29,11 @@ static mai_scratch_layout layout_scratch(const macattn *m, const mai_work_sizes 
         .most_parts = max32(needs->max_row_chunks + OTHER_PARTS, m->work.layout.most_parts),
         .shown_runs = max32(needs->max_shown_runs, m->work.layout.shown_runs)};
     const size_t parts = (size_t)s.most_parts;
-    s.o = align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
-    s.lse = s.o + align_up(parts * sizeof(float *));
-    s.summary = s.lse + align_up(parts * sizeof(float));
-    s.shown = s.summary + align_up(sizeof(float) * (size_t)m->ring_dims.width);
-    s.bytes = s.shown + align_up(s.shown_runs > 0 ? shown_bytes(m, s.shown_runs) : 0);
+    s.o = mai_align_up(m->backend->scratch_bytes(&m->shape, &m->ring_dims));
+    s.lse = s.o + mai_align_up(parts * sizeof(float *));
+    s.summary = s.lse + mai_align_up(parts * sizeof(float));
+    s.shown = s.summary + mai_align_up(sizeof(float) * (size_t)m->ring_dims.width);
+    s.bytes = s.shown + mai_align_up(s.shown_runs > 0 ? shown_bytes(m, s.shown_runs) : 0);
     return s;
 }
 

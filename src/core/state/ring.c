@@ -32,7 +32,7 @@ void mai_ring_dims_init(mai_ring_dims *dims, const mai_shape *shape, int32_t cap
     };
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i].offset = dims->bytes;
-        dims->bytes += (arrays[i].bytes + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
+        dims->bytes += mai_align_up(arrays[i].bytes);
     }
 }
 

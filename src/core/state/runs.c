@@ -5,11 +5,6 @@
 
 #include "core/object.h"
 
-static size_t align_up(size_t n)
-{
-    return (n + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
-}
-
 /* Eight bits, where a row is a whole number of blocks. */
 static macattn_dtype row_dtype(int32_t dim)
 {
@@ -28,9 +23,9 @@ void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape)
     dims->k_bytes = macattn_dtype_row_bytes(dims->k_dtype, shape->d);
     dims->v_bytes = macattn_dtype_row_bytes(dims->v_dtype, shape->dv);
     dims->off_common = 0;
-    dims->off_k = align_up(heads * (size_t)shape->d * sizeof(float));
-    dims->off_v = dims->off_k + align_up(rows * dims->k_bytes);
-    dims->bytes = dims->off_v + align_up(rows * dims->v_bytes);
+    dims->off_k = mai_align_up(heads * (size_t)shape->d * sizeof(float));
+    dims->off_v = dims->off_k + mai_align_up(rows * dims->k_bytes);
+    dims->bytes = dims->off_v + mai_align_up(rows * dims->v_bytes);
 }
 
 void mai_runs_view_init(mai_runs_view *view, const mai_runs_dims *dims, void *base)
@@ -70,7 +65,7 @@ static mai_run_segment *take(macattn *m)
 {
     mai_run_segment *s = pop(&m->free_segments);
     if (s) return s;
-    const size_t header = align_up(sizeof *s);
+    const size_t header = mai_align_up(sizeof *s);
     char *memory = mai_alloc(&m->cfg, header + m->runs_dims.bytes);
     if (!memory) return NULL;
     s = (mai_run_segment *)(void *)memory;

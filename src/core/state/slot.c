@@ -18,7 +18,7 @@ mai_ring *mai_ring_take(macattn *m)
     if (ring) {
         m->free_rings = ring->next;
     } else {
-        const size_t header = (sizeof *ring + MAI_ALIGN - 1) / MAI_ALIGN * MAI_ALIGN;
+        const size_t header = mai_align_up(sizeof *ring);
         char *memory = mai_alloc(&m->cfg, header + m->ring_dims.bytes);
         if (!memory) return NULL;
         ring = (mai_ring *)(void *)memory;
