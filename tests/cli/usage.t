@@ -79,3 +79,19 @@ macattn check: --cases does not take '0'
 $ macattn check --isa sse9
 macattn: check: this machine has no instruction set 'sse9'
 [1]
+$ macattn tasks generate --samples 0
+macattn tasks: --samples does not take '0' (1 to 1000000)
+...
+[2]
+$ macattn tasks generate --len 10
+macattn tasks: --length does not take '10' (64 to 16777216)
+...
+[2]
+$ macattn tasks generate --seed -1
+macattn tasks: --seed does not take '-1' (0 to 2147483647)
+...
+[2]
+$ macattn tasks generate --bytes 0
+macattn tasks: --bytes-per-token does not take '0' (0.5 to 64)
+...
+[2]

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the GPU's calls ask of their arguments: no GPU is needed to refuse them. */
 #include <math.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "cuda/host/arguments.h"
@@ -250,13 +251,27 @@ static void test_struct_sizes(void **state)
     assert_int_equal(mai_cu_resolve_cuda(&m, &cuda.known), MACATTN_E_ARG);
 }
 
+/* An older caller's is shorter: nothing behind its end is looked at. */
+static void test_older_struct(void **state)
+{
+    (void)state;
+    macattn_cuda m = {0};
+    macattn_config cfg = gpu_config();
+    cfg.struct_size = offsetof(macattn_config, max_slots);
+    memset((char *)&cfg + cfg.struct_size, 0xee, sizeof cfg - cfg.struct_size);
+    assert_int_equal(mai_cu_resolve(&m, &cfg), MACATTN_OK);
+    assert_int_equal(m.cfg.policy, MACATTN_POLICY_BUDGET);
+    assert_int_equal(m.cfg.band, 2048);
+    assert_int_equal(m.cfg.max_slots, 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_batch),          cmocka_unit_test(test_pointers),
         cmocka_unit_test(test_packed_strides), cmocka_unit_test(test_short_strides),
         cmocka_unit_test(test_configuration),  cmocka_unit_test(test_what_is_the_cpus),
-        cmocka_unit_test(test_struct_sizes),
+        cmocka_unit_test(test_struct_sizes),   cmocka_unit_test(test_older_struct),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -121,18 +121,18 @@ LIBRARY = 'src/core src/cpu src/cuda'
 HOMES = [
     (LIBRARY, PRINTS, [], 'the library never calls {}'),
     (LIBRARY, ALLOCATES, ['src/core/alloc.c'], '{} belongs in src/core/alloc.c'),
-    ('src plugins tools', CALL.format('(?:secure_)?getenv'),
+    ('src plugins tools', r'\b((?:secure_)?getenv|environ)\b',
      ['plugins/ggml/settings/environment.c', 'tools/bench/peer_load.c'],
      '{} belongs where settings are read'),
-    ('src plugins tools', r'\b(stderr)\b',
+    ('src plugins tools', r'\b(stderr|perror)\b',
      ['plugins/ggml/host.c', 'plugins/ggml/report.c', 'tools/common/say.c',
       'tools/common/report.c'], '{} belongs in the functions that speak'),
     ('src plugins tools', CALL.format('cuda(?:Malloc|Free|HostAlloc)[A-Za-z]*'),
      ['src/cuda/host/memory.c', 'tools/bench/cuda.c'], '{} belongs in src/cuda/host/memory.c'),
-    # Structs and prototypes stand in _abi.py alone; what fills structs in needs ctypes' byref.
-    ('python/macattn', r'\b((?:C|ctypes)\.(?:Structure|CDLL)|argtypes|restype)\b',
-     ['python/macattn/_abi.py', 'python/macattn/_library.py'], '{} belongs in _abi.py and _library.py'),
-    ('python/macattn/engines', r'\b(ctypes)\b', [], 'engines go through the package, not {}'),
+    # Elsewhere in the package its names for structs and numbers come from _abi.py.
+    ('python/macattn', r'\b(ctypes|C\.(?:Structure|CDLL)|argtypes|restype)\b',
+     ['python/macattn/_abi.py', 'python/macattn/_library.py'],
+     '{} belongs in _abi.py and _library.py'),
     ('python/macattn', r'\b(os\.environ|os\.getenv|getenv)\b', ['python/macattn/_library.py'],
      '{} belongs in _library.py'),
 ]

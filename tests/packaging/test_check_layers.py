@@ -253,9 +253,22 @@ class Homes(Layers):
         self.found('src/cuda/slots.cu', 'static void f(void *p)\n{\n    cudaFree(p);\n}\n',
                    'cudaFree belongs in src/cuda/host/memory.c')
 
+    def test_environment_itself(self):
+        self.found('tools/info.c', 'extern char **environ;\n',
+                   'environ belongs where settings are read')
+
+    def test_perror(self):
+        self.found('tools/info.c', 'static void f(void)\n{\n    perror("x");\n}\n',
+                   'perror belongs in the functions that speak')
+
     def test_ctypes(self):
-        self.found('python/macattn/engines/vllm.py', 'import ctypes\n',
-                   'engines go through the package, not ctypes')
+        for file in ('python/macattn/engines/vllm.py', 'python/macattn/attention.py'):
+            self.write(file, PY + 'import ctypes\n')
+        self.finds('python/macattn/attention.py:2: ctypes belongs in _abi.py and _library.py',
+                   'python/macattn/engines/vllm.py:2: ctypes belongs in _abi.py and _library.py')
+
+    def test_ctypes_of_an_array(self):
+        self.found('python/macattn/engines/vllm.py', 'x = y.ctypes.data\n')
 
     def test_environment_of_python(self):
         self.found('python/macattn/_abi.py', 'import os\nx = os.environ\n# os.environ\n',

@@ -32,11 +32,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_INIT: state->child_inputs[0] = &o->common; return 0;
     case KEY_BYTES:
         if (!parse_real(arg, 0.5, 64, &o->bytes_per_token))
-            argp_error(state, "'%s' is out of range or no number", arg);
+            argp_error(state, "--bytes-per-token does not take '%s' (0.5 to 64)", arg);
         return 0;
     case KEY_SEED:
         if (!parse_int(arg, 0, INT32_MAX, &o->common.seed))
-            argp_error(state, "'%s' is out of range or no number", arg);
+            argp_error(state, "--seed does not take '%s' (0 to %d)", arg, (int)INT32_MAX);
         return 0;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
     default: return ARGP_ERR_UNKNOWN;

@@ -18,20 +18,26 @@ static const struct argp_option options_table[] = {
     {"data", KEY_DATA, "FILE", 0, "your copy of the data that qa_1, qa_2 and longbench_v2 read", 2},
     {0}};
 
+static void integer(struct argp_state *state, const char *name, const char *arg, int64_t min,
+                    int64_t max, int64_t *value)
+{
+    if (!parse_int(arg, min, max, value)) {
+        argp_error(state, "--%s does not take '%s' (%lld to %lld)", name, arg, (long long)min,
+                   (long long)max);
+    }
+}
+
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     tasks_common *o = state->input;
-    bool good = true;
     switch (key) {
-    case KEY_TASKS: o->names = arg; break;
-    case KEY_LENGTH: good = parse_int(arg, 64, 1 << 24, &o->length); break;
-    case KEY_SAMPLES: good = parse_int(arg, 1, 1000000, &o->samples); break;
-    case KEY_ESSAY: o->essay_file = arg; break;
-    case KEY_DATA: o->data = arg; break;
+    case KEY_TASKS: o->names = arg; return 0;
+    case KEY_LENGTH: integer(state, "length", arg, 64, 1 << 24, &o->length); return 0;
+    case KEY_SAMPLES: integer(state, "samples", arg, 1, 1000000, &o->samples); return 0;
+    case KEY_ESSAY: o->essay_file = arg; return 0;
+    case KEY_DATA: o->data = arg; return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
-    if (!good) argp_error(state, "'%s' is out of range or no number", arg);
-    return 0;
 }
 
 const struct argp tasks_common_argp = {options_table, parse_option, NULL, NULL, NULL, NULL, NULL};

@@ -57,9 +57,11 @@ static macattn_status check_shape(macattn_cuda *m)
 macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
 {
     MAI_TRY(mai_config_resolve(config, &m->cfg, m->error, sizeof m->error));
+    double band = 0; /* stays so if the caller's struct is too old to have one */
+    macattn_setting_get(config, "band", &band);
     /* Selection is the CPU's; by reuse alone a longer band pays. */
     m->cfg.select = 0;
-    if (m->cfg.policy == MACATTN_POLICY_BUDGET && config->band == 0) m->cfg.band = BUDGET_BAND;
+    if (m->cfg.policy == MACATTN_POLICY_BUDGET && band == 0) m->cfg.band = BUDGET_BAND;
     return check_shape(m);
 }
 
