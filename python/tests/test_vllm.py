@@ -295,5 +295,5 @@ def test_settings_are_checked(vllm, monkeypatch):
 def test_other_versions_are_refused(vllm, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.25.1")
     monkeypatch.delitem(sys.modules, "macattn.engines.vllm")
-    with pytest.raises(ImportError, match="made for vLLM 0.26.x; this is 0.25.1"):
+    with pytest.raises(ImportError, match="made for vLLM 0.26.x, 0.33.x; this is 0.25.1"):
         importlib.import_module("macattn.engines.vllm")

@@ -33,12 +33,14 @@ from ..sequences import Sequences
 from .layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats as stats_of, stream, summary
 from .rotate import unrotate
 
-VERSIONS = ("0.26",)  # that this was run with
+VERSIONS = ("0.26", "0.33")  # whose interfaces these are; docs/vllm.md says which of them were run on a GPU
 version = importlib.metadata.version("vllm")
 if ".".join(version.split(".")[:2]) not in VERSIONS:
     raise ImportError(f"macattn's backend was made for vLLM {', '.join(v + '.x' for v in VERSIONS)}; this is {version}")
 
 logger = init_logger("vllm.macattn")
+# Fields of FlashAttention's metadata that make a batch more than plain causal attention, in one version or another.
+OTHER_MASKS = ("use_cascade", "mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens")
 
 
 class Engine:
@@ -226,11 +228,16 @@ class Builder(FlashAttentionMetadataBuilder):
         whole = n == common.num_reqs
         found = super().build(common_prefix_len, common, fast_build or whole)
         found.macattn = None
-        if n and n == tokens and n <= engine.max_rows and found.causal is True and not getattr(found, "use_cascade", False):
+        if n and n == tokens and n <= engine.max_rows and self.is_plain(found):
             slots = self.fill_slots(common, n)
             rest = None if whole else self.without_decodes(found, n)
             found.macattn = Step(n, common.seq_lens[:n], common.block_table_tensor[:n], slots, rest)
         return found
+
+    @staticmethod
+    def is_plain(found):
+        others = (getattr(found, name, None) for name in OTHER_MASKS)
+        return found.causal is True and all(other is None or other is False for other in others)
 
     def fill_slots(self, common, n):
         """Write the slots where graphs read them. Rows of padding have none."""
