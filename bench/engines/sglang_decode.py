@@ -89,7 +89,8 @@ def run(args, way, folder):
     engine = sglang.Engine(
         model_path=folder, attention_backend=backend, sampling_backend="pytorch", skip_tokenizer_init=True,
         max_running_requests=max(args.batch), cuda_graph_max_bs_decode=max(args.batch), disable_prefill_cuda_graph=True,
-        disable_cuda_graph=args.eager, context_length=max(args.context) + 512, mem_fraction_static=args.memory, log_level="info",
+        disable_cuda_graph=args.eager, context_length=max(args.context) + 512, mem_fraction_static=0.7, log_level="info",
+        max_total_tokens=3 * max(args.batch) * (max(args.context) + 512) // 2 + 8192,
         chunked_prefill_size=8192, json_model_override_args=json.dumps({"macattn": settings}))
     same = {"way": way, "model": args.model, "layers": args.layers, "eager": args.eager}
     row(event="start", **same, backend=backend, seconds=round(time.perf_counter() - start, 1), sglang=sglang.__version__,
@@ -130,7 +131,6 @@ def main():
     a.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     a.add_argument("--tokens", type=int, default=64)
     a.add_argument("--rounds", type=int, default=3)
-    a.add_argument("--memory", type=float, default=0.7)
     a.add_argument("--eager", action="store_true", help="no CUDA graphs")
     a.add_argument("--folder", help="where the model is, or is to be written; else a temporary one")
     a.add_argument("--way", help=argparse.SUPPRESS)
