@@ -61,20 +61,23 @@ def generate(engine, context, batch, new):
 
 
 def texts(engine, context, batch, new):
+    """Of each prompt: its new tokens, their logprobs, and {token: logprob} of the likeliest at each place."""
     ids = [common.prompt(context, i) for i in range(batch)]
     out = engine.generate(input_ids=ids, sampling_params={"temperature": 0, "max_new_tokens": new, "ignore_eos": True},
-                          return_logprob=True, top_logprobs_num=2)
-    return [[(step[0][1], step[0][0], step[0][0] - step[1][0]) for step in o["meta_info"]["output_top_logprobs"]] for o in out]
+                          return_logprob=True, top_logprobs_num=5)
+    return [(list(o["output_ids"]), [step[0] for step in o["meta_info"]["output_token_logprobs"]],
+             [{str(token): logprob for logprob, token, _ in step} for step in o["meta_info"]["output_top_logprobs"]]) for o in out]
 
 
 def compare(first, second):
+    """How alike two runs are; where a text parts, how much likelier the first run found its token than the second's."""
     same, worst, gap, parts = 0, 0.0, 0.0, 0
-    for a, b in zip(first, second):
-        n = next((i for i, (x, y) in enumerate(zip(a, b)) if x[0] != y[0]), len(a))
-        same, worst = same + n, max([worst, *(abs(x[1] - y[1]) for x, y in zip(a[:n], b[:n]))])
+    for (a, la, top), (b, lb, _) in zip(first, second):
+        n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(a))
+        same, worst = same + n, max([worst, *(abs(x - y) for x, y in zip(la[:n], lb[:n]))])
         if n < len(a):
-            parts, gap = parts + 1, max(gap, a[n][2])
-    return {"tokens_same": same, "tokens": sum(len(a) for a in first), "requests_that_part": parts,
+            parts, gap = parts + 1, max(gap, la[n] - top[n].get(str(b[n]), min(top[n].values())))
+    return {"tokens_same": same, "tokens": sum(len(a) for a, _, _ in first), "requests_that_part": parts,
             "largest_gap_where_they_part": round(gap, 4), "largest_logprob_difference": round(worst, 4)}
 
 
