@@ -161,8 +161,8 @@ def sglang(monkeypatch):
     }
     for name, names in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module(name, **names))
-    for name in ("sglang", "layers", "rotate"):
-        monkeypatch.delitem(sys.modules, f"macattn.engines.{name}", raising=False)
+    for name in ("engines.sglang", "serving.layers", "serving.rotate"):
+        monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.17")
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
@@ -191,8 +191,8 @@ def sglang(monkeypatch):
         monkeypatch.setattr(torch, name, lambda *shape, _make=make, device=None, **more: _make(*shape, **more))
     yield types.SimpleNamespace(plugin=plugin, pool=pool, create=backends["macattn"], choices=choices)
     monkeypatch.undo()
-    for name in ("sglang", "layers", "rotate"):
-        sys.modules.pop(f"macattn.engines.{name}", None)
+    for name in ("engines.sglang", "serving.layers", "serving.rotate"):
+        sys.modules.pop(f"macattn.{name}", None)
 
 
 def request(tokens, new=64):

@@ -148,8 +148,8 @@ def vllm(monkeypatch):
     for name, names in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module(name, **names))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.26.0")
-    for name in ("vllm", "layers", "rotate"):
-        monkeypatch.delitem(sys.modules, f"macattn.engines.{name}", raising=False)
+    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+        monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
     plugin = importlib.import_module("macattn.engines.vllm")
@@ -162,8 +162,8 @@ def vllm(monkeypatch):
     Flash.calls.clear()
     yield plugin
     monkeypatch.undo()
-    for name in ("vllm", "layers", "rotate"):
-        sys.modules.pop(f"macattn.engines.{name}", None)
+    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+        sys.modules.pop(f"macattn.{name}", None)
 
 
 class Model:

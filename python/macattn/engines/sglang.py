@@ -23,8 +23,8 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from .. import sglang as plugin
 from .._arrays import view
 from ..cuda import Batch
-from .layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats, stream, summary
-from .rotate import unrotate
+from ..serving.layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats, stream, summary
+from ..serving.rotate import unrotate
 
 logger = logging.getLogger("sglang.macattn")
 

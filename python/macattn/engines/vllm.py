@@ -30,8 +30,8 @@ from vllm.v1.worker.gpu_worker import Worker
 from .._arrays import view
 from ..cuda import Batch
 from ..sequences import Sequences
-from .layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats as stats_of, stream, summary
-from .rotate import unrotate
+from ..serving.layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats as stats_of, stream, summary
+from ..serving.rotate import unrotate
 
 VERSIONS = ("0.26", "0.33")  # whose interfaces these are; docs/vllm.md says which of them were run on a GPU
 version = importlib.metadata.version("vllm")
