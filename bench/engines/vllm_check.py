@@ -36,14 +36,14 @@ def make_model(folder):
     transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def texts(args, folder, way, name, options, more, results):
+def texts(args, folder, way, name, tp, options, more, results):
     """[(tokens, logprob of each, gap to the second)] of every prompt, into the file `results`."""
     import json
 
     import torch
     start = time.perf_counter()
     llm = common.start_vllm(folder, way, max_model_len=4096, max_num_seqs=8, max_num_batched_tokens=1024,
-                            kv_cache_memory_bytes=4 << 30, tensor_parallel_size=args.tp, settings=more, **options)
+                            kv_cache_memory_bytes=4 << 30, tensor_parallel_size=tp, settings=more, **options)
     started = time.perf_counter()
     rng = random.Random(5)
     prompts = [{"prompt_token_ids": [rng.randrange(3, 7990) for _ in range(n)]} for n in LENGTHS]
@@ -57,9 +57,9 @@ def texts(args, folder, way, name, options, more, results):
     stats = None
     if common.WAYS[way]["backend"] == "CUSTOM":
         import macattn.vllm
-        stats = macattn.vllm.stats() if args.tp == 1 else llm.collective_rpc(lambda worker: __import__("macattn.vllm").vllm.stats())
-    row(event="ran", name=name, way=way, tp=args.tp, start_s=round(started - start, 1), run_s=round(time.perf_counter() - started, 2),
-        classes=common.attention_of(llm) if args.tp == 1 else None, stats=stats,
+        stats = macattn.vllm.stats() if tp == 1 else llm.collective_rpc(lambda worker: __import__("macattn.vllm").vllm.stats())
+    row(event="ran", name=name, way=way, tp=tp, start_s=round(started - start, 1), run_s=round(time.perf_counter() - started, 2),
+        classes=common.attention_of(llm) if tp == 1 else None, stats=stats,
         cudagraph_mode=str(llm.llm_engine.vllm_config.compilation_config.cudagraph_mode), **common.versions())
     torch.cuda.synchronize()
 
@@ -92,7 +92,8 @@ def same(args):
         for name in args.plans or plans:
             way, options, more = plans[name]
             results = os.path.join(folder, "results.json")
-            if not common.in_child(texts, args, folder, way, name, options, more, results):
+            tp = args.tp if way != "flash" else 1
+            if not common.in_child(texts, args, folder, way, name, tp, options, more, results):
                 ok = False
                 continue
             with open(results) as f:
@@ -245,7 +246,7 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("part", choices=["same", "requests"])
     a.add_argument("--tokens", type=int, default=64)
-    a.add_argument("--tp", type=int, default=1, help="GPUs, of `same`")
+    a.add_argument("--tp", type=int, default=1, help="GPUs of macattn, in `same`; FlashAttention has one")
     a.add_argument("--plans", nargs="+", help="some of `same`'s")
     a.add_argument("--n", type=int, default=2000, help="requests under budget")
     args = a.parse_args()
