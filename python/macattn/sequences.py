@@ -34,9 +34,10 @@ class Sequences:
         for request in requests:
             if request in self._slots:
                 self._slots.move_to_end(request)
+        step = set(requests)
         for request in requests:
             if request not in self._slots:
-                self._take(request, requests)
+                self._take(request, step)
         return [self.slot(request) for request in requests]
 
     def _take(self, request, step):

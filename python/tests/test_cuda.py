@@ -200,13 +200,13 @@ def test_f32_is_left_to_sdpa():
     assert all(who.startswith("sdpa: ") for who in macattn.transformers.stats(model)["calls"])
 
 
-# -------------------------------------------------------------------------------------------------------------- vLLM
+# ------------------------------------------------------------------------------------------------------------ engines
 
 
 @pytest.mark.parametrize("neox, rotated", [(True, 64), (False, 64), (True, 48)])
 def test_queries_are_turned_back(neox, rotated):
-    pytest.importorskip("vllm")
-    from macattn.engines.vllm import unrotate
+    pytest.importorskip("triton")
+    from macattn.serving.rotate import unrotate
     lengths, q = ints([1, 700, 4000, 0]), noise(4, HEADS, DIM)
     angle = torch.arange(4096, device="cuda")[:, None] / 10000.0 ** (torch.arange(rotated // 2, device="cuda") * 2 / rotated)
     table = torch.cat([angle.cos(), angle.sin()], -1).to(torch.bfloat16)

@@ -130,9 +130,9 @@ def vllm(monkeypatch):
     """The plug-in, loaded anew with stand-ins."""
     triton = types.SimpleNamespace(jit=lambda f: f, next_power_of_2=lambda n: n)
     stand_ins = {
+        "triton": vars(triton), "triton.language": {"constexpr": int},
         "vllm": {}, "vllm.config": {"get_current_vllm_config_or_none": lambda: CONFIG},
         "vllm.logger": {"init_logger": lambda name: types.SimpleNamespace(info=print, warning=print)},
-        "vllm.triton_utils": {"tl": types.SimpleNamespace(constexpr=int), "triton": triton},
         "vllm.utils": {}, "vllm.utils.torch_utils": {"canonicalize_singleton_dim_strides": lambda t: t},
         "vllm.v1": {}, "vllm.v1.attention": {}, "vllm.v1.attention.backends": {},
         "vllm.v1.attention.backend": {"AttentionCGSupport": types.SimpleNamespace(UNIFORM_SINGLE_TOKEN_DECODE=1),
@@ -148,9 +148,10 @@ def vllm(monkeypatch):
     for name, names in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module(name, **names))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.26.0")
+    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+        monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
-    monkeypatch.delitem(sys.modules, "macattn.engines.vllm", raising=False)
     plugin = importlib.import_module("macattn.engines.vllm")
     monkeypatch.setattr(plugin, "stream", lambda: 7)
     monkeypatch.setattr(plugin.torch.cuda, "current_device", lambda: 0)
@@ -161,7 +162,8 @@ def vllm(monkeypatch):
     Flash.calls.clear()
     yield plugin
     monkeypatch.undo()
-    sys.modules.pop("macattn.engines.vllm", None)
+    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+        sys.modules.pop(f"macattn.{name}", None)
 
 
 class Model:
@@ -293,5 +295,5 @@ def test_settings_are_checked(vllm, monkeypatch):
 def test_other_versions_are_refused(vllm, monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.25.1")
     monkeypatch.delitem(sys.modules, "macattn.engines.vllm")
-    with pytest.raises(ImportError, match="made for vLLM 0.26.x; this is 0.25.1"):
+    with pytest.raises(ImportError, match="made for vLLM 0.26.x, 0.33.x; this is 0.25.1"):
         importlib.import_module("macattn.engines.vllm")

@@ -376,7 +376,7 @@ class CudaRunner(Runner):
         group = query.shape[1] // key.shape[1]
         wide = [s.repeat_interleave(group, 1) if group > 1 else s for s in (key, value)]
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention(query, *wide, 0.0, True, False, scale=scaling)[:2]
-        n = min(query.shape[2], self.attention.settings["ring"])
+        n = min(query.shape[2], self.attention.settings["ring"] or longest_ring())
         k, v = of_cache(key, rows)[0], of_cache(value, rows)[0]
         out = out.transpose(1, 2).contiguous()
         for row in range(query.shape[0]):
@@ -385,6 +385,11 @@ class CudaRunner(Runner):
                                    lse=lse[row, :, query.shape[2] - n:query.shape[2]].t().contiguous(),
                                    stream=self.stream())
         return out
+
+
+def longest_ring():
+    """What a ring of 0, the policy's own, is at most."""
+    return int(next(s.high for s in all_settings() if s.name == "ring"))
 
 
 # -------------------------------------------------------------------------------------------------------------- engines

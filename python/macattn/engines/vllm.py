@@ -18,7 +18,6 @@ import importlib.metadata
 import torch
 from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
-from vllm.triton_utils import tl, triton
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
 from vllm.v1.attention.backend import AttentionCGSupport, AttentionType
 from vllm.v1.attention.backends.flash_attn import (FlashAttentionBackend, FlashAttentionImpl,
@@ -28,79 +27,20 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.gpu_worker import Worker
 
-from .._arrays import SHORT, view
-from .._library import load
-from .._settings import new_config, read
-from ..cuda import Batch, CudaAttention, state_bytes
+from .._arrays import view
+from ..cuda import Batch
 from ..sequences import Sequences
+from ..serving.layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats as stats_of, stream, summary
+from ..serving.rotate import unrotate
 
-VERSIONS = ("0.26",)  # that this was run with
+VERSIONS = ("0.26", "0.33")  # whose interfaces these are; docs/vllm.md says which of them were run on a GPU
 version = importlib.metadata.version("vllm")
 if ".".join(version.split(".")[:2]) not in VERSIONS:
     raise ImportError(f"macattn's backend was made for vLLM {', '.join(v + '.x' for v in VERSIONS)}; this is {version}")
 
 logger = init_logger("vllm.macattn")
-ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
-HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
-# The model decides these.
-MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_dtype", "k_dtype", "v_dtype", "scale",
-              "softcap", "window", "max_tokens"}
-
-
-# -------------------------------------------------------------------------------------------------------------- queries
-
-
-@triton.jit
-def unrotate_kernel(q, out, table, lengths, q_row, q_head, out_row, out_head, table_row, half: tl.constexpr,
-                    rest: tl.constexpr, neox: tl.constexpr, block: tl.constexpr, rest_block: tl.constexpr):
-    """Turn one row's one head back by the angle of its position, the row's length - 1."""
-    row, head = tl.program_id(0), tl.program_id(1)
-    position = tl.maximum(tl.load(lengths + row) - 1, 0).to(tl.int64)
-    i = tl.arange(0, block)
-    inside = i < half
-    first = i if neox else 2 * i
-    second = i + half if neox else 2 * i + 1
-    source = q + row.to(tl.int64) * q_row + head * q_head
-    target = out + row.to(tl.int64) * out_row + head * out_head
-    cos = tl.load(table + position * table_row + i, mask=inside, other=1.0).to(tl.float32)
-    sin = tl.load(table + position * table_row + half + i, mask=inside, other=0.0).to(tl.float32)
-    a = tl.load(source + first, mask=inside, other=0.0).to(tl.float32)
-    b = tl.load(source + second, mask=inside, other=0.0).to(tl.float32)
-    size = cos * cos + sin * sin  # 1 but for rounding, and for factors that some kinds of RoPE put in
-    tl.store(target + first, (a * cos + b * sin) / size, mask=inside)
-    tl.store(target + second, (b * cos - a * sin) / size, mask=inside)
-    if rest > 0:
-        j = 2 * half + tl.arange(0, rest_block)
-        tl.store(target + j, tl.load(source + j, mask=j < 2 * half + rest), mask=j < 2 * half + rest)
-
-
-def unrotate(q, out, table, lengths, neox):
-    """q [rows, heads, dim] after RoPE; `table` [positions, rotated dims] holds cos and sin."""
-    rows, heads, dim = q.shape
-    half = table.shape[1] // 2
-    unrotate_kernel[rows, heads](q, out, table, lengths, q.stride(0), q.stride(1), out.stride(0), out.stride(1),
-                                 table.stride(0), half, dim - 2 * half, neox, triton.next_power_of_2(half),
-                                 triton.next_power_of_2(max(dim - 2 * half, 1)))
-
-
-# --------------------------------------------------------------------------------------------------------------- engine
-
-
-class Group:
-    """The layers of one shape: an object of the library, and who has its slots."""
-
-    def __init__(self, impls, settings, max_rows, dtype, device):
-        first = impls[0]
-        name = SHORT[str(dtype).removeprefix("torch.")]
-        shape = dict(n_layers=len(impls), n_heads=first.num_heads, n_kv_heads=first.num_kv_heads, head_dim=first.head_size,
-                     scale=first.scale, softcap=float(first.logits_soft_cap), q_dtype=name, k_dtype=name, v_dtype=name)
-        self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, **shape, **settings)
-        self.reuses = self.attention.settings["policy"] != "exact"
-        self.state = state_bytes(**shape, **settings) * self.attention.settings["max_slots"] if self.reuses else 0
-        self.sequences = Sequences(self.attention)
-        self.match = torch.empty(max_rows, first.num_heads, first.head_size, dtype=dtype, device=device) if self.reuses else None
-        for layer, impl in enumerate(impls):
-            impl.group, impl.layer = self, layer
+# Fields of FlashAttention's metadata that make a batch more than plain causal attention, in one version or another.
+OTHER_MASKS = ("use_cascade", "mm_prefix_range_tensor", "mm_prefix_query_range_tensor", "rswa_prefix_lens")
 
 
 class Engine:
@@ -111,15 +51,13 @@ class Engine:
         self.made, self.max_rows, self.min_tokens = False, 0, 0
         self.given = collections.Counter()  # how often a request index was given away
         self.rows = None      # of the next step: [(request index, times given)], None: a dummy
+        self.before = None    # rows that all had slots in the step before, and what slots() found for them
 
     def make(self, vllm_config, dtype):
         """Called when the weights are loaded and before vLLM measures how much memory is left for the KV cache."""
         self.made = True
         asked = dict((vllm_config.additional_config or {}).get("macattn", {}))
-        for name in sorted(MODELS_OWN & asked.keys()):
-            raise ValueError(f"macattn: {name} is the model's")
-        asked = {"policy": "exact", **asked}
-        settings = {name: v for name, v in read(new_config(asked)).items() if name not in MODELS_OWN}
+        settings = read_settings(asked, vllm_config.model_config.max_model_len + 1)
         exact = {}
         if vllm_config.speculative_config is not None:
             exact["speculation"] = "lengths shrink on the device only"
@@ -127,25 +65,18 @@ class Engine:
             exact["model runner V1"] = "it does not tell requests apart"
         if exact:
             settings["policy"] = "exact"
-        settings["max_tokens"] = max(vllm_config.model_config.max_model_len + 1, 2)
         limits = vllm_config.scheduler_config, vllm_config.compilation_config
         self.max_rows = max(limits[0].max_num_seqs, limits[1].max_cudagraph_capture_size or 0)
         self.min_tokens = settings["min_tokens"]
-        shapes = collections.defaultdict(list)
-        for impl in self.impls:
-            if impl.plain(dtype):
-                shapes[impl.num_heads, impl.num_kv_heads, impl.head_size, impl.scale, impl.logits_soft_cap].append(impl)
         device = torch.device("cuda", torch.cuda.current_device())
-        self.groups = [Group(impls, settings, self.max_rows, dtype, device) for impls in shapes.values()]
-        self.say(settings, exact)
-
-    def say(self, settings, exact):
-        n = sum(g.attention.settings["n_layers"] for g in self.groups)
-        state = sum(g.state for g in self.groups)
-        logger.info("macattn %s for vLLM %s: policy %s, decodes %d of %d layers%s%s", load().macattn_version().decode(), version,
-                    settings["policy"], n, len(self.impls),
-                    f", remembers {settings['max_slots']} requests in {state / 1e9:.2f} GB" if state else "",
-                    "".join(f"; exact because of {what} ({why})" for what, why in exact.items()))
+        plain = [impl for impl in self.impls if impl.plain(dtype)]
+        for shape, impls in by_shape(plain, Impl.shape).items():
+            group = Group(len(impls), shape, settings, self.max_rows, dtype, device)
+            group.sequences = Sequences(group.attention)
+            for layer, impl in enumerate(impls):
+                impl.group, impl.layer = group, layer
+            self.groups.append(group)
+        logger.info("%s", summary(self.groups, len(self.impls), f"vLLM {version}", settings, exact))
 
     def find_ropes(self, model):
         """Tell each layer the RoPE of the module it is in."""
@@ -156,14 +87,16 @@ class Engine:
                 impl = getattr(child, "impl", None)
                 if isinstance(impl, Impl) and type(rope).__name__ in ROPES and rope.head_size == impl.head_size:
                     impl.rope, found = rope, found + 1
-        reusing = sum(g.reuses * g.attention.settings["n_layers"] for g in self.groups)
+        reusing = sum(g.reuses * g.n_layers for g in self.groups)
         if found < reusing:
             logger.warning("macattn: %d of %d layers have a RoPE that is not known: they are computed exactly",
                            reusing - found, reusing)
 
     def slots(self, lengths, n):
         """[(group, slots of the next step's first n rows)]. `lengths`: host numbers, at least the true ones."""
-        rows = self.rows if self.rows is not None and len(self.rows) >= n else None
+        rows = self.rows[:n] if self.rows is not None and len(self.rows) >= n else None
+        if rows is not None and self.before is not None and rows == self.before[0]:
+            return self.before[1]  # nobody came or went
         found = []
         for group in self.groups:
             slots = [-1] * n
@@ -173,6 +106,8 @@ class Engine:
                 for i, slot in zip(wanted, group.sequences.take([rows[i] for i in wanted])):
                     slots[i] = slot
             found.append((group, slots))
+        settled = rows and all(-1 not in slots for group, slots in found if group.reuses)
+        self.before = (rows, found) if settled else None
         return found
 
     def end(self, index):
@@ -190,16 +125,8 @@ class Engine:
 engine = Engine()
 
 
-def stream():
-    return torch.cuda.current_stream().cuda_stream
-
-
 def stats():
-    total = collections.Counter()
-    for group in engine.groups:
-        s = dataclasses.asdict(group.attention.stats())
-        total.update({name: s[name] for name in ("steps", "hits", "misses", "tokens_total", "tokens_skipped")})
-    return dict(total)
+    return stats_of(engine.groups)
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
@@ -293,6 +220,7 @@ class Builder(FlashAttentionMetadataBuilder):
     def __init__(self, kv_cache_spec, layer_names, vllm_config, device):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.slots = {group: torch.full((engine.max_rows,), -1, dtype=torch.int32, device=device) for group in engine.groups}
+        self.written = {}  # what the first of them are, by the copies queued so far
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         common = common_attn_metadata
@@ -300,11 +228,16 @@ class Builder(FlashAttentionMetadataBuilder):
         whole = n == common.num_reqs
         found = super().build(common_prefix_len, common, fast_build or whole)
         found.macattn = None
-        if n and n == tokens and n <= engine.max_rows and found.causal is True and not getattr(found, "use_cascade", False):
+        if n and n == tokens and n <= engine.max_rows and self.is_plain(found):
             slots = self.fill_slots(common, n)
             rest = None if whole else self.without_decodes(found, n)
             found.macattn = Step(n, common.seq_lens[:n], common.block_table_tensor[:n], slots, rest)
         return found
+
+    @staticmethod
+    def is_plain(found):
+        others = (getattr(found, name, None) for name in OTHER_MASKS)
+        return found.causal is True and all(other is None or other is False for other in others)
 
     def fill_slots(self, common, n):
         """Write the slots where graphs read them. Rows of padding have none."""
@@ -312,8 +245,11 @@ class Builder(FlashAttentionMetadataBuilder):
         lengths = lengths.tolist() if lengths is not None and engine.rows is not None else []
         real = min(n, len(engine.rows or ()), len(lengths))
         for group, slots in engine.slots(lengths, real):
-            host = torch.tensor(slots + [-1] * (n - real), dtype=torch.int32, pin_memory=True)
-            self.slots[group][:n].copy_(host, non_blocking=True)
+            slots = slots + [-1] * (n - real)
+            if self.written.get(group) != slots:
+                host = torch.tensor(slots, dtype=torch.int32, pin_memory=True)
+                self.slots[group][:n].copy_(host, non_blocking=True)
+                self.written[group] = slots
         return {group: tensor[:n] for group, tensor in self.slots.items()}
 
     @staticmethod
@@ -343,6 +279,9 @@ class Impl(FlashAttentionImpl):
         return (self.attn_type == AttentionType.DECODER and self.alibi_slopes is None and self.sliding_window == (-1, -1) and
                 self.kv_sharing_target_layer_name is None and self.kv_cache_dtype in ("auto", "float16", "bfloat16") and
                 self.head_size in HEAD_SIZES and dtype in (torch.float16, torch.bfloat16) and self.dcp_world_size <= 1)
+
+    def shape(self):
+        return self.num_heads, self.num_kv_heads, self.head_size, self.scale, self.logits_soft_cap
 
     def process_weights_after_loading(self, act_dtype):
         super().process_weights_after_loading(act_dtype)

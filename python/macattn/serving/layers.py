@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the plug-ins for serving engines share: settings, and an object of the library for the layers of one shape."""
+import collections
+import dataclasses
+
+import torch
+
+from .._arrays import SHORT
+from .._library import load
+from .._settings import new_config, read
+from ..cuda import CudaAttention, state_bytes
+
+ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
+HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
+# The model decides these.
+MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_dtype", "k_dtype", "v_dtype", "scale",
+              "softcap", "window", "max_tokens"}
+
+
+def read_settings(asked, max_tokens):
+    """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for."""
+    for name in sorted(MODELS_OWN & asked.keys()):
+        raise ValueError(f"macattn: {name} is the model's")
+    settings = {name: v for name, v in read(new_config({"policy": "exact", **asked})).items() if name not in MODELS_OWN}
+    settings["max_tokens"] = max(max_tokens, 2)
+    return settings
+
+
+class Group:
+    """The layers of one shape."""
+
+    def __init__(self, n_layers, shape, settings, max_rows, dtype, device):
+        """shape: heads, KV heads, dimension, scale, soft cap"""
+        heads, kv_heads, dim, scale, softcap = shape
+        name = SHORT[str(dtype).removeprefix("torch.")]
+        model = dict(n_layers=n_layers, n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, scale=scale, softcap=float(softcap),
+                     q_dtype=name, k_dtype=name, v_dtype=name)
+        self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, **model, **settings)
+        self.n_layers = n_layers
+        self.reuses = self.attention.settings["policy"] != "exact"
+        self.state = state_bytes(**model, **settings) * self.attention.settings["max_slots"] if self.reuses else 0
+        self.match = torch.empty(max_rows, heads, dim, dtype=dtype, device=device) if self.reuses else None
+
+
+def by_shape(layers, shape):
+    """{shape: its layers, in order}"""
+    found = collections.defaultdict(list)
+    for layer in layers:
+        found[shape(layer)].append(layer)
+    return found
+
+
+def summary(groups, n_layers, engine, settings, exact):
+    """The one line at the start."""
+    n, state = sum(g.n_layers for g in groups), sum(g.state for g in groups)
+    return (f"macattn {load().macattn_version().decode()} for {engine}: policy {settings['policy']}, decodes {n} of {n_layers} layers"
+            + (f", remembers {settings['max_slots']} requests in {state / 1e9:.2f} GB" if state else "")
+            + "".join(f"; exact because of {what} ({why})" for what, why in exact.items()))
+
+
+def stats(groups):
+    """Counters of all layers of this process."""
+    total = collections.Counter()
+    for group in groups:
+        s = dataclasses.asdict(group.attention.stats())
+        total.update({name: s[name] for name in ("steps", "hits", "misses", "tokens_total", "tokens_skipped")})
+    return dict(total)
+
+
+def stream():
+    return torch.cuda.current_stream().cuda_stream
