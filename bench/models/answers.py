@@ -78,7 +78,7 @@ def main():
             if time.time() - begin > args.limit:
                 print(f"answers.py: out of time after {len(rows)} of {len(samples)} samples", flush=True)
                 break
-            made, most = Prompt(model, tokens, n_queries=2048, fast=True), 96 if len(sample["outputs"]) > 1 else 48
+            made, most = Prompt(model, tokens, fast=True), 96 if len(sample["outputs"]) > 1 else 48
             d = Decoder(made, most + 1, [dict(policy="exact"), *settings], args.threads)
             texts = [words.decode(a) for a in write(d, made, most, stops)]
             exact = sum(d.objects[0].stats().kv_bytes)

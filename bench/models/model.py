@@ -12,6 +12,7 @@ import torch
 import macattn
 
 torch.set_grad_enabled(False)
+PROMPT_QUERIES = 6144  # the last of a prompt, kept for macattn to see
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -93,9 +94,11 @@ class Model:
 
     def rest(self, layer, x, attended):
         x = x + self.linear(layer, "attn_output", attended.flatten(1))
-        h = self.norm(x, f"blk.{layer}.ffn_norm.weight")
-        gate = torch.nn.functional.silu(self.linear(layer, "ffn_gate", h))
-        return x + self.linear(layer, "ffn_down", gate * self.linear(layer, "ffn_up", h))
+        for part in x.split(4096):  # so that the widest arrays stay small
+            h = self.norm(part, f"blk.{layer}.ffn_norm.weight")
+            gate = torch.nn.functional.silu(self.linear(layer, "ffn_gate", h))
+            part += self.linear(layer, "ffn_down", gate * self.linear(layer, "ffn_up", h))
+        return x
 
     def logits(self, x):
         return self.norm(x, "output_norm.weight") @ self.out.t()
@@ -110,7 +113,7 @@ class Prompt:
     fast: matrix products in TF32, for answers, where thousands of prompts are computed; the cache is f16 anyway.
     """
 
-    def __init__(self, model, tokens, n_queries=2048, fast=False):
+    def __init__(self, model, tokens, n_queries=PROMPT_QUERIES, fast=False):
         torch.backends.cuda.matmul.allow_tf32 = fast
         n, self.model, self.n = len(tokens), model, len(tokens)
         n_queries = min(n_queries, n)
@@ -140,7 +143,7 @@ class Prompt:
 class Decoder:
     """What comes behind a prompt under several settings at once, each with its own cache and macattn object."""
 
-    CHUNK = 512  # queries of a prompt to one call, as llama.cpp's; selection learns from one in 128 of them
+    PROBES, APART = 40, 128  # calls of two queries, as far apart as selection's samples of a prompt are: see remember
 
     def __init__(self, prompt, room, settings, threads=0):
         self.prompt, self.m, self.n = prompt, prompt.model, prompt.n
@@ -160,14 +163,18 @@ class Decoder:
             o.reset_stats()
 
     def remember(self, o, caches):
-        """The object sees the prompt's last queries, as an engine's prefill would show them."""
-        n = len(self.prompt.layers[0][2])
-        for first in range(0, n, self.CHUNK):
-            last = min(n, first + self.CHUNK)
-            o.plan([self.n - n + last], n_queries=last - first)
+        """The object sees of the prompt what it would learn from if an engine had shown it all: one query in APART, from each of
+        which selection learns (a call of two, as one query is a step), then the last ones, which are remembered."""
+        held = len(self.prompt.layers[0][2])
+        last = min(held, max(o.settings["ring"], 2))
+        ends = [self.n - last - i * self.APART for i in range(self.PROBES, -1, -1)]
+        calls = [(end, 2) for end in ends if end - 2 >= self.n - held] + [(self.n, last)]
+        for end, n in calls:
+            o.plan([end], n_queries=n)
+            first = end - n - (self.n - held)
             for layer, (_, _, before, q) in enumerate(self.prompt.layers):
                 k, v = caches[layer]
-                o.prefill(layer, q[first:last], k, v, q_match=before[first:last])
+                o.prefill(layer, q[first:first + n], k, v, q_match=before[first:first + n])
 
     def step(self, tokens):
         """One token for each setting: [settings] -> logits [settings, vocabulary]."""

@@ -688,19 +688,28 @@ static void test_rule(void **state)
     float error2[MAI_THETAS];
     mai_selector s;
     mai_selector_init(&s);
-    /* 1 / budget^2 is 250 in the mean: up to 0.004. */
-    for (int k = 0; k < MAI_THETAS; k++) error2[k] = k < 4 ? 0.01f : 0.0039f;
+    /* 1 / budget^2 is 250 in the mean: up to 0.004; of 8 samples up to half of that, for they say
+     * little. */
+    for (int k = 0; k < MAI_THETAS; k++) error2[k] = k < 4 ? 0.01f : 0.0019f;
     for (int i = 0; i < 8; i++) {
         assert_int_equal(mai_select_threshold(&s, records, 2), -1);
         mai_select_sample(&s, error2);
     }
     assert_int_equal(mai_select_threshold(&s, records, 2), 4);
+    s.e2[4] = 0.0021f;
+    assert_int_equal(mai_select_threshold(&s, records, 2), 5);
+    s.n_samples = 64; /* of 64 up to 8/9 */
+    s.e2[4] = 0.0035f;
+    assert_int_equal(mai_select_threshold(&s, records, 2), 4);
+    s.e2[4] = 0.0036f;
+    assert_int_equal(mai_select_threshold(&s, records, 2), 5);
+    s.e2[4] = 0.0019f;
     s.e2[7] = 0.0041f; /* and of all smaller ones */
     assert_int_equal(mai_select_threshold(&s, records, 2), 8);
     s.e2[11] = 0.0041f;
     assert_int_equal(mai_select_threshold(&s, records, 2), -1);
-    s.e2[11] = s.e2[7] = 0.0039f;
-    s.f2 = 1.1f;
+    s.e2[11] = s.e2[7] = 0.0019f;
+    s.f2 = 1.9f;
     assert_int_equal(mai_select_threshold(&s, records, 2), -1);
     const mai_record none[2] = {{.budget = 0.1f}, {.budget = 0}};
     s.f2 = 1;

@@ -86,6 +86,13 @@ MAI_HOST_DEVICE bool mai_select_too_much(int32_t n_read, int32_t n_runs)
     return (int64_t)4 * n_read > (int64_t)3 * n_runs;
 }
 
+/* By how much the mean of few samples is taken for larger than it is: errors are heavy-tailed, and
+ * the largest threshold that seems to do is mostly one that seems better than it is. */
+MAI_HOST_DEVICE float mai_select_doubt(const mai_selector *s)
+{
+    return 1.0f + (float)MAI_SELECT_MIN / (float)s->n_samples;
+}
+
 /* The largest threshold a group may use, -1: none. `records`: of its heads. */
 MAI_HOST_DEVICE int mai_select_threshold(const mai_selector *s, const mai_record *records,
                                          int n_heads)
@@ -94,7 +101,7 @@ MAI_HOST_DEVICE int mai_select_threshold(const mai_selector *s, const mai_record
     int found = -1;
     if (s->n_samples < MAI_SELECT_MIN) return -1;
     for (int h = 0; h < n_heads; h++) per_error2 += 1.0f / (records[h].budget * records[h].budget);
-    per_error2 *= s->f2 / (float)n_heads;
+    per_error2 *= s->f2 * mai_select_doubt(s) / (float)n_heads;
     for (int k = MAI_THETAS - 1; k >= 0 && s->e2[k] * per_error2 <= 1.0f; k--) found = k;
     return found;
 }
