@@ -109,7 +109,9 @@ class Setting(C.Structure):
 
 class CudaConfig(C.Structure):
     c_name = "macattn_cuda_config"
-    _fields_ = [("struct_size", size), ("device", i32), ("max_rows", i32), ("out_dtype", enum)]
+    _fields_ = [
+        ("struct_size", size), ("device", i32), ("max_rows", i32), ("out_dtype", enum), ("run_tokens", i64),
+    ]
 
 
 class CudaBatch(C.Structure):

@@ -25,7 +25,7 @@ static macattn_config budget_config(float budget)
 {
     macattn_config cfg = reuse_config(F16, BUDGET_HEADS, 2, BUDGET_DIM);
     cfg.policy = MACATTN_POLICY_BUDGET;
-    cfg.budget = budget;
+    cfg.budget = budget, cfg.select = 0; /* selection: test_select.c */
     cfg.ring = 48, cfg.band = 16, cfg.fresh_tokens = 3, cfg.min_tokens = 0, cfg.n_layers = 1;
     return cfg;
 }

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Runs that stand in for their tokens: their scores are known (select.cu), so that there is neither
+ * a product for them nor a maximum to look for; their values, and their keys, are codes.
+ *
+ * The codes are widened to bf16, which is exact; weights are multiplied by the codes' scales before
+ * they are rounded to bf16, whose range is that of floats. */
+#ifndef MAI_CUDA_REST_CUH
+#define MAI_CUDA_REST_CUH
+
+#include "cuda/device/runs.cuh"
+#include "tile.cuh"
+
+namespace mai
+{
+
+/* For runs 2c, 2c + 1, 2c + 8, 2c + 9 of a tile and the lane's head lane / 4 of each n-tile. */
+template <class T> struct MeanWeights {
+    float w[T::NT][4];
+
+    /* As B operands for dims [32 block, 32 block + 32). A run without weight may have any scale. */
+    __device__ __forceinline__ void take(const unsigned char *scales, int block,
+                                         uint32_t b[T::NT][2]) const
+    {
+        const int c = threadIdx.x & 3;
+        const __half *of = (const __half *)scales + block;
+        float scale[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            scale[i] = __half2float(of[(2 * c + i % 2 + i / 2 * 8) * (T::D / 32)]);
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+            float x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = w[j][i] != 0 ? w[j][i] * scale[i] : 0.0f;
+            b[j][0] = Brain16::pack(x[0], x[1]);
+            b[j][1] = Brain16::pack(x[2], x[3]);
+        }
+    }
+};
+
+template <class T>
+__device__ __forceinline__ void add_codes(const MeanWeights<T> &weights, Rows<T> &sums,
+                                          const unsigned char *codes, const unsigned char *scales)
+{
+#pragma unroll
+    for (int block = 0; block < T::D / 32; block++) {
+        uint32_t a[2][4], b[T::NT][2];
+        weights.take(scales, block, b);
+        load_codes<T::D / 16>(a, shared_address(codes), 2 * block);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+#pragma unroll
+            for (int j = 0; j < T::NT; j++)
+                Brain16::multiply(sums.of[2 * block + i][j], a[i], b[j][0], b[j][1]);
+        }
+    }
+}
+
+/* One warp's part of the means of an item. Weights are relative to the least score that is read:
+ * below 1. */
+template <class T>
+__device__ __forceinline__ void add_means(const mai_cu_params &p, AttendShared<T> &sh,
+                                          const Item &x, int2 part, bool keeps, Loader<T> &loader,
+                                          int &stage, State<T> &state, Rows<T> &keys)
+{
+    constexpr int D = T::D;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+    const int heads = heads_of(p, x.block);
+    const float *from = p.least + (size_t)x.row * p.n_heads + first_head(p, x);
+    float least[T::NT], sums[T::NT], slopes[T::NT];
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+        least[j] = __ldcg(from + min(8 * j + g, heads - 1));
+        sums[j] = slopes[j] = 0;
+    }
+#pragma unroll 1
+    for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
+        copy_wait<T::STAGES - 2>();
+        __syncwarp();
+        const unsigned char *k = sh.stage[warp][stage][0], *v = sh.stage[warp][stage][1];
+        MeanWeights<T> values, for_keys;
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+            const float *score = (const float *)(k + 16 * D) + (8 * j + g) * 16;
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float s = score[2 * c + i % 2 + i / 2 * 8];
+                const float w = 8 * j + g < heads ? fast_exp2(s - least[j]) : 0.0f;
+                values.w[j][i] = for_keys.w[j][i] = w;
+                if (p.softcap.top > 0)
+                    for_keys.w[j][i] = w != 0 ? w * slope_at(p, s - MAI_CU_RUN_SHIFT) : 0.0f;
+                sums[j] += w, slopes[j] += for_keys.w[j][i];
+            }
+        }
+        add_codes<T>(values, state.o, v, v + 16 * D);
+        if (keeps) add_codes<T>(for_keys, keys, k, v + 17 * D);
+        __syncwarp();
+        loader.next();
+        stage = stage + 1 == T::STAGES ? 0 : stage + 1;
+    }
+    /* Sums to where a tile of tokens would have left them: heads 2c and 2c + 1, of one lane of
+     * eight. The keys get what they are relative to. */
+    const size_t of = runs_of(p, max(row_slot(p, x.row), 0), x.kv_head);
+    const float *common = p.runs.common + of * D;
+#pragma unroll
+    for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+        for (int i = 1; i < 4; i <<= 1) {
+            sums[j] += __shfl_xor_sync(ALL, sums[j], i);
+            slopes[j] += __shfl_xor_sync(ALL, slopes[j], i);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int owner = (2 * c + h) * 4;
+            const float sum = __shfl_sync(ALL, sums[j], owner);
+            const float slope = __shfl_sync(ALL, slopes[j], owner);
+            state.top[j][h] = __shfl_sync(ALL, least[j], owner);
+            state.sum[j][h] = g == 0 ? sum : 0.0f;
+            if (!keeps) continue;
+#pragma unroll
+            for (int m = 0; m < D / 16; m++) {
+                keys.of[m][j][h] += slope * __ldcg(common + 16 * m + g);
+                keys.of[m][j][2 + h] += slope * __ldcg(common + 16 * m + g + 8);
+            }
+        }
+    }
+}
+
+} // namespace mai
+
+#endif /* MAI_CUDA_REST_CUH */
