@@ -56,74 +56,97 @@ __device__ __forceinline__ void add_codes(const MeanWeights<T> &weights, Rows<T>
     }
 }
 
-/* One warp's part of the means of an item. Weights are relative to the least score that is read:
- * below 1. */
+/* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. Weights are
+ * relative to the least score that is read: below 1. */
+template <class T>
+struct MeanSums {
+    float least[T::NT], sum[T::NT], slopes[T::NT];
+
+    __device__ __forceinline__ MeanSums(const mai_cu_params &p, const Item &x)
+    {
+        const int g = (threadIdx.x & 31) / 4, heads = heads_of(p, x.block);
+        const float *from = p.least + (size_t)x.row * p.n_heads + first_head(p, x);
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+            least[j] = __ldcg(from + min(8 * j + g, heads - 1));
+            sum[j] = slopes[j] = 0;
+        }
+    }
+
+    /* Scores of a tile, [heads][16], to weights. */
+    __device__ __forceinline__ void take(const mai_cu_params &p, int heads, const float *scores,
+                                         MeanWeights<T> &values, MeanWeights<T> &keys)
+    {
+        const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float s = scores[(8 * j + g) * 16 + 2 * c + i % 2 + i / 2 * 8];
+                const float w = 8 * j + g < heads ? fast_exp2(s - least[j]) : 0.0f;
+                values.w[j][i] = keys.w[j][i] = w;
+                if (p.softcap.top > 0)
+                    keys.w[j][i] = w != 0 ? w * slope_at(p, s - MAI_CU_RUN_SHIFT) : 0.0f;
+                sum[j] += w, slopes[j] += keys.w[j][i];
+            }
+        }
+    }
+
+    /* Sums to where a tile of tokens would have left them: heads 2c and 2c + 1, of one lane of
+     * eight. The keys get what they are relative to. */
+    __device__ __forceinline__ void finish(bool keeps, const float *common, State<T> &state,
+                                           Rows<T> &keys)
+    {
+        const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+        for (int j = 0; j < T::NT; j++) {
+#pragma unroll
+            for (int i = 1; i < 4; i <<= 1) {
+                sum[j] += __shfl_xor_sync(ALL, sum[j], i);
+                slopes[j] += __shfl_xor_sync(ALL, slopes[j], i);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const int owner = (2 * c + h) * 4;
+                const float all = __shfl_sync(ALL, sum[j], owner);
+                const float slope = __shfl_sync(ALL, slopes[j], owner);
+                state.top[j][h] = __shfl_sync(ALL, least[j], owner);
+                state.sum[j][h] = g == 0 ? all : 0.0f;
+                if (!keeps) continue;
+#pragma unroll
+                for (int m = 0; m < T::D / 16; m++) {
+                    keys.of[m][j][h] += slope * __ldcg(common + 16 * m + g);
+                    keys.of[m][j][2 + h] += slope * __ldcg(common + 16 * m + g + 8);
+                }
+            }
+        }
+    }
+};
+
+/* One warp's part of the means of an item. */
 template <class T>
 __device__ __forceinline__ void add_means(const mai_cu_params &p, AttendShared<T> &sh,
                                           const Item &x, int2 part, bool keeps, Loader<T> &loader,
                                           int &stage, State<T> &state, Rows<T> &keys)
 {
     constexpr int D = T::D;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
-    const int heads = heads_of(p, x.block);
-    const float *from = p.least + (size_t)x.row * p.n_heads + first_head(p, x);
-    float least[T::NT], sums[T::NT], slopes[T::NT];
-#pragma unroll
-    for (int j = 0; j < T::NT; j++) {
-        least[j] = __ldcg(from + min(8 * j + g, heads - 1));
-        sums[j] = slopes[j] = 0;
-    }
+    const int warp = threadIdx.x / 32, heads = heads_of(p, x.block);
+    MeanSums<T> sums(p, x);
 #pragma unroll 1
     for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
         copy_wait<T::STAGES - 2>();
         __syncwarp();
         const unsigned char *k = sh.stage[warp][stage][0], *v = sh.stage[warp][stage][1];
         MeanWeights<T> values, for_keys;
-#pragma unroll
-        for (int j = 0; j < T::NT; j++) {
-            const float *score = (const float *)(k + 16 * D) + (8 * j + g) * 16;
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float s = score[2 * c + i % 2 + i / 2 * 8];
-                const float w = 8 * j + g < heads ? fast_exp2(s - least[j]) : 0.0f;
-                values.w[j][i] = for_keys.w[j][i] = w;
-                if (p.softcap.top > 0)
-                    for_keys.w[j][i] = w != 0 ? w * slope_at(p, s - MAI_CU_RUN_SHIFT) : 0.0f;
-                sums[j] += w, slopes[j] += for_keys.w[j][i];
-            }
-        }
+        sums.take(p, heads, (const float *)(k + 16 * D), values, for_keys);
         add_codes<T>(values, state.o, v, v + 16 * D);
         if (keeps) add_codes<T>(for_keys, keys, k, v + 17 * D);
         __syncwarp();
         loader.next();
         stage = stage + 1 == T::STAGES ? 0 : stage + 1;
     }
-    /* Sums to where a tile of tokens would have left them: heads 2c and 2c + 1, of one lane of
-     * eight. The keys get what they are relative to. */
     const size_t of = runs_of(p, max(row_slot(p, x.row), 0), x.kv_head);
-    const float *common = p.runs.common + of * D;
-#pragma unroll
-    for (int j = 0; j < T::NT; j++) {
-#pragma unroll
-        for (int i = 1; i < 4; i <<= 1) {
-            sums[j] += __shfl_xor_sync(ALL, sums[j], i);
-            slopes[j] += __shfl_xor_sync(ALL, slopes[j], i);
-        }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const int owner = (2 * c + h) * 4;
-            const float sum = __shfl_sync(ALL, sums[j], owner);
-            const float slope = __shfl_sync(ALL, slopes[j], owner);
-            state.top[j][h] = __shfl_sync(ALL, least[j], owner);
-            state.sum[j][h] = g == 0 ? sum : 0.0f;
-            if (!keeps) continue;
-#pragma unroll
-            for (int m = 0; m < D / 16; m++) {
-                keys.of[m][j][h] += slope * __ldcg(common + 16 * m + g);
-                keys.of[m][j][2 + h] += slope * __ldcg(common + 16 * m + g + 8);
-            }
-        }
-    }
+    sums.finish(keeps, p.runs.common + of * D, state, keys);
 }
 
 } // namespace mai

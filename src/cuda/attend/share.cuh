@@ -44,8 +44,11 @@ __device__ __forceinline__ Found load_found(const macattn_cuda_decision *d)
 
 __device__ __forceinline__ mai_cu_choice load_choice(const mai_cu_choice *from)
 {
-    int4 both[2] = {__ldcg((const int4 *)from), __ldcg((const int4 *)from + 1)};
-    return *(const mai_cu_choice *)both;
+    const int4 both[2] = {__ldcg((const int4 *)from), __ldcg((const int4 *)from + 1)};
+    mai_cu_choice choice;
+    static_assert(sizeof choice == sizeof both, "two loads");
+    memcpy(&choice, both, sizeof choice);
+    return choice;
 }
 
 /* The decisions of the heads that share a KV head: those of the group say what it reads, all of

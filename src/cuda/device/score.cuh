@@ -119,91 +119,116 @@ __device__ __forceinline__ void take_score_queries(const mai_cu_params &p, const
     if (lane == 0) sh.base[warp] = (float)dot;
 }
 
+/* What keys are relative to, and the runs of [run0, run1) that are missing. */
+template <int D>
+__device__ __forceinline__ void make_missing(const mai_cu_params &p, const Scored &x, int run0,
+                                             int run1, ScoreShared<D> &sh)
+{
+    constexpr int V = D / 32;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    const size_t of = runs_of(p, x.slot, x.kv_head);
+    const int made = __ldcg(p.runs.made + of);
+    float *kept = p.runs.common + of * D + lane * V;
+    if (warp == 0) {
+        float common[V];
+        if (made == 0) common_of<V>(p, x.pages, x.kv_head, common);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            if (made > 0) common[i] = __ldcg(kept + i);
+            sh.common[lane * V + i] = common[i];
+            if (made == 0 && run0 == 0) kept[i] = common[i];
+        }
+    }
+    __syncthreads();
+    for (int run = max(run0, made) + warp; run < run1; run += SCORE_WARPS)
+        make_run<V>(p, x.pages, x.kv_head, run, run_row(p, x.slot, x.kv_head, run),
+                    sh.common + lane * V);
+    __syncthreads();
+}
+
+/* The queries in shared memory as B operands, in the order of the codes' bytes. */
+template <class Kv, int D>
+__device__ __forceinline__ void load_score_queries(const ScoreShared<D> &sh,
+                                                   uint32_t q[D / 32][2][2])
+{
+    const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int b = 0; b < D / 32; b++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int byte = 32 * b + 8 * c + 2 * i;
+            q[b][i / 2][i % 2] = Kv::pack(sh.q[g][code_dim(byte)], sh.q[g][code_dim(byte + 1)]);
+        }
+    }
+}
+
+/* A lane's running sums of its two heads, joined over the block: the piece's lse. */
+template <int D>
+__device__ __forceinline__ void finish_piece(const mai_cu_params &p, const Scored &x, int piece,
+                                             int h0, float *top, float *sum, ScoreShared<D> &sh)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int i = 4; i < 32; i <<= 1) {
+            const float other_top = __shfl_xor_sync(ALL, top[h], i);
+            const float other_sum = __shfl_xor_sync(ALL, sum[h], i);
+            join_sums(&top[h], &sum[h], other_top, other_sum);
+        }
+        if (g == 0) sh.top[warp][2 * c + h] = top[h], sh.sum[warp][2 * c + h] = sum[h];
+    }
+    __syncthreads();
+    if (threadIdx.x < min(SCORE_HEADS, p.group - h0)) {
+        float all_top = -INFINITY, all = 0;
+        for (int w = 0; w < SCORE_WARPS; w++)
+            join_sums(&all_top, &all, sh.top[w][threadIdx.x], sh.sum[w][threadIdx.x]);
+        x.piece_lse[(size_t)piece * p.n_heads + h0 + threadIdx.x] =
+            all == 0 ? -INFINITY : all_top + log2f(all);
+    }
+    __syncthreads();
+}
+
 /* The whole block: piece `piece` of a group's runs, made first if they are missing: scores, and
  * their lse. Runs that are not scored get -inf up to the end of the segment. */
 template <class Kv, int D>
 __device__ __forceinline__ void score_piece(const mai_cu_params &p, const Scored &x, int piece,
                                             ScoreShared<D> &sh)
 {
-    constexpr int V = D / 32, B = D / 32;
+    constexpr int STEP = 16 * SCORE_WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
     const int run0 = piece * MAI_CU_PIECE, end = min(run0 + MAI_CU_PIECE, x.stride);
     const float factor = p.scale * LOG2E * p.k_scale;
-    const size_t of = runs_of(p, x.slot, x.kv_head);
-    const int made = __ldcg(p.runs.made + of);
-    if (warp == 0) {
-        float common[V];
-        if (made == 0)
-            common_of<V>(p, x.pages, x.kv_head, common);
-        else
-            load_values<V>(MACATTN_DTYPE_F32, (const char *)(p.runs.common + of * D), lane * V,
-                           common);
-#pragma unroll
-        for (int i = 0; i < V; i++) {
-            sh.common[lane * V + i] = common[i];
-            if (made == 0 && piece == 0) p.runs.common[of * D + lane * V + i] = common[i];
-        }
-    }
-    __syncthreads();
-    for (int run = max(run0, made) + warp; run < min(end, x.n_runs); run += SCORE_WARPS)
-        make_run<V>(p, x.pages, x.kv_head, run, run_row(p, x.slot, x.kv_head, run),
-                    sh.common + lane * V);
-    __syncthreads();
+    make_missing<D>(p, x, run0, min(end, x.n_runs), sh);
 #pragma unroll 1
     for (int h0 = 0; h0 < p.group; h0 += SCORE_HEADS) {
-        const int heads = min(SCORE_HEADS, p.group - h0);
-        uint32_t q[B][2][2];
-        float base[2], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+        uint32_t q[D / 32][2][2];
+        float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+        KeyTile<Kv, D> now, next;
+        int run = run0 + 16 * warp;
+        if (run < end) next.load(p, run_row(p, x.slot, x.kv_head, run));
         take_score_queries<Kv, D>(p, x, h0, sh);
         __syncthreads();
-#pragma unroll
-        for (int b = 0; b < B; b++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int byte = 32 * b + 8 * c + 2 * i;
-                q[b][i / 2][i % 2] = Kv::pack(sh.q[g][code_dim(byte)], sh.q[g][code_dim(byte + 1)]);
-            }
-        }
-        base[0] = sh.base[2 * c], base[1] = sh.base[2 * c + 1];
-        KeyTile<Kv, D> now, next;
-        if (run0 + 16 * warp < end) next.load(p, run_row(p, x.slot, x.kv_head, run0 + 16 * warp));
+        load_score_queries<Kv, D>(sh, q);
+        const float base[2] = {sh.base[2 * c], sh.base[2 * c + 1]};
 #pragma unroll 1
-        for (int run = run0 + 16 * warp; run < end; run += 16 * SCORE_WARPS) {
+        for (; run < end; run += STEP) {
             float s[4];
             now = next;
-            if (run + 16 * SCORE_WARPS < end)
-                next.load(p, run_row(p, x.slot, x.kv_head, run + 16 * SCORE_WARPS));
+            if (run + STEP < end) next.load(p, run_row(p, x.slot, x.kv_head, run + STEP));
             now.multiply(q, s);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                const int at = run + g + i / 2 * 8, head = 2 * c + i % 2;
+                const int at = run + g + i / 2 * 8, head = h0 + 2 * c + i % 2;
                 float score = (s[i] + base[i % 2]) * factor;
                 if (p.softcap.top > 0) score = mai_softcapped(p.softcap, score);
                 score += (float)MAI_CU_RUN_SHIFT;
                 if (at < x.first || at >= x.n_runs) score = -INFINITY;
                 add_score(score, &top[i % 2], &sum[i % 2]);
-                if (head < heads) x.scores[(size_t)(h0 + head) * x.stride + at] = score;
+                if (head < p.group) x.scores[(size_t)head * x.stride + at] = score;
             }
         }
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-#pragma unroll
-            for (int i = 4; i < 32; i <<= 1) {
-                const float other_top = __shfl_xor_sync(ALL, top[h], i);
-                const float other_sum = __shfl_xor_sync(ALL, sum[h], i);
-                join_sums(&top[h], &sum[h], other_top, other_sum);
-            }
-            if (g == 0) sh.top[warp][2 * c + h] = top[h], sh.sum[warp][2 * c + h] = sum[h];
-        }
-        __syncthreads();
-        if (threadIdx.x < heads) {
-            float all_top = -INFINITY, all = 0;
-            for (int w = 0; w < SCORE_WARPS; w++)
-                join_sums(&all_top, &all, sh.top[w][threadIdx.x], sh.sum[w][threadIdx.x]);
-            x.piece_lse[(size_t)piece * p.n_heads + h0 + threadIdx.x] =
-                all == 0 ? -INFINITY : all_top + log2f(all);
-        }
-        __syncthreads();
+        finish_piece<D>(p, x, piece, h0, top, sum, sh);
     }
 }
 
