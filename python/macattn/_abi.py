@@ -183,6 +183,7 @@ FUNCTIONS = {
 CUDA_FUNCTIONS = {
     "cuda_config_init": (enum, [to(CudaConfig)]),
     "cuda_state_bytes": (enum, [to(Config), to(size)]),
+    "cuda_run_bytes": (enum, [to(Config), i64, to(size)]),
     "cuda_create": (enum, [to(Config), to(CudaConfig), to(address), text, size]),
     "cuda_destroy": (None, [address]),
     "cuda_last_error": (text, [address]),

@@ -4,8 +4,8 @@
  * kernel that attends.
  *
  * Thread blocks score pieces of MAI_CU_PIECE runs (device/score.cuh); before that they make those
- * of the piece that are missing. The block that scores the last piece of a group knows the estimate
- * of the whole, and lists what is read. Scores of what is read become -inf: what is left stands
+ * that are missing. The block that scores the last piece of a group knows the estimate of the whole,
+ * and lists what is read. Scores of what is read become -inf: what is left stands
  * in. */
 #include "device/score.cuh"
 
@@ -16,7 +16,7 @@ namespace
 
 constexpr int THREADS = SCORE_THREADS, WARPS = SCORE_WARPS;
 
-/* What a block is about: a piece of a group's runs in a row. */
+/* What a block is about: pieces of a group's runs in a row, from `piece` on. */
 struct Piece {
     int row, kv_head, piece, n_pieces;
     int n_runs, first, n, b; /* first: mai_cu_row_runs; n, b: tokens, mai_far_end */
@@ -33,7 +33,7 @@ template <int D> struct Shared {
     int is_last;
 };
 
-/* Warp 0: which piece item i is. */
+/* Warp 0: which the i-th piece is. */
 __device__ void find_piece(const mai_cu_params &p, int i, Piece *x)
 {
     const int lane = threadIdx.x;
@@ -197,15 +197,18 @@ template <int D> __device__ void pick(const mai_cu_params &p, const Scored &s, S
     }
 }
 
+/* Each block takes as many pieces as any, one after the other, those of a group together. */
 template <class Kv, int D>
 __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constant__ mai_cu_params p)
 {
     __shared__ Shared<D> sh;
     wait_for_previous();
     let_next_start();
-    const int n = p.row_runs[p.n_rows - 1].pieces * p.n_kv_heads;
+    const int64_t all = (int64_t)p.row_runs[p.n_rows - 1].pieces * p.n_kv_heads;
+    const int end = (int)(all * (blockIdx.x + 1) / gridDim.x);
+    int n;
 #pragma unroll 1
-    for (int i = blockIdx.x; i < n; i += gridDim.x) {
+    for (int i = (int)(all * blockIdx.x / gridDim.x); i < end; i += n) {
         __syncthreads();
         if (threadIdx.x < 32) {
             Piece x;
@@ -215,17 +218,18 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
         }
         __syncthreads();
         const size_t row_kv = (size_t)sh.x.row * p.n_kv_heads + sh.x.kv_head;
+        n = min(end - i, sh.x.n_pieces - sh.x.piece);
         if (!sh.x.looks) {
             if (sh.x.piece == 0 && threadIdx.x == 0) p.choices[row_kv] = sh.x.choice;
             continue;
         }
         const Scored s = scored_of(p, sh.x);
-        score_piece<Kv, D>(p, s, sh.x.piece, sh.score);
+        score_pieces<Kv, D>(p, s, sh.x.piece, n, sh.score);
         if (threadIdx.x == 0) {
             __threadfence();
-            const bool is_last = atomicAdd(&p.scored[row_kv], 1u) == (unsigned)(sh.x.n_pieces - 1);
-            if (is_last) p.scored[row_kv] = 0;
-            sh.is_last = is_last;
+            const int before = (int)atomicAdd(&p.scored[row_kv], (unsigned)n);
+            sh.is_last = before + n == sh.x.n_pieces;
+            if (sh.is_last) p.scored[row_kv] = 0;
             __threadfence();
         }
         __syncthreads();

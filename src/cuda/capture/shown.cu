@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     if (s.i < 0) return;
     for (int piece = blockIdx.x; piece * MAI_CU_PIECE < s.n_runs; piece += gridDim.x) {
         __syncthreads();
-        score_piece<Kv, D>(p, scored_of(p, x, s, blockIdx.y), piece, sh);
+        score_pieces<Kv, D>(p, scored_of(p, x, s, blockIdx.y), piece, 1, sh);
     }
 }
 

@@ -162,10 +162,12 @@ __device__ __forceinline__ void load_score_queries(const ScoreShared<D> &sh,
     }
 }
 
-/* A lane's running sums of its two heads, joined over the block: the piece's lse. */
+/* A lane's running sums of its two heads, joined over the block: the lse of n pieces, which counts
+ * as that of the first. */
 template <int D>
-__device__ __forceinline__ void finish_piece(const mai_cu_params &p, const Scored &x, int piece,
-                                             int h0, float *top, float *sum, ScoreShared<D> &sh)
+__device__ __forceinline__ void finish_pieces(const mai_cu_params &p, const Scored &x, int piece,
+                                              int n, int h0, float *top, float *sum,
+                                              ScoreShared<D> &sh)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
 #pragma unroll
@@ -183,21 +185,22 @@ __device__ __forceinline__ void finish_piece(const mai_cu_params &p, const Score
         float all_top = -INFINITY, all = 0;
         for (int w = 0; w < SCORE_WARPS; w++)
             join_sums(&all_top, &all, sh.top[w][threadIdx.x], sh.sum[w][threadIdx.x]);
-        x.piece_lse[(size_t)piece * p.n_heads + h0 + threadIdx.x] =
-            all == 0 ? -INFINITY : all_top + log2f(all);
+        float *lse = x.piece_lse + (size_t)piece * p.n_heads + h0 + threadIdx.x;
+        lse[0] = all == 0 ? -INFINITY : all_top + log2f(all);
+        for (int i = 1; i < n; i++) lse[(size_t)i * p.n_heads] = -INFINITY;
     }
     __syncthreads();
 }
 
-/* The whole block: piece `piece` of a group's runs, made first if they are missing: scores, and
- * their lse. Runs that are not scored get -inf up to the end of the segment. */
+/* The whole block: n pieces of a group's runs, made first if they are missing: scores, and their
+ * lse. Runs that are not scored get -inf up to the end of the segment. */
 template <class Kv, int D>
-__device__ __forceinline__ void score_piece(const mai_cu_params &p, const Scored &x, int piece,
-                                            ScoreShared<D> &sh)
+__device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Scored &x, int piece,
+                                             int n, ScoreShared<D> &sh)
 {
     constexpr int STEP = 16 * SCORE_WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
-    const int run0 = piece * MAI_CU_PIECE, end = min(run0 + MAI_CU_PIECE, x.stride);
+    const int run0 = piece * MAI_CU_PIECE, end = min(run0 + n * MAI_CU_PIECE, x.stride);
     const float factor = p.scale * LOG2E * p.k_scale;
     make_missing<D>(p, x, run0, min(end, x.n_runs), sh);
 #pragma unroll 1
@@ -228,7 +231,7 @@ __device__ __forceinline__ void score_piece(const mai_cu_params &p, const Scored
                 if (head < p.group) x.scores[(size_t)head * x.stride + at] = score;
             }
         }
-        finish_piece<D>(p, x, piece, h0, top, sum, sh);
+        finish_pieces<D>(p, x, piece, n, h0, top, sum, sh);
     }
 }
 
