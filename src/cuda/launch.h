@@ -49,7 +49,7 @@ enum {
     MAI_CU_RUN = 1 << MAI_CU_RUN_SHIFT,
     MAI_CU_SEGMENT_SHIFT = 6, /* runs of a segment */
     MAI_CU_SEGMENT = 1 << MAI_CU_SEGMENT_SHIFT,
-    MAI_CU_PIECE = 512,       /* runs that a block scores in one go */
+    MAI_CU_PIECE = 256,       /* runs that a block scores in one go */
     MAI_CU_MOST_GROUP = 1024, /* heads: as many as a layer may have */
 };
 
@@ -73,7 +73,7 @@ typedef struct mai_cu_runs {
 /* Which runs a row has to choose from, in one step. */
 typedef struct mai_cu_row_runs {
     int32_t n_runs; /* 0: none, or there was no room for them */
-    int32_t first;  /* before the row's part of scores, lists and masks: runs, in whole segments */
+    int32_t first;  /* before the row's part of scores and lists: runs, in whole segments */
     int32_t pieces; /* of all rows up to and with this one; each has at least one */
 } mai_cu_row_runs;
 
@@ -171,7 +171,7 @@ typedef struct mai_cu_params {
     uint32_t *learnt;          /* [n_kv_heads] groups complete in this step; 0 between calls */
     mai_cu_group_counters *group_counters; /* [n_layers][n_kv_heads] */
 
-    /* Of one that selects. Of a row's part of scores, lists and masks, R is its length: its runs in
+    /* Of one that selects. Of a row's part of scores and lists, R is its length: its runs in
      * whole segments. */
     int32_t selects; /* 1: in this call, too */
     mai_cu_runs runs;
@@ -180,7 +180,6 @@ typedef struct mai_cu_params {
     mai_cu_choice *choices;    /* [n_rows][n_kv_heads] */
     float *scores;             /* [n_heads][R] in powers of 2; -inf: the run does not stand in */
     int32_t *lists;            /* [n_kv_heads][R] runs that are read, in order */
-    uint32_t *masks;           /* [n_kv_heads][R / 32] the same, a bit a run */
     float *piece_lse;          /* [piece of all rows][n_heads] in powers of 2 */
     float *least;              /* [n_rows][n_heads] mai_select_least, in powers of 2 */
     uint32_t *scored;          /* [n_rows][n_kv_heads] pieces done; 0 between calls */
@@ -213,7 +212,7 @@ int mai_cu_match_prepare(int head_dim);
 int mai_cu_match_launch(const mai_cu_params *p, void *stream);
 
 /* select.cu: between the two. Prepare: once per device. */
-int mai_cu_select_prepare(macattn_dtype kv_dtype, int head_dim, int *n_blocks);
+int mai_cu_select_prepare(int head_dim, int *n_blocks);
 int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *stream);
 
 /* slots.cu */

@@ -87,6 +87,12 @@ MAI_HOST_DEVICE int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
     return b > fresh ? b : fresh < n ? fresh : n;
 }
 
+/* Tokens of a segment's unit. A run's means are half of a token's bytes. */
+MAI_HOST_DEVICE int32_t mai_unit_of(int32_t segment, int32_t unit)
+{
+    return segment == MAI_REST ? 2 * unit : unit;
+}
+
 /* Which tokens of a group are read. */
 typedef struct mai_reads {
     int32_t n;      /* tokens of the row */
@@ -121,7 +127,7 @@ MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t
     s.of[MAI_NEAR].t1 = n;
     s.units = 0;
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, unit);
+        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, mai_unit_of(i, unit));
         s.units += s.of[i].units;
     }
     if (s.units == 0) {

@@ -15,6 +15,7 @@ namespace
 {
 
 constexpr int THREADS = SCORE_THREADS, WARPS = SCORE_WARPS;
+constexpr int WAVE = 4 * THREADS, WAVES = 8; /* runs that are put to the threshold together */
 
 /* What a block is about: pieces of a group's runs in a row, from `piece` on. */
 struct Piece {
@@ -25,18 +26,19 @@ struct Piece {
     bool looks, checks;      /* looks: there is something to score */
 };
 
-template <int D> struct Shared {
+template <int D>
+struct Shared {
     ScoreShared<D> score;
     Piece x;
-    float least[MAI_CU_MOST_GROUP];
-    int scratch[WARPS];
+    float least[MAI_CU_MOST_GROUP]; /* before: the shares of the newest summaries */
+    int counts[WARPS][WAVES];
     int is_last;
 };
 
-/* Warp 0: which the i-th piece is. */
+/* A warp: which the i-th piece is. */
 __device__ void find_piece(const mai_cu_params &p, int i, Piece *x)
 {
-    const int lane = threadIdx.x;
+    const int lane = threadIdx.x & 31;
     int row = 0;
     for (int r0 = 0; r0 < p.n_rows; r0 += 32) {
         const int r = min(r0 + lane, p.n_rows - 1);
@@ -70,7 +72,7 @@ __device__ void choose(const mai_cu_params &p, Piece *x)
     for (int h0 = 0; h0 < p.group; h0 += 32) {
         const size_t head = head0 + min(h0 + lane, p.group - 1);
         const bool found = __ldcg(&p.found[head].entry) >= 0;
-        const float error = found ? __ldcg(&p.judgements[head].error) : 0.0f;
+        const float error = __ldcg(&p.judgements[head].error); /* of no account if not found */
         all = __all_sync(ALL, found) && all;
         for (int h = 0; h < min(32, p.group - h0); h++) {
             const float of = __shfl_sync(ALL, error, h);
@@ -119,86 +121,156 @@ __device__ float newest_share(const mai_cu_params &p, int slot, int head)
     return p.rings.judged[ring * (size_t)p.ring + (size_t)newest].share;
 }
 
-/* A bit for each run: whether it is read. */
+/* All warps but the first, while that one chooses: what will be wanted if the group selects. */
 template <int D>
-__device__ void mark_runs(const mai_cu_params &p, const Scored &s, const Shared<D> &sh,
-                          uint32_t *mask)
+__device__ void prefetch(const mai_cu_params &p, const Piece &x, float *shares)
 {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-#pragma unroll 4
-    for (int word = warp; word < s.stride / 32; word += WARPS) {
-        const int run = word * 32 + lane;
-        bool below = true;
-#pragma unroll 4
-        for (int h = 0; h < p.group; h++)
-            below &= __ldcg(s.scores + (size_t)h * s.stride + run) < sh.least[h];
-        const unsigned read = __ballot_sync(ALL, !below && run >= s.first && run < s.n_runs);
-        if (lane == 0) mask[word] = read;
-    }
+    const int i = threadIdx.x - 32, slot = max(row_slot(p, x.row), 0);
+    for (int h = i; h < p.group; h += THREADS - 32)
+        shares[h] = newest_share(p, slot, x.kv_head * p.group + h);
+    const int run = x.piece * MAI_CU_PIECE + i;
+    if (run >= x.n_runs || i >= 16 * WARPS) return;
+    const size_t row = run_row(p, slot, x.kv_head, run);
+    for (int at = 0; at < D; at += 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.k + row * D + at));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.k_scale + row * (D / 32)));
+    if (i == 0)
+        asm volatile(
+            "prefetch.global.L2 [%0];" ::"l"(p.runs.common + runs_of(p, slot, x.kv_head) * D));
 }
 
-/* The listed runs, and what does not stand in. `n`: listed before. */
-__device__ void list_runs(const mai_cu_params &p, const Scored &s, const uint32_t *mask, int word0,
-                          int word1, int n, int32_t *list)
+/* Which of up to WAVES * WAVE runs from `run0` on are read: a thread's four of each wave, in order. */
+__device__ uint32_t mark_runs(const mai_cu_params &p, const Scored &s, const float *least, int run0)
 {
-    for (int word = word0; word < word1; word++) {
-        for (unsigned left = __ldcg(mask + word); left != 0; left &= left - 1) {
-            const int run = word * 32 + __ffs(left) - 1;
+    uint32_t below = ~0u;
+#pragma unroll 2
+    for (int h = 0; h < p.group; h++) {
+        const float *scores = s.scores + (size_t)h * s.stride;
+        float4 four[WAVES];
+#pragma unroll
+        for (int w = 0; w < WAVES; w++) {
+            const int run = run0 + w * WAVE + 4 * (int)threadIdx.x;
+            four[w] = make_float4(0, 0, 0, 0);
+            if (run < s.stride) four[w] = __ldcg((const float4 *)(scores + run));
+        }
+#pragma unroll
+        for (int w = 0; w < WAVES; w++) {
+            const bool is[4] = {four[w].x < least[h], four[w].y < least[h], four[w].z < least[h],
+                                four[w].w < least[h]};
+#pragma unroll
+            for (int i = 0; i < 4; i++) below &= is[i] ? ~0u : ~(1u << (4 * w + i));
+        }
+    }
+#pragma unroll
+    for (int w = 0; w < WAVES; w++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int run = run0 + w * WAVE + 4 * (int)threadIdx.x + i;
+            if (run < s.first || run >= s.n_runs) below |= 1u << (4 * w + i);
+        }
+    }
+    return ~below;
+}
+
+/* Where a thread's runs of each wave come in the list: exclusive sums over the block, in the order
+ * of the runs, from `n` on. Returns how many are listed then. */
+__device__ int place_runs(uint32_t read, int n, int (*counts)[WAVES], int *at)
+{
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+#pragma unroll
+    for (int w = 0; w < WAVES; w++) {
+        const int mine = __popc(read >> (4 * w) & 15u);
+        int sum = mine;
+        for (int i = 1; i < 32; i <<= 1) {
+            const int other = __shfl_up_sync(ALL, sum, i);
+            if (lane >= i) sum += other;
+        }
+        at[w] = sum - mine;
+        if (lane == 31) counts[warp][w] = sum;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int w = 0; w < WAVES; w++) {
+        at[w] += n;
+        for (int i = 0; i < WARPS; i++) {
+            const int count = counts[i][w];
+            if (i < warp) at[w] += count;
+            n += count;
+        }
+    }
+    __syncthreads();
+    return n;
+}
+
+/* List what is read, which does not stand in. */
+__device__ void list_runs(const mai_cu_params &p, const Scored &s, int run0, uint32_t read,
+                          const int *at, int32_t *list)
+{
+#pragma unroll
+    for (int w = 0; w < WAVES; w++) {
+        int n = at[w];
+        for (uint32_t left = read >> (4 * w) & 15u; left != 0; left &= left - 1) {
+            const int run = run0 + w * WAVE + 4 * (int)threadIdx.x + __ffs(left) - 1;
             list[n++] = run;
             for (int h = 0; h < p.group; h++) s.scores[(size_t)h * s.stride + run] = -INFINITY;
         }
     }
 }
 
-/* All pieces of a group are scored: what it reads. */
-template <int D> __device__ void pick(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
+/* All pieces of a group are scored: the least score that is read, of each head. Whether these are
+ * numbers. */
+template <int D>
+__device__ bool find_least(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
 {
     const Piece &x = sh.x;
-    mai_cu_choice choice = x.choice;
     bool finite = true;
-    for (int h = threadIdx.x; h < p.group; h += THREADS) {
+    for (int h = threadIdx.x / 32; h < p.group; h += WARPS) {
         const int head = x.kv_head * p.group + h;
-        const float total = mai_select_total(all_pieces(p, s, h), newest_share(p, s.slot, head));
-        const float least = mai_select_least(total, choice.k) * LOG2E;
-        sh.least[h] = p.least[(size_t)x.row * p.n_heads + head] = least;
+        const float total = mai_select_total(all_pieces(p, s, h), sh.least[h]);
+        const float least = mai_select_least(total, x.choice.k) * LOG2E;
+        if (threadIdx.x % 32 == 0)
+            sh.least[h] = p.least[(size_t)x.row * p.n_heads + head] = least;
         finite = finite && isfinite(total);
     }
-    finite = __syncthreads_and(finite);
-    const size_t row_kv = (size_t)x.row * p.n_kv_heads + x.kv_head;
-    int32_t *list = p.lists + (size_t)x.first * p.n_kv_heads + (size_t)x.kv_head * s.stride;
-    uint32_t *mask = p.masks + ((size_t)x.first * p.n_kv_heads + (size_t)x.kv_head * s.stride) / 32;
-    if (finite) mark_runs<D>(p, s, sh, mask);
-    __syncthreads();
-    const int words = s.stride / 32, per_thread = (words + THREADS - 1) / THREADS;
-    const int word0 = min((int)threadIdx.x * per_thread, words);
-    const int word1 = min(word0 + per_thread, words);
-    int mine = 0, n_read = 0;
-    for (int word = word0; finite && word < word1; word++) mine += __popc(__ldcg(mask + word));
-    const int before = block_scan<THREADS>(mine, sh.scratch, &n_read);
+    return __syncthreads_and(finite);
+}
+
+/* Then what the group reads. */
+template <int D>
+__device__ void pick(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
+{
+    const Piece &x = sh.x;
     const int fresh_end = min(p.fresh, x.b), n_scored = s.n_runs - s.first;
     const bool always = fresh_end == 0 || fresh_end % MAI_CU_RUN != 0;
-    choice.too_much = !finite || mai_select_too_much(n_read, n_scored);
-    if (!choice.too_much) {
-        const int gap = x.b - s.n_runs * MAI_CU_RUN, n = n_read + always;
-        list_runs(p, s, mask, word0, word1, before + always, list);
-        if (threadIdx.x == 0) {
-            if (always) list[0] = s.first - 1;
-            if (gap > 0) list[n] = s.n_runs;
-        }
+    int32_t *list = p.lists + (size_t)x.first * p.n_kv_heads + (size_t)x.kv_head * s.stride;
+    mai_cu_choice choice = x.choice;
+    int n = always;
+    bool too_much = !find_least<D>(p, s, sh);
+    for (int run0 = 0; run0 < s.n_runs && !too_much; run0 += WAVES * WAVE) {
+        int at[WAVES];
+        const uint32_t read = mark_runs(p, s, sh.least, run0);
+        n = place_runs(read, n, sh.counts, at);
+        too_much = mai_select_too_much(n - always, n_scored);
+        if (!too_much) list_runs(p, s, run0, read, at, list);
+    }
+    if (threadIdx.x != 0) return;
+    choice.too_much = too_much;
+    if (!too_much) {
+        const int gap = x.b - s.n_runs * MAI_CU_RUN;
+        if (always) list[0] = s.first - 1;
+        if (gap > 0) list[n] = s.n_runs;
         choice.passed_by = choice.outcome == MAI_REFUSED;
         choice.outcome = x.checks ? MAI_CHECKED : MAI_SELECTED;
         choice.listed = n * MAI_CU_RUN + gap;
-        choice.n_rest = n_scored - n_read;
+        choice.n_rest = n_scored - (n - always);
     }
-    if (threadIdx.x == 0) {
-        p.choices[row_kv] = choice;
-        p.runs.made[runs_of(p, s.slot, s.kv_head)] =
-            max(p.runs.made[runs_of(p, s.slot, s.kv_head)], s.n_runs);
-    }
+    int32_t *made = p.runs.made + runs_of(p, s.slot, s.kv_head);
+    p.choices[(size_t)x.row * p.n_kv_heads + x.kv_head] = choice;
+    *made = max(*made, s.n_runs);
 }
 
 /* Each block takes as many pieces as any, one after the other, those of a group together. */
-template <class Kv, int D>
+template <int D>
 __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constant__ mai_cu_params p)
 {
     __shared__ Shared<D> sh;
@@ -210,11 +282,13 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
 #pragma unroll 1
     for (int i = (int)(all * blockIdx.x / gridDim.x); i < end; i += n) {
         __syncthreads();
+        Piece x;
+        find_piece(p, i, &x);
         if (threadIdx.x < 32) {
-            Piece x;
-            find_piece(p, i, &x);
             choose(p, &x);
             if (threadIdx.x == 0) sh.x = x;
+        } else {
+            prefetch<D>(p, x, sh.least);
         }
         __syncthreads();
         const size_t row_kv = (size_t)sh.x.row * p.n_kv_heads + sh.x.kv_head;
@@ -224,7 +298,7 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
             continue;
         }
         const Scored s = scored_of(p, sh.x);
-        score_pieces<Kv, D>(p, s, sh.x.piece, n, sh.score);
+        score_pieces<D>(p, s, sh.x.piece, n, sh.score);
         if (threadIdx.x == 0) {
             __threadfence();
             const int before = (int)atomicAdd(&p.scored[row_kv], (unsigned)n);
@@ -237,47 +311,31 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
     }
 }
 
-/* One set of types and sizes. */
-struct Variant {
-    macattn_dtype dtype;
-    int head_dim;
-    void (*kernel)(const mai_cu_params);
-};
-
-#define VARIANT(dtype, Kv, D)                          \
-    {                                                  \
-        MACATTN_DTYPE_##dtype, D, select_kernel<Kv, D> \
-    }
-const Variant variants[] = {
-    VARIANT(F16, Half16, 64),   VARIANT(F16, Half16, 128),   VARIANT(F16, Half16, 256),
-    VARIANT(BF16, Brain16, 64), VARIANT(BF16, Brain16, 128), VARIANT(BF16, Brain16, 256),
-};
-#undef VARIANT
-
-const Variant *find(macattn_dtype dtype, int head_dim)
+const void *kernel_of(int head_dim)
 {
-    for (const Variant &v : variants) {
-        if (v.dtype == dtype && v.head_dim == head_dim) return &v;
+    switch (head_dim) {
+    case 64: return (const void *)select_kernel<64>;
+    case 128: return (const void *)select_kernel<128>;
+    case 256: return (const void *)select_kernel<256>;
+    default: return nullptr;
     }
-    return nullptr;
 }
 
 } // namespace
 } // namespace mai
 
-extern "C" int mai_cu_select_prepare(macattn_dtype kv_dtype, int head_dim, int *n_blocks)
+extern "C" int mai_cu_select_prepare(int head_dim, int *n_blocks)
 {
-    const mai::Variant *v = mai::find(kv_dtype, head_dim);
-    if (!v) return cudaErrorInvalidValue;
-    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n_blocks, (const void *)v->kernel,
-                                                         mai::THREADS, 0);
+    const void *kernel = mai::kernel_of(head_dim);
+    if (!kernel) return cudaErrorInvalidValue;
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n_blocks, kernel, mai::THREADS, 0);
 }
 
 /* As the kernel that attends, it may be brought in before the search has ended. */
 extern "C" int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *stream)
 {
-    const mai::Variant *v = mai::find(p->kv_dtype, p->head_dim);
-    if (!v) return cudaErrorInvalidValue;
+    const void *kernel = mai::kernel_of(p->head_dim);
+    if (!kernel) return cudaErrorInvalidValue;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -288,5 +346,5 @@ extern "C" int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *
     config.attrs = &attribute;
     config.numAttrs = 1;
     void *args[] = {(void *)p};
-    return cudaLaunchKernelExC(&config, (const void *)v->kernel, args);
+    return cudaLaunchKernelExC(&config, kernel, args);
 }

@@ -223,7 +223,7 @@ static void test_capture_without_budget(void **state)
     cfg.policy = MACATTN_POLICY_BUDGET, cfg.budget = 1;
     cfg.ring = 40, cfg.min_tokens = 0, cfg.n_layers = 1;
     duo x;
-    duo_create(&x, &cfg, 1, 200, 150);
+    duo_create(&x, &cfg, 3, 200, 150); /* the KV sequence of slot 2 */
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 0, NULL));
     duo_capture_layer(&x, 0, 2, 150);
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 1, NULL));

@@ -14,47 +14,80 @@ namespace mai
 {
 
 /* For runs 2c, 2c + 1, 2c + 8, 2c + 9 of a tile and the lane's head lane / 4 of each n-tile. */
-template <class T> struct MeanWeights {
+template <class T>
+struct MeanWeights {
     float w[T::NT][4];
 
-    /* As B operands for dims [32 block, 32 block + 32). A run without weight may have any scale. */
-    __device__ __forceinline__ void take(const unsigned char *scales, int block,
-                                         uint32_t b[T::NT][2]) const
+    /* As B operands, multiplied by the runs' scales of 32 dims. */
+    __device__ __forceinline__ void take(const float scale[4], uint32_t b[T::NT][2]) const
     {
-        const int c = threadIdx.x & 3;
-        const __half *of = (const __half *)scales + block;
-        float scale[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            scale[i] = __half2float(of[(2 * c + i % 2 + i / 2 * 8) * (T::D / 32)]);
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
-            float x[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) x[i] = w[j][i] != 0 ? w[j][i] * scale[i] : 0.0f;
-            b[j][0] = Brain16::pack(x[0], x[1]);
-            b[j][1] = Brain16::pack(x[2], x[3]);
+            b[j][0] = Brain16::pack(w[j][0] * scale[0], w[j][1] * scale[1]);
+            b[j][1] = Brain16::pack(w[j][2] * scale[2], w[j][3] * scale[3]);
         }
     }
 };
 
+/* What a lane needs of the codes of a tile and of their scales: loaded before any of it is wanted. */
 template <class T>
-__device__ __forceinline__ void add_codes(const MeanWeights<T> &weights, Rows<T> &sums,
-                                          const unsigned char *codes, const unsigned char *scales)
-{
+struct MeanTile {
+    static constexpr int B = T::D / 32;
+    uint32_t codes[B][4];      /* as widen_matrices takes them */
+    uint32_t scales[4][B / 2]; /* two f16 each, of the runs that MeanWeights has */
+
+    __device__ __forceinline__ void load(const unsigned char *tile, const unsigned char *scale)
+    {
+        const int c = threadIdx.x & 3;
 #pragma unroll
-    for (int block = 0; block < T::D / 32; block++) {
-        uint32_t a[2][4], b[T::NT][2];
-        weights.take(scales, block, b);
-        load_codes<T::D / 16>(a, shared_address(codes), 2 * block);
+        for (int block = 0; block < B; block++)
+            load_matrices_transposed(
+                codes[block], matrix_address<T::D / 16, false>(shared_address(tile), 2 * block));
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < 4; i++) {
+            const uint32_t *row =
+                (const uint32_t *)scale + (2 * c + i % 2 + i / 2 * 8) * (B / 2);
 #pragma unroll
-            for (int j = 0; j < T::NT; j++)
-                Brain16::multiply(sums.of[2 * block + i][j], a[i], b[j][0], b[j][1]);
+            for (int n = 0; n < B / 2; n++) scales[i][n] = row[n];
         }
     }
-}
+
+    /* A run that weighs nothing may have any scale: those that have not been made, do. */
+    __device__ __forceinline__ void forget(const MeanWeights<T> &weights)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            bool any = false;
+#pragma unroll
+            for (int j = 0; j < T::NT; j++) any = any || weights.w[j][i] != 0;
+#pragma unroll
+            for (int n = 0; n < B / 2; n++) scales[i][n] = any ? scales[i][n] : 0;
+        }
+    }
+
+    __device__ __forceinline__ void add(const MeanWeights<T> &weights, Rows<T> &sums)
+    {
+        forget(weights);
+#pragma unroll
+        for (int block = 0; block < B; block++) {
+            uint32_t a[2][4], b[T::NT][2];
+            float scale[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const __half2 two = *(const __half2 *)&scales[i][block / 2];
+                scale[i] = block % 2 ? __high2float(two) : __low2float(two);
+            }
+            weights.take(scale, b);
+            widen_matrices(a, codes[block]);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int j = 0; j < T::NT; j++)
+                    Brain16::multiply(sums.of[2 * block + i][j], a[i], b[j][0], b[j][1]);
+            }
+        }
+    }
+};
 
 /* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. Weights are
  * relative to the least score that is read: below 1. */
@@ -138,9 +171,14 @@ __device__ __forceinline__ void add_means(const mai_cu_params &p, AttendShared<T
         __syncwarp();
         const unsigned char *k = sh.stage[warp][stage][0], *v = sh.stage[warp][stage][1];
         MeanWeights<T> values, for_keys;
+        MeanTile<T> tile;
+        tile.load(v, v + 16 * D);
         sums.take(p, heads, (const float *)(k + 16 * D), values, for_keys);
-        add_codes<T>(values, state.o, v, v + 16 * D);
-        if (keeps) add_codes<T>(for_keys, keys, k, v + 17 * D);
+        tile.add(values, state.o);
+        if (keeps) {
+            tile.load(k, v + 17 * D);
+            tile.add(for_keys, keys);
+        }
         __syncwarp();
         loader.next();
         stage = stage + 1 == T::STAGES ? 0 : stage + 1;

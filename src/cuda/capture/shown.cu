@@ -112,7 +112,7 @@ __device__ Scored scored_of(const mai_cu_params &p, const mai_cu_prompt &x, cons
 }
 
 /* Grid: pieces, KV heads. */
-template <class Kv, int D>
+template <int D>
 __global__ void __launch_bounds__(SCORE_THREADS)
     score_kernel(const __grid_constant__ mai_cu_params p, const mai_cu_prompt x, int sample)
 {
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     if (s.i < 0) return;
     for (int piece = blockIdx.x; piece * MAI_CU_PIECE < s.n_runs; piece += gridDim.x) {
         __syncthreads();
-        score_pieces<Kv, D>(p, scored_of(p, x, s, blockIdx.y), piece, 1, sh);
+        score_pieces<D>(p, scored_of(p, x, s, blockIdx.y), piece, 1, sh);
     }
 }
 
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     const Scored y = scored_of(p, x, s, blockIdx.x);
     /* As in decoding, the share is that of the query before. */
     const int before = s.i > 0 && s.query > Prompt(p, x).first(p, x) ? s.i - 1 : s.i;
-    for (int h = threadIdx.x; h < p.group; h += blockDim.x) {
+    for (int h = threadIdx.x / 32; h < p.group; h += SCORE_WARPS) {
         const int head = y.kv_head * p.group + h;
         const float far = x.lse[(size_t)before * p.n_heads + head];
         totals[h] = mai_select_total(all_pieces(p, y, h), share_of(p, x, before, head, far));
@@ -162,12 +162,14 @@ __host__ __device__ constexpr int part_warps(int head_dim)
     return head_dim == 256 ? 2 : 4;
 }
 
-template <int D> struct PartsShared {
+template <int D>
+struct PartsShared {
     float sum[part_warps(D)][PARTS][D], mass[part_warps(D)][PARTS];
 };
 
 /* One head of one query. */
-template <int V> struct Column {
+template <int V>
+struct Column {
     float q[V], lse; /* lse: in powers of 2 */
     float factor;
 };
@@ -335,24 +337,16 @@ __global__ void forget_kernel(const __grid_constant__ mai_cu_params p, const mai
     for (int i = threadIdx.x; i < MAI_SELECT_SAMPLES * p.n_heads; i += blockDim.x) x.norms[i] = NAN;
 }
 
-template <class Kv, int D>
+template <int D>
 cudaError_t launch(const mai_cu_params *p, const mai_cu_prompt *x, int sample, cudaStream_t stream)
 {
     const dim3 pieces(32, (unsigned)p->n_kv_heads);
     const dim3 chunks(MAI_CU_SHOWN_CHUNKS, (unsigned)p->n_heads);
-    score_kernel<Kv, D><<<pieces, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
+    score_kernel<D><<<pieces, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
     bucket_kernel<<<p->n_kv_heads, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
     parts_kernel<D><<<chunks, 32 * part_warps(D), sizeof(PartsShared<D>), stream>>>(*p, *x, sample);
     error_kernel<D><<<p->n_kv_heads, 32 * MAI_THETAS, 0, stream>>>(*p, *x, sample);
     return cudaGetLastError();
-}
-
-template <int D>
-cudaError_t launch_of(const mai_cu_params *p, const mai_cu_prompt *x, int sample,
-                      cudaStream_t stream)
-{
-    return p->kv_dtype == MACATTN_DTYPE_BF16 ? launch<Brain16, D>(p, x, sample, stream)
-                                             : launch<Half16, D>(p, x, sample, stream);
 }
 
 template <int D>
@@ -365,7 +359,8 @@ cudaError_t make(const mai_cu_params *p, const mai_cu_prompt *x, cudaStream_t st
     return cudaGetLastError();
 }
 
-template <int D> cudaError_t prepare()
+template <int D>
+cudaError_t prepare()
 {
     return cudaFuncSetAttribute(parts_kernel<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                 (int)sizeof(PartsShared<D>));
@@ -399,7 +394,7 @@ extern "C" int mai_cu_shown_prepare(int head_dim)
 extern "C" int mai_cu_shown_launch(const mai_cu_params *p, const mai_cu_prompt *x, int sample,
                                    void *stream)
 {
-#define SHOWN(D) launch_of<D>(p, x, sample, (cudaStream_t)stream)
+#define SHOWN(D) launch<D>(p, x, sample, (cudaStream_t)stream)
     BY_DIM(p->head_dim, SHOWN)
 #undef SHOWN
 }

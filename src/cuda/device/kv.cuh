@@ -41,7 +41,6 @@ __device__ __forceinline__ uint32_t matrix_address(uint32_t tile, int piece)
 struct Half16 {
     using Product = __half;
     static constexpr int BYTES = 2, KSTEPS = 1, MTILES = 1, KEY_SECOND = 8;
-    static constexpr bool IS_BRAIN = false;
 
     static __device__ __forceinline__ int key_dim(int s, int c) { return 16 * s + 2 * c; }
     static __device__ __forceinline__ int value_dim(int m, int g, int half)
@@ -75,7 +74,6 @@ struct Half16 {
 
 struct Brain16 : Half16 {
     using Product = __nv_bfloat16;
-    static constexpr bool IS_BRAIN = true;
 
     static __device__ __forceinline__ uint32_t pack(float low, float high)
     {

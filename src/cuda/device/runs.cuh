@@ -77,39 +77,29 @@ __device__ __forceinline__ uint32_t bias_codes(uint32_t four)
 }
 
 /* Codes FIRST and SECOND of four biased ones, as two bf16: exact. */
-template <int FIRST, int SECOND> __device__ __forceinline__ uint32_t codes_brain(uint32_t biased)
+template <int FIRST, int SECOND>
+__device__ __forceinline__ uint32_t codes_brain(uint32_t biased)
 {
     const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 | FIRST));
     const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 | SECOND));
     return Brain16::pack(low - 8388736.0f, high - 8388736.0f); /* 2^23 + 128 */
 }
 
-template <int FIRST, int SECOND> __device__ __forceinline__ uint32_t codes_half(uint32_t biased)
+template <int FIRST, int SECOND>
+__device__ __forceinline__ uint32_t codes_half(uint32_t biased)
 {
     const uint32_t x = __byte_perm(biased, 0x64646464u, 0x4040 | FIRST | SECOND << 8);
     const __half2 y = __hsub2(*(const __half2 *)&x, __half2half2(__ushort_as_half(0x6480)));
     return *(const uint32_t *)&y; /* 1024 + 128 */
 }
 
-/* In the products' type. */
-template <class Kv, int FIRST, int SECOND>
-__device__ __forceinline__ uint32_t widen_codes(uint32_t biased)
+/* A operands (transposed, bf16) of 16 runs' codes, of two m-tiles, from one transposed ldmatrix.x4:
+ * both m-tiles of runs 0-7, then of runs 8-15. */
+__device__ __forceinline__ void widen_matrices(uint32_t a[2][4], const uint32_t codes[4])
 {
-    if constexpr (Kv::IS_BRAIN)
-        return codes_brain<FIRST, SECOND>(biased);
-    else
-        return codes_half<FIRST, SECOND>(biased);
-}
-
-/* A operands (transposed, bf16) of 16 runs' codes in shared memory: m-tiles m and m + 1. */
-template <int PIECES>
-__device__ __forceinline__ void load_codes(uint32_t a[2][4], uint32_t tile, int m)
-{
-    uint32_t raw[4]; /* pieces m, m + 1 of runs 0-7; of runs 8-15 */
-    load_matrices_transposed(raw, matrix_address<PIECES, false>(tile, m));
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint32_t low = bias_codes(raw[i]), high = bias_codes(raw[2 + i]);
+        const uint32_t low = bias_codes(codes[i]), high = bias_codes(codes[2 + i]);
         a[i][0] = codes_brain<0, 2>(low), a[i][1] = codes_brain<1, 3>(low);
         a[i][2] = codes_brain<0, 2>(high), a[i][3] = codes_brain<1, 3>(high);
     }

@@ -5,7 +5,8 @@
  * Memory read: head_dim + head_dim / 16 bytes a run. A warp takes 16 runs as the rows of
  * tensor-core products and eight heads as the columns, straight from global memory: a quad of lanes
  * reads the 32 codes of a run that share a scale in one sector. Products are added up by these
- * scales. */
+ * scales. They are of f16 whatever K is: codes are exact in it, and what is rounded to bf16, but for
+ * what is beyond its range: then scores are not numbers, and all is read. */
 #ifndef MAI_CUDA_SCORE_CUH
 #define MAI_CUDA_SCORE_CUH
 
@@ -27,16 +28,17 @@ struct Scored {
     float *piece_lse; /* [piece][n_heads], of the group's first head */
 };
 
-template <int D> struct ScoreShared {
+template <int D>
+struct ScoreShared {
     float q[SCORE_HEADS][D + 4];
-    float common[D];
     float base[SCORE_HEADS]; /* q.common */
     float top[SCORE_WARPS][SCORE_HEADS], sum[SCORE_WARPS][SCORE_HEADS];
 };
 
 /* A lane's part of the mean keys of 16 runs: rows g and g + 8, of each 32 codes eight, and all
  * scales. */
-template <class Kv, int D> struct KeyTile {
+template <int D>
+struct KeyTile {
     static constexpr int B = D / 32;
     uint2 codes[2][B];
     uint32_t scales[2][B / 2]; /* two f16 each */
@@ -66,10 +68,9 @@ template <class Kv, int D> struct KeyTile {
             const uint32_t high[2] = {bias_codes(codes[1][b].x), bias_codes(codes[1][b].y)};
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const uint32_t a[4] = {
-                    widen_codes<Kv, 0, 1>(low[i]), widen_codes<Kv, 0, 1>(high[i]),
-                    widen_codes<Kv, 2, 3>(low[i]), widen_codes<Kv, 2, 3>(high[i])};
-                Kv::multiply(sum, a, q[b][i][0], q[b][i][1]);
+                const uint32_t a[4] = {codes_half<0, 1>(low[i]), codes_half<0, 1>(high[i]),
+                                       codes_half<2, 3>(low[i]), codes_half<2, 3>(high[i])};
+                Half16::multiply(sum, a, q[b][i][0], q[b][i][1]);
             }
 #pragma unroll
             for (int h = 0; h < 2; h++) {
@@ -98,10 +99,34 @@ __device__ __forceinline__ void join_sums(float *top, float *sum, float other_to
     *top = most;
 }
 
+/* What a lane knows of a slot's runs: how many are made, and its dims of what keys are relative to. */
+template <int V>
+struct MadeRuns {
+    int made;
+    float common[V];
+
+    /* `first`: the block has the first run. */
+    __device__ __forceinline__ void load(const mai_cu_params &p, const Scored &x, bool first)
+    {
+        const int lane = threadIdx.x & 31;
+        const size_t of = runs_of(p, x.slot, x.kv_head);
+        float *kept = p.runs.common + of * (32 * V) + lane * V;
+        made = __ldcg(p.runs.made + of);
+#pragma unroll
+        for (int i = 0; i < V; i++) common[i] = __ldcg(kept + i);
+        if (made > 0) return;
+        common_of<V>(p, x.pages, x.kv_head, common);
+#pragma unroll
+        for (int i = 0; i < V; i++) {
+            if (first && threadIdx.x < 32) kept[i] = common[i];
+        }
+    }
+};
+
 /* The queries of heads [h0, h0 + 8) of the group, rounded as the products take them. */
-template <class Kv, int D>
+template <int D>
 __device__ __forceinline__ void take_score_queries(const mai_cu_params &p, const Scored &x, int h0,
-                                                   ScoreShared<D> &sh)
+                                                   const MadeRuns<D / 32> &runs, ScoreShared<D> &sh)
 {
     constexpr int V = D / 32;
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
@@ -113,41 +138,14 @@ __device__ __forceinline__ void take_score_queries(const mai_cu_params &p, const
 #pragma unroll
     for (int i = 0; i < V; i++) {
         sh.q[warp][lane * V + i] = q[i];
-        dot += (double)q[i] * (double)sh.common[lane * V + i];
+        dot += (double)q[i] * (double)runs.common[i];
     }
     dot = warp_sum(dot);
     if (lane == 0) sh.base[warp] = (float)dot;
 }
 
-/* What keys are relative to, and the runs of [run0, run1) that are missing. */
-template <int D>
-__device__ __forceinline__ void make_missing(const mai_cu_params &p, const Scored &x, int run0,
-                                             int run1, ScoreShared<D> &sh)
-{
-    constexpr int V = D / 32;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-    const size_t of = runs_of(p, x.slot, x.kv_head);
-    const int made = __ldcg(p.runs.made + of);
-    float *kept = p.runs.common + of * D + lane * V;
-    if (warp == 0) {
-        float common[V];
-        if (made == 0) common_of<V>(p, x.pages, x.kv_head, common);
-#pragma unroll
-        for (int i = 0; i < V; i++) {
-            if (made > 0) common[i] = __ldcg(kept + i);
-            sh.common[lane * V + i] = common[i];
-            if (made == 0 && run0 == 0) kept[i] = common[i];
-        }
-    }
-    __syncthreads();
-    for (int run = max(run0, made) + warp; run < run1; run += SCORE_WARPS)
-        make_run<V>(p, x.pages, x.kv_head, run, run_row(p, x.slot, x.kv_head, run),
-                    sh.common + lane * V);
-    __syncthreads();
-}
-
 /* The queries in shared memory as B operands, in the order of the codes' bytes. */
-template <class Kv, int D>
+template <int D>
 __device__ __forceinline__ void load_score_queries(const ScoreShared<D> &sh,
                                                    uint32_t q[D / 32][2][2])
 {
@@ -157,7 +155,7 @@ __device__ __forceinline__ void load_score_queries(const ScoreShared<D> &sh,
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int byte = 32 * b + 8 * c + 2 * i;
-            q[b][i / 2][i % 2] = Kv::pack(sh.q[g][code_dim(byte)], sh.q[g][code_dim(byte + 1)]);
+            q[b][i / 2][i % 2] = Half16::pack(sh.q[g][code_dim(byte)], sh.q[g][code_dim(byte + 1)]);
         }
     }
 }
@@ -194,7 +192,7 @@ __device__ __forceinline__ void finish_pieces(const mai_cu_params &p, const Scor
 
 /* The whole block: n pieces of a group's runs, made first if they are missing: scores, and their
  * lse. Runs that are not scored get -inf up to the end of the segment. */
-template <class Kv, int D>
+template <int D>
 __device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Scored &x, int piece,
                                              int n, ScoreShared<D> &sh)
 {
@@ -202,17 +200,24 @@ __device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Score
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
     const int run0 = piece * MAI_CU_PIECE, end = min(run0 + n * MAI_CU_PIECE, x.stride);
     const float factor = p.scale * LOG2E * p.k_scale;
-    make_missing<D>(p, x, run0, min(end, x.n_runs), sh);
+    MadeRuns<D / 32> runs;
+    runs.load(p, x, run0 == 0);
+    if (runs.made < min(end, x.n_runs)) {
+        for (int run = max(run0, runs.made) + warp; run < min(end, x.n_runs); run += SCORE_WARPS)
+            make_run<D / 32>(p, x.pages, x.kv_head, run, run_row(p, x.slot, x.kv_head, run),
+                             runs.common);
+        __syncthreads();
+    }
 #pragma unroll 1
     for (int h0 = 0; h0 < p.group; h0 += SCORE_HEADS) {
         uint32_t q[D / 32][2][2];
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-        KeyTile<Kv, D> now, next;
+        KeyTile<D> now, next;
         int run = run0 + 16 * warp;
         if (run < end) next.load(p, run_row(p, x.slot, x.kv_head, run));
-        take_score_queries<Kv, D>(p, x, h0, sh);
+        take_score_queries<D>(p, x, h0, runs, sh);
         __syncthreads();
-        load_score_queries<Kv, D>(sh, q);
+        load_score_queries<D>(sh, q);
         const float base[2] = {sh.base[2 * c], sh.base[2 * c + 1]};
 #pragma unroll 1
         for (; run < end; run += STEP) {
@@ -235,12 +240,19 @@ __device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Score
     }
 }
 
-/* One thread: the lse of all of a group's runs for a head, natural. */
+/* One warp: the lse of all of a group's runs for a head, natural. */
 __device__ __forceinline__ float all_pieces(const mai_cu_params &p, const Scored &x, int head)
 {
+    const int lane = threadIdx.x & 31;
     float top = -INFINITY, sum = 0;
-    for (int i = 0; i * MAI_CU_PIECE < x.n_runs; i++)
+    for (int i = lane; i * MAI_CU_PIECE < x.n_runs; i += 32)
         join_sums(&top, &sum, __ldcg(x.piece_lse + (size_t)i * p.n_heads + head), 1.0f);
+#pragma unroll
+    for (int i = 1; i < 32; i <<= 1) {
+        const float other_top = __shfl_xor_sync(ALL, top, i);
+        const float other_sum = __shfl_xor_sync(ALL, sum, i);
+        join_sums(&top, &sum, other_top, other_sum);
+    }
     return sum == 0 ? -INFINITY : (top + log2f(sum)) * LN2;
 }
 

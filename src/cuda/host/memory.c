@@ -194,7 +194,6 @@ static macattn_status take_selection(macattn_cuda *m, size_t n_segments)
     TAKE(m, &p->choices, rows * kv_heads * sizeof *p->choices, true, "selections");
     TAKE(m, &p->scores, n_runs * heads * sizeof *p->scores, false, "scores of runs");
     TAKE(m, &p->lists, n_runs * kv_heads * sizeof *p->lists, false, "lists of runs");
-    TAKE(m, &p->masks, n_runs * kv_heads / 32 * sizeof *p->masks, false, "lists of runs");
     TAKE(m, &p->piece_lse, (n_runs / MAI_CU_PIECE + rows + 1) * heads * sizeof *p->piece_lse, false,
          "scores of runs");
     TAKE(m, &p->least, rows * heads * sizeof *p->least, true, "selections");
