@@ -57,8 +57,8 @@ enum {
  * has MAI_CU_SEGMENT runs of all layers and KV heads; run i of a slot is in the segment
  * table[slot][i / MAI_CU_SEGMENT], there in row ((segment * n_layers + layer) * n_kv_heads +
  * kv_head) * MAI_CU_SEGMENT + i % MAI_CU_SEGMENT of each array. The values are those of the CPU's
- * rows of q8_0: codes, and one scale for 32 of them; of 16 codes in 16 bytes the order is the one in
- * which the products take them (device/runs.cuh). */
+ * rows of q8_0: codes, and one scale for 32 of them; of 16 codes in 16 bytes the order is the one
+ * in which the products take them (device/runs.cuh). */
 typedef struct mai_cu_runs {
     int8_t *k, *v;               /* [head_dim] */
     uint16_t *k_scale, *v_scale; /* [head_dim / 32] f16 */
@@ -234,8 +234,8 @@ typedef struct mai_cu_prompt {
     float *lse;     /* [n][n_heads] of those, natural log */
     int32_t *place; /* [n][n_heads] entries made before it; complemented if it makes none */
     mai_prompt_sample *samples; /* [MAI_PROMPT_SAMPLES][n_heads] */
-    /* What one query shows of selection: sums of parts, by chunks of the runs; and of each query the
-     * mean of the heads' squared errors. */
+    /* What one query shows of selection: sums of parts, by chunks of the runs; and of each query
+     * the mean of the heads' squared errors. */
     float *parts; /* [MAI_CU_SHOWN_CHUNKS][n_heads][MAI_CU_SHOWN_PARTS][head_dim + 1] */
     float *shown; /* [MAI_SELECT_SAMPLES][n_kv_heads][MAI_THETAS] in units of the stored V */
     float *norms; /* [MAI_SELECT_SAMPLES][n_heads] squared norms of the outputs */

@@ -13,14 +13,14 @@
  *     near  [b, n)       band and newest token: in the output, never in the summary
  *
  * and in four *classes*, whose results are kept apart: rest, old, far, and out, which is fresh and
- * near together. Tokens in [s, e) are in two segments, and each head takes part in one of them: those
- * before its start are old to it. There is an old segment only where candidates were refused
- * (judge.h): what they would have given has to be known; and where a group selects (select.h):
- * rest and old are its selection, and take the place of far, or are compared with it. Without reuse there is one segment, near =
- * [0, n) or the window. Each segment is cut into units of equal size, and the blocks take equal
- * shares of all units, in order. So all blocks read the same number of bytes up to one unit,
- * whatever the lengths of the rows: a long sequence is spread over many blocks, and short ones
- * share one. (One chunk size for a whole batch cannot do that.) */
+ * near together. Tokens in [s, e) are in two segments, and each head takes part in one of them:
+ * those before its start are old to it. There is an old segment only where candidates were refused
+ * (judge.h): what they would have given has to be known; and where a group selects (select.h): rest
+ * and old are its selection, and take the place of far, or are compared with it. Without reuse
+ * there is one segment, near = [0, n) or the window. Each segment is cut into units of equal size,
+ * and the blocks take equal shares of all units, in order. So all blocks read the same number of
+ * bytes up to one unit, whatever the lengths of the rows: a long sequence is spread over many
+ * blocks, and short ones share one. (One chunk size for a whole batch cannot do that.) */
 #ifndef MAI_CUDA_SCHEDULE_H
 #define MAI_CUDA_SCHEDULE_H
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Select (core/policy/select.h): for each group that may not reuse, and each of its runs, whether it
- * is read or stands in for its tokens; between the search, which says what may be reused, and the
- * kernel that attends.
+/* Select (core/policy/select.h): for each group that may not reuse, and each of its runs, whether
+ * it is read or stands in for its tokens; between the search, which says what may be reused, and
+ * the kernel that attends.
  *
  * Thread blocks score pieces of MAI_CU_PIECE runs (device/score.cuh); before that they make those
- * that are missing. The block that scores the last piece of a group knows the estimate of the whole,
- * and lists what is read. Scores of what is read become -inf: what is left stands
+ * that are missing. The block that scores the last piece of a group knows the estimate of the
+ * whole, and lists what is read. Scores of what is read become -inf: what is left stands
  * in. */
 #include "device/score.cuh"
 
@@ -139,7 +139,7 @@ __device__ void prefetch(const mai_cu_params &p, const Piece &x, float *shares)
             "prefetch.global.L2 [%0];" ::"l"(p.runs.common + runs_of(p, slot, x.kv_head) * D));
 }
 
-/* Which of up to WAVES * WAVE runs from `run0` on are read: a thread's four of each wave, in order. */
+/* Which of up to WAVES * WAVE runs from `run0` on are read: a thread's four of each wave. */
 __device__ uint32_t mark_runs(const mai_cu_params &p, const Scored &s, const float *least, int run0)
 {
     uint32_t below = ~0u;

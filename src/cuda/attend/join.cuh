@@ -80,8 +80,8 @@ struct Heads {
     }
 };
 
-/* Where the classes before far of a group go: what a block computes whole has no place of its own, but
- * until the block begins its last group, that one's is free. */
+/* Where the classes before far of a group go: what a block computes whole has no place of its own,
+ * but until the block begins its last group, that one's is free. */
 __device__ __forceinline__ int place_of_old(const Item &x)
 {
     return x.place == MAI_PLACE_WHOLE ? MAI_PLACE_BEGINS : x.place;

@@ -29,7 +29,7 @@ struct MeanWeights {
     }
 };
 
-/* What a lane needs of the codes of a tile and of their scales: loaded before any of it is wanted. */
+/* What a lane needs of a tile's codes and their scales: loaded before any of it is wanted. */
 template <class T>
 struct MeanTile {
     static constexpr int B = T::D / 32;
@@ -89,8 +89,8 @@ struct MeanTile {
     }
 };
 
-/* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. Weights are
- * relative to the least score that is read: below 1. */
+/* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. Weights
+ * are relative to the least score that is read: below 1. */
 template <class T>
 struct MeanSums {
     float least[T::NT], sum[T::NT], slopes[T::NT];

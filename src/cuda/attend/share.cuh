@@ -110,6 +110,28 @@ __device__ __forceinline__ mai_segments segments_of(const mai_cu_params &p, cons
     return mai_segments_of(x.reads, p.fresh, unit);
 }
 
+/* Exclusive sums over the block; `total` gets the sum of all. */
+template <int THREADS>
+__device__ int block_scan(int x, int *scratch, int *total)
+{
+    constexpr int WARPS = THREADS / 32;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    int sum = x;
+    for (int i = 1; i < 32; i <<= 1) {
+        const int below = __shfl_up_sync(ALL, sum, i);
+        if (lane >= i) sum += below;
+    }
+    if (lane == 31) scratch[warp] = sum;
+    __syncthreads();
+    int before = 0, all = 0;
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) before += scratch[w];
+        all += scratch[w];
+    }
+    *total = all;
+    return before + sum - x;
+}
+
 /* A group and what it costs. */
 struct Group {
     Item item;

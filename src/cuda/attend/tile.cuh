@@ -40,10 +40,12 @@ struct Loader {
             if (segment == MAI_REST)
                 return tile < t1 ? (int)__ldg(p.runs.table + pages + (tile >> MAI_CU_SEGMENT_SHIFT))
                                  : 0;
-            if (list && token < t1)
-                token = __ldcg(list + (token >> MAI_CU_RUN_SHIFT)) * MAI_CU_RUN + token % MAI_CU_RUN;
-            else if (token >= t1)
+            if (token >= t1) {
                 token = 0; /* not read */
+            } else if (list) {
+                const int run = __ldcg(list + (token >> MAI_CU_RUN_SHIFT));
+                token = run * MAI_CU_RUN + token % MAI_CU_RUN;
+            }
             token_after = token;
             if (p.page_shift < 0) return (int)pages;
             return __ldg(p.pages + pages + (token >> p.page_shift));

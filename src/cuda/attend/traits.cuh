@@ -9,6 +9,8 @@
 
 namespace mai {
 
+static_assert((int)MAI_RUN_BITS == (int)MAI_CU_RUN_SHIFT, "schedule.h does not know of launch.h");
+
 /* What an instantiation can do beyond exact attention and plain reuse, each with what is before it.
  * Their code would take registers and time from the others. */
 enum class Use {

@@ -3,11 +3,11 @@
  * (core/policy/select.h): for a group and each threshold, by how much its selection would have been
  * off, from the engine's results.
  *
- * The runs fall into buckets, by the largest threshold at which they are read. Of each bucket both is
- * computed, attention to its tokens and what its means make of it; any threshold's selection is then
- * the former of some buckets, and the latter of the others. That reads what one decoded token reads,
- * once for each head. Weights are relative to the query's lse, which is known: no maximum has to be
- * looked for. */
+ * The runs fall into buckets, by the largest threshold at which they are read. Of each bucket both
+ * is computed, attention to its tokens and what its means make of it; any threshold's selection is
+ * then the former of some buckets, and the latter of the others. That reads what one decoded token
+ * reads, once for each head. Weights are relative to the query's lse, which is known: no maximum
+ * has to be looked for. */
 #include "cuda/device/score.cuh"
 #include "cuda/device/state.cuh"
 #include "prompt.cuh"
@@ -71,7 +71,7 @@ __global__ void made_kernel(const __grid_constant__ mai_cu_params p, const mai_c
     }
 }
 
-/* ------------------------------------------------------------------------------------- queries -- */
+/* ----------------------------------------------------------------------------------- queries -- */
 
 /* A query that shows selections. */
 struct Shown {
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     }
 }
 
-/* --------------------------------------------------------------------------------------- parts -- */
+/* ------------------------------------------------------------------------------------- parts -- */
 
 __host__ __device__ constexpr int part_warps(int head_dim)
 {
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(32 * part_warps(D))
     (void)lane;
 }
 
-/* -------------------------------------------------------------------------------------- errors -- */
+/* ------------------------------------------------------------------------------------ errors -- */
 
 /* One block a KV head, a warp for each threshold. NaN teaches nothing. */
 template <int D>

@@ -105,7 +105,7 @@ __device__ __forceinline__ void widen_matrices(uint32_t a[2][4], const uint32_t 
     }
 }
 
-/* -------------------------------------------------------------------------------- making them -- */
+/* ------------------------------------------------------------------------------- making them -- */
 
 /* A lane's V dims of the mean of a run's rows, added in the order of the tokens. */
 template <int V>

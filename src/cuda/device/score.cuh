@@ -5,8 +5,8 @@
  * Memory read: head_dim + head_dim / 16 bytes a run. A warp takes 16 runs as the rows of
  * tensor-core products and eight heads as the columns, straight from global memory: a quad of lanes
  * reads the 32 codes of a run that share a scale in one sector. Products are added up by these
- * scales. They are of f16 whatever K is: codes are exact in it, and what is rounded to bf16, but for
- * what is beyond its range: then scores are not numbers, and all is read. */
+ * scales. They are of f16 whatever K is: codes are exact in it, and what is rounded to bf16, but
+ * for what is beyond its range: then scores are not numbers, and all is read. */
 #ifndef MAI_CUDA_SCORE_CUH
 #define MAI_CUDA_SCORE_CUH
 
@@ -99,7 +99,7 @@ __device__ __forceinline__ void join_sums(float *top, float *sum, float other_to
     *top = most;
 }
 
-/* What a lane knows of a slot's runs: how many are made, and its dims of what keys are relative to. */
+/* What a lane knows of a slot's runs: how many are made, its dims of what keys are relative to. */
 template <int V>
 struct MadeRuns {
     int made;
