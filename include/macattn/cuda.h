@@ -5,7 +5,7 @@
  *  Read macattn.h first; the words and the meaning of hits, summaries and slots are the same. What
  *  is different here:
  *  - Everything that changes from step to step lies in device memory: lengths, slots, page tables.
- *    A call only launches kernels (one for exact attention, two with reuse). It never synchronises,
+ *    A call only launches kernels (one for exact attention, two with reuse, three with selection). It never synchronises,
  *    never allocates and copies nothing from the host, so it can be captured in a CUDA graph, and
  *    the graph replayed while lengths, tables and hit patterns change. There is no plan: the work
  *    is divided on the device, by bytes, over all multiprocessors.
@@ -15,7 +15,10 @@
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8:
  *    in f16) and summed in f32; ring summaries and their means of keys are f32.
- *  - There is no selection: `select` is taken as 0, and BUDGET's default band is 2048.
+ *  - Selection: for f16 and bf16. With fp8 `select` is taken as 0; where it is 0, BUDGET's default band
+ *    is 2048. A group's means of runs are made when it first looks at them, and in
+ *    macattn_cuda_capture. They lie in a pool that all slots share; a sequence for whose runs there is no
+ *    room left selects nothing.
  *  - Since lengths are on the device, what macattn_plan would reject cannot be: a row must continue
  *    its slot. A row whose slot is -1 is computed in full and not remembered; a row of length 0
  *    gives 0 and -inf, with a sink 0 and the sink. Use either to pad a captured batch.
@@ -41,6 +44,10 @@ typedef struct macattn_cuda_config {
     int32_t device;          /*!< ordinal; -1 (default) = the calling thread's current device */
     int32_t max_rows;        /*!< rows a batch may have, 1 to 65535 (default 256) */
     macattn_dtype out_dtype; /*!< of `out`: F32 (default), F16, BF16 */
+    int64_t run_tokens;      /*!< BUDGET with selection: tokens of all slots together whose means of
+                                  runs there is room for, in whole segments of 1024 of each slot.
+                                  0 (default): max_slots times max_tokens, the most there can be;
+                                  an engine with a pool of pages gives the tokens of that */
 } macattn_cuda_config;
 
 /*! macattn_cuda_config_init() : the defaults. @return : E_ARG if `config` is NULL. Thread-safe. */
@@ -52,6 +59,13 @@ typedef struct macattn_cuda macattn_cuda;
 /*! macattn_cuda_state_bytes() : bytes of device memory one slot's rings take over all layers; 0
  *  under EXACT or with a window. @return : as macattn_cuda_create, without touching a device. */
 MACATTN_API macattn_status macattn_cuda_state_bytes(const macattn_config *config, size_t *bytes);
+
+/*! macattn_cuda_run_bytes() : bytes of device memory that the means of runs of `n_tokens` tokens of one
+ *  slot take over all layers, beside its rings; 0 where none are kept. The object takes as much for
+ *  run_tokens of them, and one float a query head for each 16.
+ * @return : as macattn_cuda_state_bytes; E_RANGE if `n_tokens` is negative or above max_tokens. */
+MACATTN_API macattn_status macattn_cuda_run_bytes(const macattn_config *config, int64_t n_tokens,
+                                                  size_t *bytes);
 
 /*! macattn_cuda_create() : make an object. Of `config`, what concerns threads, instruction sets and
  *  the allocator is ignored; k_dtype and v_dtype may be MACATTN_DTYPE_F8_E4M3. `cuda` may be NULL:
@@ -114,8 +128,8 @@ MACATTN_API macattn_status macattn_cuda_attend(macattn_cuda *m, const macattn_cu
                                                const macattn_cuda_io *io, void *stream);
 
 /*! macattn_cuda_decode() : as macattn_decode: attention of one token per row, with reuse as the
- *  policy allows, and remember the queries. Two launches (one under EXACT, with a window, or
- *  without q_match).
+ *  policy allows, and remember the queries. Three launches with selection, two without (one under
+ *  EXACT, with a window, or without q_match).
  * @return : as macattn_cuda_attend, and E_RANGE (layer). */
 MACATTN_API macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer,
                                                const macattn_cuda_batch *batch,
@@ -123,8 +137,8 @@ MACATTN_API macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer,
 
 /*! macattn_cuda_capture() : fill a slot's ring from a prompt that an engine has computed, or from a part
  *  of one: its last min(ring, n_queries) queries with their summaries, which are computed here. Under
- *  BUDGET some of these queries show, with the engine's results, what reuse would have cost, as in
- *  macattn_prefill. Heads whose group has a budget of 0 remember nothing.
+ *  BUDGET some of these queries show, with the engine's results, what reuse would have cost, and what
+ *  selection would, as in macattn_prefill; the means of the prompt's runs are made. Heads whose group has a budget of 0 remember nothing.
  *  `row` : the batch row (host number) whose sequence it is; its n_tokens includes all the queries, the
  *  last of which is the newest token.
  *  `io`  : q, q_match, out and lse of the `n_queries` queries of that row; out and lse (natural log, not
@@ -163,7 +177,7 @@ MACATTN_API macattn_status macattn_cuda_set_head_budget(macattn_cuda *m, int32_t
 MACATTN_API const macattn_cuda_decision *macattn_cuda_decisions(const macattn_cuda *m);
 
 /*! macattn_cuda_stats_get() : counters of one layer and head, -1 for all, as macattn_stats_get
- *  (times are 0). Copies from the device on a stream of its own: neither waits for the caller's
+ *  (times and ring_bytes are 0; what is counted by macattn_way is BUDGET's). Copies from the device on a stream of its own: neither waits for the caller's
  *  streams nor stops them; steps under way may be counted in part. */
 MACATTN_API macattn_status macattn_cuda_stats_get(macattn_cuda *m, int32_t layer, int32_t head,
                                                   macattn_stats *stats);

@@ -109,7 +109,9 @@ class Setting(C.Structure):
 
 class CudaConfig(C.Structure):
     c_name = "macattn_cuda_config"
-    _fields_ = [("struct_size", size), ("device", i32), ("max_rows", i32), ("out_dtype", enum)]
+    _fields_ = [
+        ("struct_size", size), ("device", i32), ("max_rows", i32), ("out_dtype", enum), ("run_tokens", i64),
+    ]
 
 
 class CudaBatch(C.Structure):
@@ -181,6 +183,7 @@ FUNCTIONS = {
 CUDA_FUNCTIONS = {
     "cuda_config_init": (enum, [to(CudaConfig)]),
     "cuda_state_bytes": (enum, [to(Config), to(size)]),
+    "cuda_run_bytes": (enum, [to(Config), i64, to(size)]),
     "cuda_create": (enum, [to(Config), to(CudaConfig), to(address), text, size]),
     "cuda_destroy": (None, [address]),
     "cuda_last_error": (text, [address]),

@@ -62,13 +62,14 @@ class CudaAttention(Owner):
       device     ordinal; None: the current device
       max_rows   rows a batch may have
       out_dtype  of outputs: "f32", "f16", "bf16"
+      run_tokens tokens of all slots together whose means of runs there is room for; None: the most there can be
     `stream` of every call is a cudaStream_t as an integer (torch.cuda.current_stream().cuda_stream); 0 is the default one.
     Calls on one object must not run at the same time, neither here nor, on different streams, on the device.
     """
 
     _prefix = "macattn_cuda"
 
-    def __init__(self, *, device=None, max_rows=None, out_dtype=None, **settings):
+    def __init__(self, *, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
         library = load()
         if not has_cuda():
             raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
@@ -79,6 +80,8 @@ class CudaAttention(Owner):
             cuda.device = device
         if max_rows is not None:
             cuda.max_rows = max_rows
+        if run_tokens is not None:
+            cuda.run_tokens = run_tokens
         if out_dtype is not None:
             cuda.out_dtype = dtypes().index(out_dtype)
         handle, words = _abi.address(), _abi.buffer(SENTENCE)
@@ -181,4 +184,11 @@ def state_bytes(**settings) -> int:
     """Bytes of device memory that one slot's rings take over all layers. Needs no device."""
     config, size = new_config(settings), _abi.size()
     check(load().macattn_cuda_state_bytes(_abi.byref(config), _abi.byref(size)))
+    return size.value
+
+
+def run_bytes(n_tokens, **settings) -> int:
+    """Bytes of device memory that the means of runs of `n_tokens` tokens of one slot take over all layers."""
+    config, size = new_config(settings), _abi.size()
+    check(load().macattn_cuda_run_bytes(_abi.byref(config), n_tokens, _abi.byref(size)))
     return size.value

@@ -14,6 +14,7 @@
 #include "device/judge.cuh"
 #include "device/kv.cuh"
 #include "device/ring.cuh"
+#include "device/runs.cuh"
 #include "schedule.h"
 
 namespace mai {
@@ -296,6 +297,30 @@ __device__ void note_unit(const mai_cu_params &p)
     if (threadIdx.x % 32 == 0) *p.unit2 = unit2;
 }
 
+/* One warp of one block: which runs each row has, and where what is worked out of them goes. */
+__device__ void plan_runs(const mai_cu_params &p)
+{
+    const int lane = threadIdx.x & 31;
+    if (!p.selects || blockIdx.x != 0 || threadIdx.x / 32 != WARPS - 2) return;
+    int segments = 0, pieces = 0; /* of the rows before */
+    for (int r0 = 0; r0 < p.n_rows; r0 += 32) {
+        const int row = r0 + lane;
+        const bool is_row = row < p.n_rows;
+        const int n = is_row ? reserve_runs(p, row_slot(p, row), row_tokens(p, row)) : 0;
+        const int mine = segments_for(n);
+        int s = mine, k = is_row ? max(1, (n + MAI_CU_PIECE - 1) / MAI_CU_PIECE) : 0;
+        for (int i = 1; i < 32; i <<= 1) {
+            const int s_below = __shfl_up_sync(ALL, s, i), k_below = __shfl_up_sync(ALL, k, i);
+            if (lane >= i) s += s_below, k += k_below;
+        }
+        if (is_row) {
+            p.row_runs[row] =
+                mai_cu_row_runs{n, (segments + s - mine) * MAI_CU_SEGMENT, pieces + k};
+        }
+        segments += __shfl_sync(ALL, s, 31), pieces += __shfl_sync(ALL, k, 31);
+    }
+}
+
 template <int D>
 __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     match_kernel(const __grid_constant__ mai_cu_params p)
@@ -305,6 +330,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
     const int n_searches = p.n_rows * p.n_heads;
     let_next_start();
     note_unit(p);
+    plan_runs(p);
 #pragma unroll 1
     for (int i = blockIdx.x; i < n_searches; i += gridDim.x) {
         const Search x(p, i);

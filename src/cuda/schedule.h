@@ -3,22 +3,24 @@
  * host and device, so that it can be tested without a GPU.
  *
  * A *group* is one row and one block of query heads that share a KV head: what reads the same
- * bytes. Its tokens lie in up to four *segments*:
+ * bytes. Its tokens lie in up to five *segments*:
  *
+ *     rest               means of the runs that stand in for their tokens: a run counts as a token
  *     old   [F, e)       what the summaries of refused candidates covered; e = the latest start of
- *                        the group's heads
+ *                        the group's heads; or the tokens of the runs that a selection reads
  *     far   [s, b)       the summary, or what it lacks; s = the earliest start
  *     fresh [0, F)       attention sinks: in the output, never in the summary
  *     near  [b, n)       band and newest token: in the output, never in the summary
  *
- * and in three *classes*, whose results are kept apart: old, far, and out, which is fresh and near
- * together. Tokens in [s, e) are in two segments, and each head takes part in one of them: those
- * before its start are old to it. There is an old segment only where candidates were refused
- * (judge.h): what they would have given has to be known. Without reuse there is one segment, near =
- * [0, n) or the window. Each segment is cut into units of equal size, and the blocks take equal
- * shares of all units, in order. So all blocks read the same number of bytes up to one unit,
- * whatever the lengths of the rows: a long sequence is spread over many blocks, and short ones
- * share one. (One chunk size for a whole batch cannot do that.) */
+ * and in four *classes*, whose results are kept apart: rest, old, far, and out, which is fresh and
+ * near together. Tokens in [s, e) are in two segments, and each head takes part in one of them:
+ * those before its start are old to it. There is an old segment only where candidates were refused
+ * (judge.h): what they would have given has to be known; and where a group selects (select.h): rest
+ * and old are its selection, and take the place of far, or are compared with it. Without reuse
+ * there is one segment, near = [0, n) or the window. Each segment is cut into units of equal size,
+ * and the blocks take equal shares of all units, in order. So all blocks read the same number of
+ * bytes up to one unit, whatever the lengths of the rows: a long sequence is spread over many
+ * blocks, and short ones share one. (One chunk size for a whole batch cannot do that.) */
 #ifndef MAI_CUDA_SCHEDULE_H
 #define MAI_CUDA_SCHEDULE_H
 
@@ -27,8 +29,10 @@
 
 #include "core/host_device.h"
 
-enum { MAI_OLD, MAI_FAR, MAI_FRESH, MAI_NEAR, MAI_SEGMENTS };
-enum { MAI_CLASS_OLD, MAI_CLASS_FAR, MAI_CLASS_OUT, MAI_CLASSES };
+enum { MAI_REST, MAI_OLD, MAI_FAR, MAI_FRESH, MAI_NEAR, MAI_SEGMENTS };
+enum { MAI_CLASS_REST, MAI_CLASS_OLD, MAI_CLASS_FAR, MAI_CLASS_OUT, MAI_CLASSES };
+/* Runs of tokens, and of runs whose means are read together. */
+enum { MAI_RUN_BITS = 4, MAI_REST_TILE = 16 };
 
 typedef struct mai_segment {
     int32_t t0, t1; /* tokens */
@@ -83,21 +87,38 @@ MAI_HOST_DEVICE int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
     return b > fresh ? b : fresh < n ? fresh : n;
 }
 
+/* Tokens of a segment's unit. A run's means are half of a token's bytes. */
+MAI_HOST_DEVICE int32_t mai_unit_of(int32_t segment, int32_t unit)
+{
+    return segment == MAI_REST ? 2 * unit : unit;
+}
+
 /* Which tokens of a group are read. */
 typedef struct mai_reads {
     int32_t n;      /* tokens of the row */
     int32_t b;      /* mai_far_end; < 0: no reuse at all */
     int32_t start;  /* first token of the far segment; without reuse: first token seen */
-    int32_t latest; /* end of the old segment; 0: none */
+    int32_t latest; /* end of the old segment; 0: none; < 0: a selection (mai_reads_listed) */
 } mai_reads;
+
+/* A selection's `latest`: so many tokens are listed, counted from the begin of the first listed run
+ * on. All runs before b may stand in. */
+MAI_HOST_DEVICE int32_t mai_reads_listed(int32_t tokens)
+{
+    return -1 - tokens;
+}
 
 MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t unit)
 {
     mai_segments s;
     const int32_t n = r.n, b = r.b, start = r.start;
     const int32_t f = b < 0 ? 0 : fresh < b ? fresh : b;
-    s.of[MAI_OLD].t0 = f;
-    s.of[MAI_OLD].t1 = r.latest;
+    const bool selects = r.latest < 0;
+    s.of[MAI_REST].t0 = 0;
+    s.of[MAI_REST].t1 =
+        selects ? ((b >> MAI_RUN_BITS) + MAI_REST_TILE - 1) / MAI_REST_TILE * MAI_REST_TILE : 0;
+    s.of[MAI_OLD].t0 = selects ? 0 : f;
+    s.of[MAI_OLD].t1 = selects ? -1 - r.latest : r.latest;
     s.of[MAI_FRESH].t0 = 0;
     s.of[MAI_FRESH].t1 = f;
     s.of[MAI_FAR].t0 = b < 0 ? 0 : start;
@@ -106,7 +127,7 @@ MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t
     s.of[MAI_NEAR].t1 = n;
     s.units = 0;
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, unit);
+        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, mai_unit_of(i, unit));
         s.units += s.of[i].units;
     }
     if (s.units == 0) {
@@ -119,15 +140,13 @@ MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t
 
 MAI_HOST_DEVICE int32_t mai_class_of(int32_t segment)
 {
-    return segment == MAI_OLD ? MAI_CLASS_OLD : segment == MAI_FAR ? MAI_CLASS_FAR : MAI_CLASS_OUT;
+    return segment < MAI_FRESH ? segment : MAI_CLASS_OUT;
 }
 
 /* Units of a class; they follow each other. */
 MAI_HOST_DEVICE int32_t mai_class_units(mai_segments s, int32_t which)
 {
-    return which == MAI_CLASS_OLD   ? s.of[MAI_OLD].units
-           : which == MAI_CLASS_FAR ? s.of[MAI_FAR].units
-                                    : s.of[MAI_FRESH].units + s.of[MAI_NEAR].units;
+    return which < MAI_CLASS_OUT ? s.of[which].units : s.of[MAI_FRESH].units + s.of[MAI_NEAR].units;
 }
 
 /* All units over the blocks: block i begins at i * units / blocks. So where the groups cost the

@@ -222,6 +222,40 @@ static void test_what_is_the_cpus(void **state)
     assert_int_equal(bytes, 0);
 }
 
+/* Means of runs are kept of 16-bit K and V; where nothing is selected the band is longer. */
+static void test_selection(void **state)
+{
+    (void)state;
+    const macattn_dtype dtypes[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16, MACATTN_DTYPE_F8_E4M3};
+    for (int i = 0; i < 6; i++) {
+        macattn_config cfg = gpu_config();
+        macattn_cuda m = {0};
+        size_t bytes = 1;
+        cfg.policy = MACATTN_POLICY_BUDGET, cfg.band = 0, cfg.select = i < 3;
+        cfg.k_dtype = cfg.v_dtype = dtypes[i % 3];
+        const bool selects = i < 2;
+        assert_int_equal(mai_cu_resolve(&m, &cfg), MACATTN_OK);
+        assert_int_equal(m.cfg.select, selects);
+        assert_int_equal(m.cfg.band, selects ? 256 : 2048);
+        /* Two segments of 64 runs; 2 layers, keys and values of 64 codes and two scales. */
+        assert_int_equal(macattn_cuda_run_bytes(&cfg, 1040, &bytes), MACATTN_OK);
+        assert_int_equal(bytes, selects ? 2 * 64 * 2 * (size_t)cfg.n_kv_heads * 2 * (64 + 4) : 0);
+        assert_int_equal(macattn_cuda_run_bytes(&cfg, -1, &bytes), MACATTN_E_RANGE);
+        assert_int_equal(macattn_cuda_run_bytes(&cfg, cfg.max_tokens + 1, &bytes), MACATTN_E_RANGE);
+        assert_int_equal(macattn_cuda_run_bytes(&cfg, 1, NULL), MACATTN_E_ARG);
+    }
+    macattn_cuda m = {0};
+    macattn_cuda_config cuda;
+    macattn_cuda_config_init(&cuda);
+    assert_int_equal(cuda.run_tokens, 0);
+    cuda.run_tokens = -1;
+    assert_int_equal(mai_cu_resolve_cuda(&m, &cuda), MACATTN_E_RANGE);
+    /* A caller older than the field. */
+    cuda.struct_size = offsetof(macattn_cuda_config, run_tokens);
+    assert_int_equal(mai_cu_resolve_cuda(&m, &cuda), MACATTN_OK);
+    assert_int_equal(m.cuda.run_tokens, 0);
+}
+
 /* A newer caller's structs are longer: accepted, if what is not known here is 0. */
 static void test_struct_sizes(void **state)
 {
@@ -271,7 +305,8 @@ int main(void)
         cmocka_unit_test(test_batch),          cmocka_unit_test(test_pointers),
         cmocka_unit_test(test_packed_strides), cmocka_unit_test(test_short_strides),
         cmocka_unit_test(test_configuration),  cmocka_unit_test(test_what_is_the_cpus),
-        cmocka_unit_test(test_struct_sizes),   cmocka_unit_test(test_older_struct),
+        cmocka_unit_test(test_selection),      cmocka_unit_test(test_struct_sizes),
+        cmocka_unit_test(test_older_struct),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

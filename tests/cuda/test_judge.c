@@ -25,7 +25,7 @@ static macattn_config budget_config(float budget)
 {
     macattn_config cfg = reuse_config(F16, BUDGET_HEADS, 2, BUDGET_DIM);
     cfg.policy = MACATTN_POLICY_BUDGET;
-    cfg.budget = budget;
+    cfg.budget = budget, cfg.select = 0; /* selection: test_select.c */
     cfg.ring = 48, cfg.band = 16, cfg.fresh_tokens = 3, cfg.min_tokens = 0, cfg.n_layers = 1;
     return cfg;
 }
@@ -223,7 +223,7 @@ static void test_capture_without_budget(void **state)
     cfg.policy = MACATTN_POLICY_BUDGET, cfg.budget = 1;
     cfg.ring = 40, cfg.min_tokens = 0, cfg.n_layers = 1;
     duo x;
-    duo_create(&x, &cfg, 1, 200, 150);
+    duo_create(&x, &cfg, 3, 200, 150); /* the KV sequence of slot 2 */
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 0, NULL));
     duo_capture_layer(&x, 0, 2, 150);
     assert_gpu_ok(x.m, macattn_cuda_set_head_budget(x.m, 0, 2, 1, NULL));

@@ -219,6 +219,8 @@ static void check_graph(const macattn_config *cfg)
     duo_create(&x, cfg, 2, 300, 1);
     duo_create(&y, cfg, 2, 300, 1);
     x.batch.n_rows = 2;
+    for (int32_t slot = 0; slot < 2; slot++)
+        duo_row(&x, slot, slot, 299, 299), duo_row(&y, slot, slot, 299, 299);
     assert_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     assert_gpu_ok(x.m, macattn_cuda_decode(x.m, 0, &x.batch, &x.io, stream));
     assert_cuda(cudaStreamEndCapture(stream, &graph));

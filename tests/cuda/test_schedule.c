@@ -57,6 +57,11 @@ static mai_segments random_group(test_rng *rng, int32_t unit, int32_t kind)
         r.start = least + (int32_t)test_below(rng, r.b - least + 1);
         /* Candidates were refused: what they cover is read as well. */
         if (test_below(rng, 2)) r.latest = r.start + (int32_t)test_below(rng, r.b - r.start + 1);
+        /* Or the group reads a selection, which is compared with all or takes its place. */
+        if (test_below(rng, 3) == 0) {
+            r.latest = mai_reads_listed((int32_t)test_below(rng, r.b + 1));
+            r.start = test_below(rng, 2) ? r.b : least;
+        }
     }
     return mai_segments_of(r, fresh, unit);
 }
@@ -113,8 +118,8 @@ static void check_parts(const division *x, int32_t g)
         const mai_segment s = x->groups[g].of[i];
         int32_t at = s.t0, units = 0;
         for (int32_t j = b.first; j <= b.last; j++) {
-            const mai_segment part =
-                mai_segment_part(s, first, x->boundary[j], x->boundary[j + 1], x->unit);
+            const mai_segment part = mai_segment_part(s, first, x->boundary[j], x->boundary[j + 1],
+                                                      mai_unit_of(i, x->unit));
             units += part.units;
             if (part.units == 0) continue;
             assert_int_equal(part.t0, at);

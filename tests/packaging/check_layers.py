@@ -47,7 +47,8 @@ TABLE = [
      ['src/cpu', 'src/cpu/body', 'src/core/backend.h', 'include/macattn', 'intrinsics']),
     ('src/cuda, src/cuda/device, src/cuda/attend, src/cuda/capture',
      'how, on GPUs: the boundary and the schedule, kernels, what they share',
-     ['src/cuda', 'src/cuda/device', 'src/cuda/attend', 'src/core/policy/judge.h', 'src/core/host_device.h',
+     ['src/cuda', 'src/cuda/device', 'src/cuda/attend', 'src/core/policy/judge.h', 'src/core/policy/select.h',
+      'src/core/host_device.h',
       'include/macattn', 'CUDA']),
     ('src/cuda/host', "the GPU object: C, and the only place that asks for the device's memory",
      ['src/cuda/launch.h', 'src/cuda/schedule.h', 'src/core/base.h', 'src/core/config.h',
@@ -101,7 +102,7 @@ SHARED_HEADERS = {
     'src/core/decode/decode.h': ['decode', 'match', 'select', 'items', 'parts', 'refuse'],
     'src/cpu/cpu.h': ['dispatch'],
     'src/cuda/launch.h': ['attend/table', 'match', 'slots', 'capture/far', 'capture/remember',
-                          'capture/show'],  # C on one side only
+                          'capture/show', 'capture/shown', 'select'],  # C on one side only
     'src/ref/ref.h': ['ref_attn', 'ref_mac', 'ref_select'],
     'tools/commands.h': ['info', 'bench/command', 'bench/check', 'eval/eval', 'eval/tune',
                          'tasks/command', 'eval/none'],
@@ -130,11 +131,13 @@ HOMES = [
      ['plugins/ggml/host.c', 'plugins/ggml/report.c', 'tools/common/say.c',
       'tools/common/report.c'], '{} belongs in the functions that speak'),
     ('src plugins tools', CALL.format('cuda(?:Malloc|Free|HostAlloc)[A-Za-z]*'),
-     ['src/cuda/host/memory.c', 'tools/bench/cuda.c'], '{} belongs in src/cuda/host/memory.c'),
-    # Elsewhere in the package its names for structs and numbers come from _abi.py.
-    ('python/macattn', r'\b(ctypes|C\.(?:Structure|CDLL)|argtypes|restype)\b',
+     ['src/cuda/host/memory.c', 'tools/bench/cuda.c', 'tools/bench/cuda_select.c'],
+     '{} belongs in src/cuda/host/memory.c'),
+    # Structs and prototypes stand in _abi.py alone; what fills structs in needs ctypes' byref.
+    ('python/macattn', r'\b((?:C|ctypes)\.(?:Structure|CDLL)|argtypes|restype)\b',
      ['python/macattn/_abi.py', 'python/macattn/_library.py'],
      '{} belongs in _abi.py and _library.py'),
+    ('python/macattn/engines', r'\b(ctypes)\b', [], 'engines go through the package, not {}'),
     ('python/macattn', r'\b(os\.environ|os\.getenv|getenv)\b', ['python/macattn/_library.py'],
      '{} belongs in _library.py'),
 ]

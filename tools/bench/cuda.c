@@ -19,6 +19,8 @@
 #include "common/random.h"
 #include "common/samples.h"
 #include "common/say.h"
+#include "cuda_device.h"
+#include "cuda_select.h"
 #include "macattn/cuda.h"
 #include "reference.h"
 
@@ -440,20 +442,6 @@ static void rewind_slots(const gpu_row *g)
 
 /* -------------------------------------------------------------------------------------- rows -- */
 
-static void add_device(cJSON *row)
-{
-    struct cudaDeviceProp about;
-    int device = 0, driver = 0, runtime = 0;
-    expect_cuda(cudaGetDevice(&device), "device");
-    expect_cuda(cudaGetDeviceProperties(&about, device), "device");
-    (void)cudaDriverGetVersion(&driver);
-    (void)cudaRuntimeGetVersion(&runtime);
-    report_add_text(row, "device", about.name);
-    report_add_int(row, "multiprocessors", about.multiProcessorCount);
-    report_add_int(row, "cuda_driver", driver);
-    report_add_int(row, "cuda_runtime", runtime);
-}
-
 static void add_common(const gpu_row *g, cJSON *row, const sample_list *us, double error)
 {
     bench_add_shape(row, g->shape);
@@ -488,7 +476,7 @@ static void attend_row(bench_session *session, const bench_shape *shape)
     const double bytes = 2.0 * (double)shape->context * shape->batch * (double)g.token_bytes;
     report_add_int(row, "bytes", (int64_t)bytes);
     report_add_real(row, "gbps", bytes / sample_list_median(&us) * 1e-3);
-    add_device(row);
+    bench_cuda_add_device(row);
     report_add_machine(row, &session->machine, "cuda");
     report_print(&session->report, row);
     sample_list_free(&us);
@@ -514,7 +502,7 @@ static void print_mac(bench_session *session, const gpu_row *g, const sample_lis
     report_add_int(row, "kv_bytes", (int64_t)g->kv_bytes);
     report_add_int(row, "bytes", (int64_t)(g->kv_bytes + ring));
     report_add_real(row, "gbps", (g->kv_bytes + ring) / median * 1e-3);
-    add_device(row);
+    bench_cuda_add_device(row);
     report_add_machine(row, &session->machine, "cuda");
     report_print(&session->report, row);
 }
@@ -576,10 +564,9 @@ int bench_cuda(bench_session *session, const char *what)
 {
     const bench_options *o = session->options;
     int n = 0;
-    if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa ||
-        o->select_share.n > 0) {
+    if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa) {
         die(EXIT_USAGE, "bench --device cuda takes no --peer, --page-size, --queries, "
-                        "--select-share, --huge-pages, --threads or --isa");
+                        "--huge-pages, --threads or --isa");
     }
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
         die(EXIT_FAILED, "there is no CUDA device here");
@@ -588,7 +575,10 @@ int bench_cuda(bench_session *session, const char *what)
     if (!mac && strcmp(what, "attend") != 0) {
         die(EXIT_USAGE, "bench --device cuda measures attend and mac");
     }
-    session->report.columns = mac ? mac_columns : attend_columns;
-    bench_each_shape(session, mac ? mac_row : attend_row);
+    const bool selects = mac && o->select_share.n > 0;
+    session->report.columns = selects ? bench_cuda_select_columns()
+                              : mac   ? mac_columns
+                                      : attend_columns;
+    bench_each_shape(session, selects ? bench_cuda_select : mac ? mac_row : attend_row);
     return session->n_failed == 0 ? EXIT_OK : EXIT_FAILED;
 }

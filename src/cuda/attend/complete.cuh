@@ -158,7 +158,7 @@ struct Reused {
     {
         decision = {0, -1, 0, -1};
         if (p.reuse) decision = load_decision(p.found + (size_t)row * p.n_heads + head);
-        if (T::JUDGES && outcome == MAI_NO_CANDIDATE) decision.entry = -1;
+        if (T::JUDGES && outcome != MAI_USED && outcome != MAI_REFUSED) decision.entry = -1;
     }
 
     __device__ __forceinline__ void fetch_slot(const mai_cu_params &p, int row)
@@ -233,7 +233,8 @@ __device__ __forceinline__ float off2_of(const float *x, const float *y)
  * gone. `far`: the summary, `all_lse` the result's lse, base 2. */
 template <class T>
 __device__ __forceinline__ void remember(const mai_cu_params &p, int head, const Reused<T> &reused,
-                                         bool is_reused, const Sum<T::W> &far, float all_lse)
+                                         bool is_reused, const Sum<T::W> &far, float all_lse,
+                                         float selection_error)
 {
     const int next = reused.decision.next;
     const size_t ring = ring_of(p, reused.slot, head);
@@ -251,6 +252,10 @@ __device__ __forceinline__ void remember(const mai_cu_params &p, int head, const
     if (T::JUDGES) {
         judged.share = mai_share(lse, all_lse * LN2);
         if (is_reused) judged.moved = reused.moved * mai_share(reused.lse * LN2, lse);
+        if (T::SELECTS && selection_error >= 0) {
+            const mai_record record = p.records[(size_t)p.layer * p.n_heads + head];
+            judged.moved = mai_select_moved(&record, selection_error, judged.share);
+        }
     }
     ring_summarise<T::V>(p, entry, far.o, kbar, lse0, judged);
     if ((threadIdx.x & 31) == 0) {
@@ -260,19 +265,22 @@ __device__ __forceinline__ void remember(const mai_cu_params &p, int head, const
 }
 
 /* `old`, `far`: the far tokens that were computed, to which the summary is added; `out`: all other
- * tokens; all normalised. `head`: of the model. n: tokens. */
+ * tokens; all normalised. Where a group selects, `old` is its selection. `head`: of the model. n:
+ * tokens. */
 template <class T>
 __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, int head, int n,
-                                              mai_outcome outcome, Reused<T> &reused,
-                                              const Sum<T::W> &old, Sum<T::W> far, Sum<T::V> out)
+                                              mai_outcome outcome, float selection_error,
+                                              Reused<T> &reused, const Sum<T::W> &old,
+                                              Sum<T::W> far, Sum<T::V> out)
 {
     constexpr int V = T::V;
     const int lane = threadIdx.x & 31;
     const size_t at = (size_t)row * p.n_heads + head;
     const bool refused = T::JUDGES && outcome == MAI_REFUSED;
+    const bool checked = T::SELECTS && outcome == MAI_CHECKED;
     macattn_cuda_decision d = reused.decision;
     if (T::KEEPS) reused.take_keys(p);
-    Sum<V> would; /* have been the result with the refused candidate */
+    Sum<V> would; /* have been the result with the refused candidate, or the selection */
     if (refused) {
         Sum<T::W> all = far;
         all.add(reused.lse, reused.summary);
@@ -281,14 +289,17 @@ __device__ __forceinline__ void complete_head(const mai_cu_params &p, int row, i
         far.add(old.top, old.o);
         d.entry = -1;
     }
+    if (checked) would = with_far<V>(p, head, out, old.top, old.o);
+    if (T::SELECTS && outcome == MAI_SELECTED) far.add(old.top, old.o);
     if (d.entry >= 0) far.add(reused.lse, reused.summary);
     else if (T::JUDGES) d.start = p.fresh;
     far.normalise();
     out = with_far<V>(p, head, out, far.top, far.o);
-    if (d.next >= 0) remember<T>(p, head, reused, d.entry >= 0, far, out.top);
+    if (d.next >= 0)
+        remember<T>(p, head, reused, d.entry >= 0, far, out.top, selection_error);
     if (T::JUDGES) {
         mai_cu_seen seen = {n > 0 ? norm2_of<V>(out.o) : -1.0f, 0.0f};
-        if (refused) seen.off2 = off2_of<V>(would.o, out.o);
+        if (refused || checked) seen.off2 = off2_of<V>(would.o, out.o);
         if (lane == 0) p.seen[at] = seen;
     }
     if (p.reuse && lane == 0) {

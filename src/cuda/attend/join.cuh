@@ -30,7 +30,7 @@ struct Heads {
     __device__ void fetch_decisions(const mai_cu_params &p, const Item &x)
     {
         each(heads_of(p, x.block), [&](int k, int head) {
-            reused[k].fetch_decision(p, x.row, first_head(p, x) + head, x.outcome);
+            reused[k].fetch_decision(p, x.row, first_head(p, x) + head, (mai_outcome)x.outcome);
         });
     }
 
@@ -56,7 +56,11 @@ struct Heads {
     /* What all parts of a class came to, normalised. */
     __device__ __forceinline__ void set(int k, int which, const Sum<T::W> &sum)
     {
-        if (T::JUDGES && which == MAI_CLASS_OLD) old[k] = sum;
+        if (T::JUDGES && which == T::FIRST_CLASS) old[k] = sum;
+        if (T::SELECTS && which == MAI_CLASS_OLD) {
+            old[k].add(sum.top, sum.o);
+            old[k].normalise();
+        }
         if (which == MAI_CLASS_FAR) far[k] = sum;
         if (which == MAI_CLASS_OUT) {
             out[k].top = sum.top, out[k].sum = sum.sum;
@@ -67,15 +71,17 @@ struct Heads {
 
     __device__ void complete(const mai_cu_params &p, const Item &x)
     {
+        float error = -1; /* expected of the selection that is used */
+        if (T::SELECTS && x.outcome == MAI_SELECTED) error = __ldcg(&choice_of(p, x)->error);
         each(heads_of(p, x.block), [&](int k, int head) {
-            complete_head<T>(p, x.row, first_head(p, x) + head, x.reads.n, x.outcome, reused[k],
-                             old[k], far[k], out[k]);
+            complete_head<T>(p, x.row, first_head(p, x) + head, x.reads.n, (mai_outcome)x.outcome,
+                             error, reused[k], old[k], far[k], out[k]);
         });
     }
 };
 
-/* Where the old class of a group goes: what a block computes whole has no place of its own, but
- * until the block begins its last group, that one's is free. */
+/* Where the classes before far of a group go: what a block computes whole has no place of its own,
+ * but until the block begins its last group, that one's is free. */
 __device__ __forceinline__ int place_of_old(const Item &x)
 {
     return x.place == MAI_PLACE_WHOLE ? MAI_PLACE_BEGINS : x.place;
@@ -114,8 +120,8 @@ __device__ __forceinline__ void join_rows(const AttendShared<T> &sh, int head, f
 }
 
 /* Join the warps' states of a class: kept by the warps that complete the heads or, if other blocks
- * compute some of the group, written as a partial result. The old class always is: it is rare, and
- * registers are not. Means of keys take the same room in their turn. */
+ * compute some of the group, written as a partial result. Classes before far always are: they are
+ * rare, and registers are not. Means of keys take the same room in their turn. */
 template <class T>
 __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const State<T> &state,
                            const Rows<T> &keys, const Item &x, int which, Heads<T> &heads)
@@ -157,7 +163,7 @@ __device__ void join_warps(const mai_cu_params &p, AttendShared<T> &sh, const St
     }
     heads.each(heads_of(p, x.block), [&](int k, int head) {
         joined[k].normalise();
-        const bool is_old = T::JUDGES && which == MAI_CLASS_OLD;
+        const bool is_old = T::JUDGES && which < MAI_CLASS_FAR;
         if (x.place == MAI_PLACE_WHOLE && !is_old) heads.set(k, which, joined[k]);
         else
             put_partial<T>(p, partial_at(p, blockIdx.x, place_of_old(x), which, head), keeps,
@@ -243,16 +249,24 @@ __device__ bool gather_parts(const mai_cu_params &p, AttendShared<T> &sh, const 
     }
 }
 
-/* The old class of a group that only this block computes, which join_warps wrote. */
+/* The classes before far of a group that only this block computes, which join_warps wrote. */
 template <class T>
 __device__ void fetch_old(const mai_cu_params &p, const Item &x, Heads<T> &heads)
 {
     heads.each(heads_of(p, x.block), [&](int k, int head) {
         heads.old[k].clear();
-        if (x.part[MAI_OLD].y < 0) return;
-        const int at = partial_at(p, blockIdx.x, place_of_old(x), MAI_CLASS_OLD, head);
-        load_partial_sum<T>(p, at, T::KEEPS && x.keeps, heads.old[k].o);
-        heads.old[k].top = __ldcg(p.partial_lse + at);
+#pragma unroll
+        for (int which = T::FIRST_CLASS; which < MAI_CLASS_FAR; which++) {
+            Sum<T::W> sum;
+            sum.clear();
+            if (x.part[which].y >= 0) {
+                const int at = partial_at(p, blockIdx.x, place_of_old(x), which, head);
+                load_partial_sum<T>(p, at, T::KEEPS && x.keeps, sum.o);
+                sum.top = __ldcg(p.partial_lse + at);
+                sum.sum = sum.top == -INFINITY ? 0.0f : 1.0f;
+            }
+            heads.set(k, which, sum);
+        }
     });
 }
 

@@ -18,6 +18,7 @@
 
 #include "join.cuh"
 #include "learn.cuh"
+#include "rest.cuh"
 
 namespace mai {
 
@@ -43,6 +44,13 @@ __device__ __forceinline__ void compute_segments(const mai_cu_params &p, AttendS
             if (is_empty) state.clear();
             if (keeps) keys.clear();
             is_empty = false;
+        }
+        if (T::SELECTS && segment == MAI_REST) {
+            if (part.y < 0) continue;
+            add_means<T>(p, sh, x, part, keeps, loader, stage, state, keys);
+            join_warps<T>(p, sh, state, keys, x, MAI_CLASS_REST, heads);
+            is_empty = true;
+            continue;
         }
 #pragma unroll 1
         for (int t = part.x + T::TILE * warp; t < part.y; t += T::UNIT) {
@@ -83,7 +91,7 @@ __device__ __forceinline__ void finish_item(const mai_cu_params &p, AttendShared
     if (x.place != MAI_PLACE_WHOLE) {
         if (T::KEEPS) heads.fetch_summaries(p, x);
         if (!gather_parts<T>(p, sh, x, group, heads)) return;
-    } else if (T::JUDGES && x.outcome == MAI_REFUSED) {
+    } else if (T::JUDGES && (x.outcome == MAI_REFUSED || (T::SELECTS && selects(x)))) {
         fetch_old<T>(p, x, heads);
     }
     heads.complete(p, x);

@@ -3,7 +3,7 @@
 #ifndef MAI_CUDA_LEARN_CUH
 #define MAI_CUDA_LEARN_CUH
 
-#include "traits.cuh"
+#include "share.cuh"
 
 namespace mai {
 
@@ -38,6 +38,45 @@ static __device__ void learn_output(const mai_cu_params &p, int row, int head, m
     }
 }
 
+/* What is learnt of a group's selections. One warp, one after the other. */
+static __device__ __forceinline__ int learn_selections(const mai_cu_params &p, int kv_head,
+                                                       float unit2)
+{
+    const int lane = threadIdx.x & 31;
+    mai_selector *const at = p.selectors + (size_t)p.layer * p.n_kv_heads + kv_head;
+    mai_cu_group_counters *counters =
+        p.group_counters + (size_t)p.layer * p.n_kv_heads + kv_head;
+    mai_selector selector = *at;
+    int n_selected = 0, n_checked = 0, n_passed_by = 0;
+    bool too_much = false;
+    for (int r0 = 0; r0 < p.n_rows; r0 += 32) {
+        const int row = min(r0 + lane, p.n_rows - 1);
+        const mai_cu_choice *choice = p.choices + (size_t)row * p.n_kv_heads + kv_head;
+        const int outcome = r0 + lane < p.n_rows ? choice->outcome : MAI_NO_CANDIDATE;
+        const bool is_row = r0 + lane < p.n_rows;
+        const unsigned checked = __ballot_sync(ALL, outcome == MAI_CHECKED);
+        n_selected += __popc(__ballot_sync(ALL, outcome == MAI_SELECTED));
+        n_passed_by += __popc(__ballot_sync(ALL, is_row && choice->passed_by));
+        too_much = __any_sync(ALL, is_row && choice->too_much) || too_much;
+        n_checked += __popc(checked);
+        for (unsigned left = checked; left != 0; left &= left - 1) {
+            const int r = r0 + __ffs(left) - 1;
+            const mai_cu_seen *seen = p.seen + (size_t)r * p.n_heads + kv_head * p.group;
+            float error2 = 0;
+            for (int h = lane; h < p.group; h += 32) error2 += __ldcg(&seen[h].off2) / unit2;
+            error2 = warp_sum(error2) / (float)p.group;
+            mai_select_checked(&selector, p.choices[(size_t)r * p.n_kv_heads + kv_head].k, error2);
+            if (lane == 0 && unit2 > 0) {
+                counters->checks++;
+                counters->error2_selected += (double)error2;
+            }
+        }
+    }
+    mai_select_note(&selector, n_selected, n_checked, too_much);
+    if (lane == 0) *at = selector;
+    return n_passed_by;
+}
+
 /* One warp: the groups of one KV head in all rows, samples in the order of the rows, as the CPU
  * does it. A lane looks after a head's record. */
 static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_head)
@@ -47,6 +86,7 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
     mai_habit habit = *at;
     const float unit2 = __ldcg(p.unit2);
     int n_used = 0, n_refused = 0;
+    const int n_passed_by = p.selects ? learn_selections(p, kv_head, unit2) : 0;
     for (int h0 = 0; h0 < p.group; h0 += 32) {
         const bool is_head = h0 + lane < p.group;
         const int head = kv_head * p.group + min(h0 + lane, p.group - 1);
@@ -69,8 +109,35 @@ static __device__ __noinline__ void learn_group(const mai_cu_params &p, int kv_h
         learn_output(p, mai_noted_row(&habit, p.n_rows), head, &record);
         p.records[(size_t)p.layer * p.n_heads + head] = record;
     }
-    mai_habit_note(&habit, n_used, n_refused);
+    mai_habit_note_step(&habit, n_used, n_refused + n_passed_by, n_refused);
     if (lane == 0) *at = habit;
+}
+
+/* How a KV head's heads came to their results, and what they read for that: what they need of K and
+ * V, and of the means. */
+template <class T>
+__device__ __forceinline__ void count_group(const mai_cu_params &p, const Item &x)
+{
+    const int n = x.reads.n, fresh = min(p.fresh, max(x.reads.b, 0));
+    const unsigned long long row = 2 * (p.head_dim * T::Kv::BYTES);
+    const unsigned long long mean = p.head_dim + p.head_dim / 16;
+    int way = x.outcome == MAI_USED && x.reads.b >= 0 ? MACATTN_REUSED : MACATTN_EXACT, tokens = n;
+    if (way == MACATTN_REUSED) tokens = n - (x.reads.start - fresh);
+    unsigned long long means = 0;
+    if (T::SELECTS) {
+        const mai_cu_choice choice = load_choice(choice_of(p, x));
+        const int first = mai_select_first(fresh, MAI_CU_RUN);
+        if (choice.k >= 0) means = mean * (choice.n_runs - first);
+        if (selects(x)) means += mean * choice.n_rest * (x.keeps ? 2 : 1);
+        if (x.outcome == MAI_SELECTED) {
+            way = MACATTN_SELECTED;
+            tokens = fresh + choice.listed - fresh % MAI_CU_RUN + n - x.reads.b;
+        }
+    }
+    mai_cu_group_counters *c = p.group_counters + (size_t)p.layer * p.n_kv_heads + x.kv_head;
+    atomicAdd(&c->groups[way], 1ull);
+    atomicAdd(&c->kv_bytes[way], row * tokens);
+    if (means > 0) atomicAdd(&c->run_bytes[way], means);
 }
 
 /* All of a group is computed and written. */
@@ -78,6 +145,7 @@ template <class T>
 __device__ void note_complete(const mai_cu_params &p, AttendShared<T> &sh, const Item &x)
 {
     if (threadIdx.x != 0) return;
+    if (x.block == 0 && x.reads.n > 0) count_group<T>(p, x);
     p.outcomes[x.row * p.n_kv_heads + x.kv_head] = x.outcome;
     sh.completed[sh.n_completed++] = x.kv_head;
 }

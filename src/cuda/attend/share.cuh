@@ -42,6 +42,15 @@ __device__ __forceinline__ Found load_found(const macattn_cuda_decision *d)
     return Found{x.x, x.y, -1};
 }
 
+__device__ __forceinline__ mai_cu_choice load_choice(const mai_cu_choice *from)
+{
+    const int4 both[2] = {__ldcg((const int4 *)from), __ldcg((const int4 *)from + 1)};
+    mai_cu_choice choice;
+    static_assert(sizeof choice == sizeof both, "two loads");
+    memcpy(&choice, both, sizeof choice);
+    return choice;
+}
+
 /* The decisions of the heads that share a KV head: those of the group say what it reads, all of
  * them together whether candidates may be used. Eight loads at a time. */
 template <class T>
@@ -50,6 +59,8 @@ __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
     if (!p.reuse) return;
     const size_t at = (size_t)x.row * p.n_heads + x.kv_head * p.group;
     const int head0 = x.block * p.heads_per_block, head1 = head0 + heads_of(p, x.block);
+    mai_cu_choice choice;
+    if (T::SELECTS) choice = load_choice(choice_of(p, x));
     int earliest = x.reads.b, latest = 0;
     bool all = true, any = false, remembers = false;
     float error2 = 0;
@@ -61,13 +72,14 @@ __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
         for (int j = 0; j < 8; j++) {
             const size_t head = at + min(i + j, p.group - 1);
             found[j] = load_found<T>(&p.found[head]);
-            if (T::JUDGES) error[j] = __ldcg(&p.judgements[head].error);
+            if (T::JUDGES && !T::SELECTS) error[j] = __ldcg(&p.judgements[head].error);
         }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             if (i + j >= p.group) continue;
             any = any || found[j].entry >= 0, remembers = remembers || found[j].next >= 0;
-            if (T::JUDGES) all = all && found[j].entry >= 0, error2 += error[j] * error[j];
+            if (T::JUDGES && !T::SELECTS)
+                all = all && found[j].entry >= 0, error2 += error[j] * error[j];
             if (i + j < head0 || i + j >= head1) continue;
             earliest = min(earliest, found[j].start), latest = max(latest, found[j].start);
         }
@@ -76,9 +88,18 @@ __device__ __forceinline__ void take_decisions(const mai_cu_params &p, Item &x)
     if (!T::KEEPS) return;
     x.keeps = p.keys && remembers;
     if (T::JUDGES) {
-        x.outcome = !all ? MAI_NO_CANDIDATE : error2 <= (float)p.group ? MAI_USED : MAI_REFUSED;
-        if (x.outcome == MAI_NO_CANDIDATE) x.reads.start = min(p.fresh, x.reads.b);
+        x.outcome = T::SELECTS                ? choice.outcome
+                    : !all                    ? MAI_NO_CANDIDATE
+                    : error2 <= (float)p.group ? MAI_USED
+                                               : MAI_REFUSED;
+        if (x.outcome == MAI_NO_CANDIDATE || x.outcome == MAI_CHECKED)
+            x.reads.start = min(p.fresh, x.reads.b);
+        if (x.outcome == MAI_SELECTED) x.reads.start = x.reads.b;
         if (x.outcome == MAI_REFUSED) x.reads.latest = latest;
+        if (T::SELECTS && selects(x)) {
+            x.reads.latest = mai_reads_listed(choice.listed);
+            return;
+        }
     }
     /* Nothing is taken from a ring and nothing put there: exact attention. */
     if (!any && !remembers) x.reads = {x.reads.n, -1, 0, 0};
@@ -186,7 +207,7 @@ __device__ inline void place_item(const mai_segments &s, int begin, int end, int
     int first = x->first_unit;
 #pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        const mai_segment part = mai_segment_part(s.of[i], first, begin, end, unit);
+        const mai_segment part = mai_segment_part(s.of[i], first, begin, end, mai_unit_of(i, unit));
         /* An empty part of one unit (a row without tokens) has to be told from none. */
         x->part[i] = make_int2(part.t0, part.units > 0 ? part.t1 : -1);
         first += s.of[i].units;

@@ -34,7 +34,9 @@ extern "C" const mai_cu_attend_kernel *mai_cu_attend_find(macattn_dtype kv_dtype
 
 extern "C" int mai_cu_attend_prepare(const mai_cu_attend_kernel *kernel, int *blocks_per_sm)
 {
-    for (const void *function : {kernel->plain, kernel->keeping, kernel->judging}) {
+    for (const void *function :
+         {kernel->plain, kernel->keeping, kernel->judging, kernel->selecting}) {
+        if (!function) continue;
         const cudaError_t status = cudaFuncSetAttribute(
             function, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kernel->shared_bytes);
         if (status != cudaSuccess) return status;
@@ -46,7 +48,8 @@ extern "C" int mai_cu_attend_prepare(const mai_cu_attend_kernel *kernel, int *bl
 static const void *which(const mai_cu_attend_kernel *kernel, const mai_cu_params *p)
 {
     if (!p->reuse) return kernel->plain;
-    return p->judges ? kernel->judging : p->keys ? kernel->keeping : kernel->plain;
+    if (p->judges) return p->selects ? kernel->selecting : kernel->judging;
+    return p->keys ? kernel->keeping : kernel->plain;
 }
 
 /* After the search the kernel may be brought in before that one has ended: it waits for its results

@@ -17,20 +17,39 @@ struct Loader {
     int t, t1;
     int64_t pages;        /* row_pages */
     int page, page_after; /* page number of token t + lane % 16, and of the tile after it */
+    int token, token_after; /* SELECTS: which token those are */
+    const int32_t *list;    /* SELECTS: of the runs that are read; NULL: all tokens */
+    const float *scores;    /* SELECTS: of the item's first head */
+    int score_stride;
     const char *k, *v;
     int stage;
 
     __device__ Loader(const mai_cu_params &p_, AttendShared<T> &sh_, int n)
         : p(p_), sh(sh_), n_items(n), warp(threadIdx.x / 32), lane(threadIdx.x % 32), item(0),
-          segment(-1), t(0), t1(0), pages(0), page(0), page_after(0), k(nullptr), v(nullptr),
-          stage(0)
+          segment(-1), t(0), t1(0), pages(0), page(0), page_after(0), token(0), token_after(0),
+          list(nullptr), scores(nullptr), score_stride(0), k(nullptr), v(nullptr), stage(0)
     {
         seek();
     }
 
-    __device__ int page_of(int tile) const
+    /* Of a tile of means it is their segment. */
+    __device__ int page_of(int tile)
     {
-        const int token = tile + lane % T::TILE;
+        int token = tile + lane % T::TILE;
+        if (T::SELECTS) {
+            if (segment == MAI_REST)
+                return tile < t1 ? (int)__ldg(p.runs.table + pages + (tile >> MAI_CU_SEGMENT_SHIFT))
+                                 : 0;
+            if (token >= t1) {
+                token = 0; /* not read */
+            } else if (list) {
+                const int run = __ldcg(list + (token >> MAI_CU_RUN_SHIFT));
+                token = run * MAI_CU_RUN + token % MAI_CU_RUN;
+            }
+            token_after = token;
+            if (p.page_shift < 0) return (int)pages;
+            return __ldg(p.pages + pages + (token >> p.page_shift));
+        }
         if (p.page_shift < 0) return (int)pages;
         return token < t1 ? __ldg(p.pages + pages + (token >> p.page_shift)) : 0;
     }
@@ -39,6 +58,7 @@ struct Loader {
     __device__ void seek()
     {
         page = page_after;
+        if (T::SELECTS) token = token_after;
         if (t >= t1) {
             do {
                 if (++segment == MAI_SEGMENTS) segment = 0, item++;
@@ -51,17 +71,68 @@ struct Loader {
             pages = x.pages;
             k = p.k + x.kv_head * p.k_head_stride;
             v = p.v + x.kv_head * p.v_head_stride;
+            if (T::SELECTS) begin_selected(x);
             page = page_of(t);
+            if (T::SELECTS) token = token_after;
         }
         page_after = page_of(t + T::UNIT);
     }
 
+    /* What is particular to segments of a selection. */
+    __device__ void begin_selected(const Item &x)
+    {
+        list = nullptr;
+        if (segment > MAI_OLD || !selects(x)) return;
+        const mai_cu_choice *choice = choice_of(p, x);
+        const size_t first = (size_t)__ldcg(&choice->first);
+        const size_t n = ((size_t)__ldcg(&choice->n_runs) + MAI_CU_SEGMENT - 1) / MAI_CU_SEGMENT *
+                         MAI_CU_SEGMENT;
+        list = p.lists + first * p.n_kv_heads + x.kv_head * n;
+        scores = p.scores + first * p.n_heads + first_head(p, x) * n;
+        score_stride = (int)n;
+        if (segment == MAI_REST) pages = (int64_t)max(row_slot(p, x.row), 0) * p.runs.most;
+    }
+
+    /* A tile of means: where keys go their codes, then the scores by heads; where values go their
+     * codes, their scales, the scales of the keys. */
+    __device__ void copy_means()
+    {
+        constexpr int D = T::D, P8 = D / 16;
+        const Item &x = sh.items[item];
+        const uint32_t to_k = shared_address(sh.stage[warp][stage][0]);
+        const uint32_t to_v = shared_address(sh.stage[warp][stage][1]);
+        const size_t row = ((size_t)page * p.n_layers + p.layer) * p.n_kv_heads + x.kv_head;
+        const size_t at = row * MAI_CU_SEGMENT + t % MAI_CU_SEGMENT;
+        const char *k_codes = (const char *)p.runs.k + at * D;
+        const char *v_codes = (const char *)p.runs.v + at * D;
+        const int heads = heads_of(p, x.block);
+#pragma unroll
+        for (int j = 0; j < T::TILE * P8 / 32; j++) {
+            const int i = lane + 32 * j, to = i / P8 * P8 + piece_at<P8>(i / P8, i % P8);
+            copy16(to_v + to * 16, v_codes + i * 16, true);
+            if (x.keeps) copy16(to_k + to * 16, k_codes + i * 16, true);
+        }
+        if (lane < D / 16) {
+            const char *k_scale = (const char *)(p.runs.k_scale + at * (D / 32));
+            const char *v_scale = (const char *)(p.runs.v_scale + at * (D / 32));
+            copy16(to_v + 16 * D + lane * 16, v_scale + lane * 16, true);
+            if (x.keeps) copy16(to_v + 17 * D + lane * 16, k_scale + lane * 16, true);
+        }
+#pragma unroll
+        for (int i = lane; i < 4 * T::HEADS; i += 32) {
+            const int head = min(i / 4, heads - 1);
+            copy16(to_k + 16 * D + i * 16, scores + (size_t)head * score_stride + t + i % 4 * 4,
+                   true);
+        }
+    }
+
     __device__ void copy()
     {
+        if (T::SELECTS && segment == MAI_REST) return copy_means();
         const uint32_t to_k = shared_address(sh.stage[warp][stage][0]);
         const uint32_t to_v = shared_address(sh.stage[warp][stage][1]);
         const int mask = p.page_shift < 0 ? -1 : (1 << p.page_shift) - 1;
-        const int64_t in = (t + lane % T::TILE) & mask;
+        const int64_t in = (T::SELECTS ? token : t + lane % T::TILE) & mask;
         const int64_t token_k = page * p.k_page_stride + in * p.k_token_stride;
         const int64_t token_v = page * p.v_page_stride + in * p.v_token_stride;
 #pragma unroll
@@ -197,15 +268,19 @@ struct Seen {
     {
         const int c = threadIdx.x & 3, heads = heads_of(p, x.block);
         const macattn_cuda_decision *d = p.found + (size_t)x.row * p.n_heads + first_head(p, x);
-        const bool own = segment <= MAI_FAR && p.reuse && x.outcome != MAI_NO_CANDIDATE;
-        const bool is_old = T::JUDGES && segment == MAI_OLD;
+        const bool own = segment <= MAI_FAR && p.reuse &&
+                         (!T::JUDGES || x.outcome == MAI_USED || x.outcome == MAI_REFUSED);
+        const bool listed = T::SELECTS && segment == MAI_OLD && selects(x);
+        const bool is_old = T::JUDGES && segment == MAI_OLD && !listed;
+        /* The run that the first tokens end in is listed as a whole. */
+        const int skip = listed ? min(p.fresh, x.reads.b) % MAI_CU_RUN : 0;
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int head = 8 * j + 2 * c + i;
                 const int start = own && head < heads ? __ldcg(&d[head].start) : 0;
-                first[j][i] = is_old ? 0 : start;
+                first[j][i] = listed ? skip : is_old ? 0 : start;
                 end[j][i] = head >= heads ? 0 : is_old ? min(start, part_end) : part_end;
             }
         }

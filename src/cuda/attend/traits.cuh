@@ -9,21 +9,25 @@
 
 namespace mai {
 
+static_assert((int)MAI_RUN_BITS == (int)MAI_CU_RUN_SHIFT, "schedule.h does not know of launch.h");
+
 /* What an instantiation can do beyond exact attention and plain reuse, each with what is before it.
  * Their code would take registers and time from the others. */
 enum class Use {
     PLAIN,
     KEEPS, /* means of keys, with summaries */
-    JUDGES /* candidates that may be refused */
+    JUDGES, /* candidates that may be refused */
+    SELECTS /* runs that are read, and means that stand in for the others */
 };
 
 /* HEADS: query heads computed together, a multiple of 8. */
 template <class Kv_, int D_, int HEADS_, int WARPS_, int STAGES_, Use USE>
 struct Traits {
     using Kv = Kv_;
-    static constexpr bool KEEPS = USE != Use::PLAIN, JUDGES = USE == Use::JUDGES;
-    static constexpr int FIRST_SEGMENT = JUDGES ? MAI_OLD : MAI_FAR;
-    static constexpr int FIRST_CLASS = JUDGES ? MAI_CLASS_OLD : MAI_CLASS_FAR;
+    static constexpr bool KEEPS = USE != Use::PLAIN, SELECTS = USE == Use::SELECTS;
+    static constexpr bool JUDGES = USE == Use::JUDGES || SELECTS;
+    static constexpr int FIRST_SEGMENT = SELECTS ? MAI_REST : JUDGES ? MAI_OLD : MAI_FAR;
+    static constexpr int FIRST_CLASS = FIRST_SEGMENT; /* the first classes are one segment each */
     static constexpr int D = D_, HEADS = HEADS_, WARPS = WARPS_, STAGES = STAGES_;
     static constexpr int THREADS = 32 * WARPS, NT = HEADS / 8, TILE = 16, UNIT = WARPS * TILE;
     static constexpr int PIECES = D * Kv::BYTES / 16; /* 16-byte pieces of a token's K */
@@ -37,14 +41,14 @@ struct Traits {
 
 /* A group of which this block computes something. */
 struct Item {
-    int row, kv_head;
-    int16_t block; /* of query heads, within kv_head */
-    bool keeps;    /* means of keys are wanted */
+    int64_t pages; /* row_pages */
+    int row;
+    int16_t kv_head, block; /* block: of query heads, within kv_head */
     mai_reads reads;
-    mai_outcome outcome; /* of its candidates; without a judge: used, if anything was found */
-    int64_t pages;       /* row_pages */
     int first_unit;
-    int place; /* of this block's partial results; -1: it has only the group's cost */
+    int8_t place; /* of this block's partial results; -1: it has only the group's cost */
+    int8_t outcome; /* mai_outcome; without a judge: used, if anything was found */
+    bool keeps;     /* means of keys are wanted */
     int2 part[MAI_SEGMENTS]; /* tokens of each segment that this block computes; y < 0: none */
 };
 
@@ -84,6 +88,16 @@ __device__ __forceinline__ int n_groups(const mai_cu_params &p)
 __device__ __forceinline__ int heads_of(const mai_cu_params &p, int block)
 {
     return min(p.heads_per_block, p.group - block * p.heads_per_block);
+}
+
+__device__ __forceinline__ bool selects(const Item &x)
+{
+    return x.outcome == MAI_SELECTED || x.outcome == MAI_CHECKED;
+}
+
+__device__ __forceinline__ const mai_cu_choice *choice_of(const mai_cu_params &p, const Item &x)
+{
+    return p.choices + (size_t)x.row * p.n_kv_heads + x.kv_head;
 }
 
 __device__ __forceinline__ int first_head(const mai_cu_params &p, const Item &x)

@@ -234,11 +234,15 @@ __global__ void __launch_bounds__(1024)
     __shared__ float unit2;
     mai_record *const records = p.records + (size_t)p.layer * p.n_heads;
     const Prompt prompt(p, x);
-    const int n_samples = mai_prompt_samples(x.n_queries - prompt.first(p, x));
-    if (prompt.slot < 0 || n_samples == 0) return;
+    const int n_remembered = x.n_queries - prompt.first(p, x);
+    const int n_samples = mai_prompt_samples(n_remembered);
+    const int n_shown = p.selects ? mai_select_samples(x.n_queries, n_remembered) : 0;
+    if (prompt.slot < 0 || (n_samples == 0 && n_shown == 0)) return;
     for (int h = threadIdx.x; h < p.n_heads; h += blockDim.x) {
         for (int i = 0; i < n_samples; i++)
             mai_note_output(&records[h], x.samples[(size_t)i * p.n_heads + h].norm2);
+        for (int i = 0; n_samples == 0 && i < n_shown; i++)
+            mai_note_output(&records[h], x.norms[(size_t)i * p.n_heads + h]);
     }
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -258,6 +262,12 @@ __global__ void __launch_bounds__(1024)
             }
         }
         mai_habit_prompt(&p.habits[(size_t)p.layer * p.n_kv_heads + kv_head], error2, n);
+        for (int i = 0; i < n_shown; i++) {
+            float shown[MAI_THETAS];
+            for (int k = 0; k < MAI_THETAS; k++)
+                shown[k] = x.shown[((size_t)i * p.n_kv_heads + kv_head) * MAI_THETAS + k] / unit2;
+            mai_select_sample(&p.selectors[(size_t)p.layer * p.n_kv_heads + kv_head], shown);
+        }
     }
 }
 

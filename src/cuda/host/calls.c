@@ -13,6 +13,10 @@ static macattn_status launch(macattn_cuda *m, mai_cu_params *p, bool matches, vo
     MAI_TRY(mai_cu_use_device(m, &before));
     macattn_status status = MACATTN_OK;
     if (matches) status = mai_cu_device_status(m, "match", mai_cu_match_launch(p, stream));
+    if (status == MACATTN_OK && p->selects) {
+        status =
+            mai_cu_device_status(m, "select", mai_cu_select_launch(p, m->n_select_blocks, stream));
+    }
     if (status == MACATTN_OK) {
         status = mai_cu_device_status(
             m, "attend", mai_cu_attend_launch(m->kernel, p, m->n_blocks, matches, stream));
@@ -58,6 +62,7 @@ macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer, const macattn
     mai_cu_params p = mai_cu_params_of(m, batch, &io);
     p.layer = layer;
     p.reuse = mai_keeps_rings(&m->cfg) && io.q_match;
+    p.selects = p.reuse && mai_keeps_runs(&m->cfg);
     if (p.reuse) MAI_TRY(check_slots(m, batch, batch->n_rows));
     return launch(m, &p, p.reuse, stream);
 }
@@ -66,6 +71,11 @@ macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer, const macattn
 static int capture(macattn_cuda *m, const mai_cu_params *p, mai_cu_prompt *x, void *stream)
 {
     const int32_t most = mai_cu_captured(&m->cfg);
+    const int n_shown = p->selects ? mai_select_samples(x->n_queries, x->n_queries) : 0;
+    if (p->selects) {
+        const int status = mai_cu_make_runs_launch(p, x, stream);
+        if (status != 0) return status;
+    }
     x->first = x->n_queries > m->cfg.ring ? x->n_queries - m->cfg.ring : 0;
     for (; x->first < x->n_queries; x->first += most) {
         const int32_t left = x->n_queries - x->first;
@@ -73,6 +83,8 @@ static int capture(macattn_cuda *m, const mai_cu_params *p, mai_cu_prompt *x, vo
         int status = mai_cu_far_launch(p, x, stream);
         if (status == 0) status = mai_cu_place_launch(p, x, stream);
         if (status == 0 && p->judges) status = mai_cu_show_launch(p, x, stream);
+        for (int i = 0; status == 0 && i < n_shown; i++)
+            status = mai_cu_shown_launch(p, x, i, stream);
         if (status == 0) status = mai_cu_insert_launch(p, x, stream);
         if (status != 0) return status;
     }
@@ -101,6 +113,7 @@ macattn_status macattn_cuda_capture(macattn_cuda *m, int32_t layer, const macatt
     mai_cu_prompt x = m->prompt;
     int before;
     p.layer = layer;
+    p.selects = mai_keeps_runs(&m->cfg);
     x.row = row, x.n_queries = n_queries;
     MAI_TRY(mai_cu_use_device(m, &before));
     const int status = capture(m, &p, &x, stream);

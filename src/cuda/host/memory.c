@@ -41,6 +41,36 @@ macattn_status macattn_cuda_state_bytes(const macattn_config *config, size_t *by
     return MACATTN_OK;
 }
 
+/* Segments that n_runs runs take. */
+static size_t segments_for(int64_t n_runs)
+{
+    return (size_t)((n_runs + MAI_CU_SEGMENT - 1) >> MAI_CU_SEGMENT_SHIFT);
+}
+
+/* Rows of means in a segment, over all layers and KV heads. */
+static size_t segment_rows(const macattn_config *c)
+{
+    return (size_t)c->n_layers * (size_t)c->n_kv_heads * MAI_CU_SEGMENT;
+}
+
+/* Codes and scales of a key, or of a value. */
+static size_t mean_bytes(const macattn_config *c)
+{
+    return (size_t)c->head_dim + (size_t)c->head_dim / 32 * sizeof(uint16_t);
+}
+
+macattn_status macattn_cuda_run_bytes(const macattn_config *config, int64_t n_tokens, size_t *bytes)
+{
+    struct macattn_cuda m = {0};
+    if (!bytes) return MACATTN_E_ARG;
+    MAI_TRY(mai_cu_resolve(&m, config));
+    if (n_tokens < 0 || n_tokens > m.cfg.max_tokens) return MACATTN_E_RANGE;
+    *bytes = mai_keeps_runs(&m.cfg) ? segments_for(n_tokens >> MAI_CU_RUN_SHIFT) *
+                                          segment_rows(&m.cfg) * 2 * mean_bytes(&m.cfg)
+                                    : 0;
+    return MACATTN_OK;
+}
+
 /* Device memory, zeroed if asked for, that lives as long as the object. */
 static macattn_status take(macattn_cuda *m, void **out, size_t bytes, bool zero, const char *what)
 {
@@ -117,9 +147,77 @@ macattn_status mai_cu_take_judge(macattn_cuda *m)
     TAKE(m, &p->unit2, sizeof *p->unit2, true, "records");
     TAKE(m, &p->outcomes, rows * kv_heads * sizeof *p->outcomes, true, "records");
     TAKE(m, &p->learnt, kv_heads * sizeof *p->learnt, true, "records");
+    TAKE(m, &p->group_counters, layers * kv_heads * sizeof *p->group_counters, true, "statistics");
+    DEVICE_TRY(m, "statistics",
+               cudaMallocHost((void **)&m->host_group_counters,
+                              layers * kv_heads * sizeof *m->host_group_counters));
     p->judges = 1;
     return mai_cu_device_status(
         m, "budgets", mai_cu_set_budget(p, 0, c->n_layers, 0, c->n_heads, c->budget, NULL));
+}
+
+/* The pool of segments, and what each slot has of it. Returns how many there are. */
+static macattn_status take_pool(macattn_cuda *m, size_t *n_segments)
+{
+    const macattn_config *c = &m->cfg;
+    const size_t slots = (size_t)c->max_slots;
+    const size_t heads = slots * (size_t)c->n_layers * (size_t)c->n_kv_heads;
+    const size_t most = segments_for(c->max_tokens >> MAI_CU_RUN_SHIFT);
+    const size_t wanted = segments_for((m->cuda.run_tokens + MAI_CU_RUN - 1) >> MAI_CU_RUN_SHIFT);
+    const size_t n = m->cuda.run_tokens == 0 || wanted > slots * most ? slots * most : wanted;
+    const size_t d = (size_t)c->head_dim, rows = n * segment_rows(c);
+    mai_cu_runs *r = &m->params.runs;
+    TAKE(m, &r->k, rows * d, false, "means of runs");
+    TAKE(m, &r->v, rows * d, false, "means of runs");
+    TAKE(m, &r->k_scale, rows * (d / 32) * sizeof *r->k_scale, false, "means of runs");
+    TAKE(m, &r->v_scale, rows * (d / 32) * sizeof *r->v_scale, false, "means of runs");
+    TAKE(m, &r->common, heads * d * sizeof *r->common, true, "means of runs");
+    TAKE(m, &r->made, heads * sizeof *r->made, true, "means of runs");
+    TAKE(m, &r->table, slots * most * sizeof *r->table, true, "means of runs");
+    TAKE(m, &r->n_segments, slots * sizeof *r->n_segments, true, "means of runs");
+    TAKE(m, &r->free, n * sizeof *r->free, true, "means of runs");
+    TAKE(m, &r->n_free, sizeof *r->n_free, true, "means of runs");
+    r->most = (int32_t)most;
+    *n_segments = n;
+    return MACATTN_OK;
+}
+
+/* What a step works out of the runs of its rows. */
+static macattn_status take_selection(macattn_cuda *m, size_t n_segments)
+{
+    const macattn_config *c = &m->cfg;
+    const size_t rows = (size_t)m->cuda.max_rows, all_rows = rows * (size_t)m->params.runs.most;
+    const size_t n_runs = (n_segments < all_rows ? n_segments : all_rows) * MAI_CU_SEGMENT;
+    const size_t heads = (size_t)c->n_heads, kv_heads = (size_t)c->n_kv_heads;
+    mai_cu_params *p = &m->params;
+    TAKE(m, &p->row_runs, rows * sizeof *p->row_runs, true, "selections");
+    TAKE(m, &p->choices, rows * kv_heads * sizeof *p->choices, true, "selections");
+    TAKE(m, &p->scores, n_runs * heads * sizeof *p->scores, false, "scores of runs");
+    TAKE(m, &p->lists, n_runs * kv_heads * sizeof *p->lists, false, "lists of runs");
+    TAKE(m, &p->piece_lse, (n_runs / MAI_CU_PIECE + rows + 1) * heads * sizeof *p->piece_lse, false,
+         "scores of runs");
+    TAKE(m, &p->least, rows * heads * sizeof *p->least, true, "selections");
+    TAKE(m, &p->scored, rows * kv_heads * sizeof *p->scored, true, "work lists");
+    return MACATTN_OK;
+}
+
+macattn_status mai_cu_take_runs(macattn_cuda *m)
+{
+    const macattn_config *c = &m->cfg;
+    const size_t kv_heads = (size_t)c->n_kv_heads, selectors = (size_t)c->n_layers * kv_heads;
+    const size_t parts = (size_t)MAI_CU_SHOWN_CHUNKS * MAI_CU_SHOWN_PARTS * (size_t)c->n_heads;
+    size_t n_segments;
+    mai_cu_prompt *x = &m->prompt;
+    MAI_TRY(take_pool(m, &n_segments));
+    MAI_TRY(take_selection(m, n_segments));
+    TAKE(m, &m->params.selectors, selectors * sizeof *m->params.selectors, true, "records");
+    TAKE(m, &x->parts, parts * (size_t)(c->head_dim + 1) * sizeof *x->parts, false, "capture");
+    TAKE(m, &x->shown, MAI_SELECT_SAMPLES * MAI_THETAS * kv_heads * sizeof *x->shown, false,
+         "capture");
+    TAKE(m, &x->norms, MAI_SELECT_SAMPLES * (size_t)c->n_heads * sizeof *x->norms, false,
+         "capture");
+    return mai_cu_device_status(
+        m, "means of runs", mai_cu_runs_begin(&m->params, (int)n_segments, (int)selectors, NULL));
 }
 
 macattn_status mai_cu_take_work(macattn_cuda *m)
@@ -148,5 +246,6 @@ void mai_cu_free_all(macattn_cuda *m)
 {
     for (int i = 0; i < m->n_memory; i++) (void)cudaFree(m->memory[i]);
     if (m->host_counters) (void)cudaFreeHost(m->host_counters);
+    if (m->host_group_counters) (void)cudaFreeHost(m->host_group_counters);
     if (m->stats_stream) (void)cudaStreamDestroy(m->stats_stream);
 }

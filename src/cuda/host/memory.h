@@ -13,6 +13,7 @@ size_t mai_cu_width(const macattn_config *c);
  * and what every object needs. On failure what was taken stays with the object. */
 macattn_status mai_cu_take_rings(macattn_cuda *m);
 macattn_status mai_cu_take_judge(macattn_cuda *m);
+macattn_status mai_cu_take_runs(macattn_cuda *m); /* of one that selects */
 macattn_status mai_cu_take_work(macattn_cuda *m);
 void mai_cu_free_all(macattn_cuda *m);
 

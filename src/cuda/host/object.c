@@ -49,6 +49,13 @@ static macattn_status choose_kernel(macattn_cuda *m)
     DEVICE_TRY(m, "kernel", mai_cu_attend_prepare(m->kernel, &per_sm));
     DEVICE_TRY(m, "kernel", mai_cu_match_prepare(c->head_dim));
     DEVICE_TRY(m, "kernel", mai_cu_far_prepare(c->k_dtype, c->head_dim));
+    if (mai_keeps_runs(c)) {
+        int per_sm_select = 0;
+        DEVICE_TRY(m, "kernel", mai_cu_select_prepare(c->head_dim, &per_sm_select));
+        DEVICE_TRY(m, "kernel", mai_cu_shown_prepare(c->head_dim));
+        m->n_select_blocks = sms * per_sm_select;
+        if (per_sm_select < 1) per_sm = 0;
+    }
     if (per_sm < 1) return mai_cu_fail(m, MACATTN_E_DEVICE, "the kernel does not fit this device");
     m->n_blocks = sms * per_sm;
     m->params.n_sms = sms;
@@ -68,6 +75,7 @@ static macattn_status create(macattn_cuda *m, const macattn_config *config,
     if (status == MACATTN_OK) status = mai_cu_take_work(m);
     if (status == MACATTN_OK && mai_keeps_rings(&m->cfg)) status = mai_cu_take_rings(m);
     if (status == MACATTN_OK && mai_cu_judges(&m->cfg)) status = mai_cu_take_judge(m);
+    if (status == MACATTN_OK && mai_keeps_runs(&m->cfg)) status = mai_cu_take_runs(m);
     if (status == MACATTN_OK)
         status = mai_cu_device_status(m, "create", (int)cudaDeviceSynchronize());
     if (status != MACATTN_OK) mai_cu_free_all(m);

@@ -66,6 +66,8 @@ macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from, int32_t to,
                                       base + (size_t)from * arrays[i].bytes, arrays[i].bytes,
                                       cudaMemcpyDeviceToDevice, (cudaStream_t)stream);
     }
+    if (status == cudaSuccess && mai_keeps_runs(&m->cfg))
+        status = mai_cu_runs_fork(&m->params, from, to, stream);
     mai_cu_restore_device(m, before);
     return mai_cu_device_status(m, "fork", status);
 }
@@ -103,6 +105,17 @@ static void add_counters(macattn_stats *s, const mai_cu_counters *c)
     s->error2_head += c->error2_head;
 }
 
+static void add_group_counters(macattn_stats *s, const mai_cu_group_counters *c)
+{
+    for (int i = 0; i < MACATTN_WAYS; i++) {
+        s->groups[i] += c->groups[i];
+        s->kv_bytes[i] += c->kv_bytes[i];
+        s->run_bytes[i] += c->run_bytes[i];
+    }
+    s->checks += c->checks;
+    s->error2_selected += c->error2_selected;
+}
+
 macattn_status macattn_cuda_stats_get(macattn_cuda *m, int32_t layer, int32_t head,
                                       macattn_stats *stats)
 {
@@ -119,6 +132,13 @@ macattn_status macattn_cuda_stats_get(macattn_cuda *m, int32_t layer, int32_t he
     const size_t bytes = mai_cu_rings_per_slot(&m->cfg) * sizeof *m->host_counters;
     cudaError_t status = cudaMemcpyAsync(m->host_counters, m->params.counters, bytes,
                                          cudaMemcpyDeviceToHost, m->stats_stream);
+    const int32_t kv_heads = m->cfg.n_kv_heads;
+    const size_t groups = m->host_group_counters ? (size_t)m->cfg.n_layers * (size_t)kv_heads : 0;
+    if (status == cudaSuccess && groups > 0) {
+        status = cudaMemcpyAsync(m->host_group_counters, m->params.group_counters,
+                                 groups * sizeof *m->host_group_counters, cudaMemcpyDeviceToHost,
+                                 m->stats_stream);
+    }
     if (status == cudaSuccess) status = cudaStreamSynchronize(m->stats_stream);
     mai_cu_restore_device(m, before);
     MAI_TRY(mai_cu_device_status(m, "statistics", (int)status));
@@ -129,6 +149,12 @@ macattn_status macattn_cuda_stats_get(macattn_cuda *m, int32_t layer, int32_t he
             add_counters(stats, &m->host_counters[(size_t)l * (size_t)m->cfg.n_heads + (size_t)h]);
         }
     }
+    const int32_t of_head = head / (m->cfg.n_heads / kv_heads);
+    for (int32_t i = 0; i < (int32_t)groups; i++) {
+        if ((layer >= 0 && i / kv_heads != layer) || (head >= 0 && i % kv_heads != of_head))
+            continue;
+        add_group_counters(stats, &m->host_group_counters[i]);
+    }
     return MACATTN_OK;
 }
 
@@ -137,9 +163,14 @@ macattn_status macattn_cuda_stats_reset(macattn_cuda *m, void *stream)
     int before;
     if (!m) return MACATTN_E_ARG;
     MAI_TRY(mai_cu_use_device(m, &before));
-    const cudaError_t status = cudaMemsetAsync(
+    const size_t groups = (size_t)m->cfg.n_layers * (size_t)m->cfg.n_kv_heads;
+    cudaError_t status = cudaMemsetAsync(
         m->params.counters, 0, mai_cu_rings_per_slot(&m->cfg) * sizeof *m->params.counters,
         (cudaStream_t)stream);
+    if (status == cudaSuccess && m->params.group_counters) {
+        status = cudaMemsetAsync(m->params.group_counters, 0,
+                                 groups * sizeof *m->params.group_counters, (cudaStream_t)stream);
+    }
     mai_cu_restore_device(m, before);
     return mai_cu_device_status(m, "statistics", (int)status);
 }
