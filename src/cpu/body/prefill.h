@@ -15,9 +15,9 @@ typedef struct prefill_block {
     int group, n_queries;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
     bool keys;                                  /* sum up keys in this pass */
+    float *kept;                                /* a tile's rows in f32, see tile.h */
     float *q, *o, *kbar, *m, *l;                /* [row] */
     float *scores, *k_weights;                  /* [row][TILE]; the latter: of head_sums */
-    const float *q_row[PREFILL_MAX_ROWS];
     float *o_row[PREFILL_MAX_ROWS], *kbar_row[PREFILL_MAX_ROWS];
 } prefill_block;
 
@@ -40,7 +40,8 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->n_queries = a->q1 - a->q0;
     b->keys = a->capture0 < a->q1 && a->far_keys;
     const size_t rows = (size_t)b->n_queries * (size_t)b->group;
-    b->q = a->scratch;
+    b->kept = a->scratch;
+    b->q = b->kept + kept_bytes(shape) / sizeof(float);
     b->o = b->q + rows * (size_t)shape->d;
     b->kbar = b->o + rows * (size_t)shape->dv;
     b->scores = b->kbar + rows * (size_t)shape->d;
@@ -53,7 +54,6 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
                   head = a->kv_head * b->group + (int)i % b->group;
         load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
                b->q + i * (size_t)shape->d);
-        b->q_row[i] = b->q + i * (size_t)shape->d;
         b->o_row[i] = b->o + i * (size_t)shape->dv;
         b->kbar_row[i] = b->kbar + i * (size_t)shape->d;
         b->m[i] = -INFINITY;
@@ -85,23 +85,25 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
     const int64_t k_offset = a->kv_head * kv->k_head_stride,
                   v_offset = a->kv_head * kv->v_head_stride;
-    const ahead k_next = own_rows(fetch_next ? rows[1].k : NULL, k_offset, kv->k_token_stride,
-                                  (int64_t)row_bytes(shape->k_dtype, shape->d));
-    const ahead v_next = own_rows(fetch_next ? rows[1].v : NULL, v_offset, kv->v_token_stride,
-                                  (int64_t)row_bytes(shape->v_dtype, shape->dv));
+    ahead nothing = fetch_nothing(a->scratch), k_next = nothing, v_next = nothing;
+    if (fetch_next) {
+        k_next = fetch_rows(rows[1].k, k_offset, (int64_t)row_bytes(shape->k_dtype, shape->d), 0);
+        v_next = fetch_rows(rows[1].v, v_offset, (int64_t)row_bytes(shape->v_dtype, shape->dv), 0);
+    }
     const int n_rows = n_queries * b->group;
     float *scores = b->scores + row * TILE;
-    tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
+    tile_scores(shape, rows[0].k, n, k_offset, b->q + row * (size_t)shape->d, n_rows, scores,
+                b->kept, &k_next);
     for (int i = 0; i < n_rows; i++) {
         const head_sums sums = prefill_sums(b, row + (size_t)i);
         softmax_tile(scores + (size_t)i * TILE, 0, n, shape, &sums);
     }
     tile_sums(shape->v_dtype, shape->dv, rows[0].v, v_offset, n_rows, 0, n, scores, b->o_row + row,
-              &v_next);
+              b->kept, &v_next);
     if (!b->keys) return;
-    const ahead nothing = {NULL, false, 0, 0, 0};
     tile_sums(shape->k_dtype, shape->d, rows[0].k, k_offset, n_rows, 0, n,
-              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, &nothing);
+              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, b->kept,
+              &nothing);
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */

@@ -20,6 +20,16 @@
  * the calls. */
 #define v_prefetch(p) __builtin_prefetch((p), 0, 3)
 
+/* Keep a vector that is used several times in a register: compilers would rather have every use of it
+ * load it again, and loads are what there are too few of. */
+#if defined(__x86_64__)
+#    define IN_REGISTER(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#    define IN_REGISTER(x) __asm__("" : "+w"(x))
+#else
+#    define IN_REGISTER(x) ((void)0)
+#endif
+
 #define Q8_BLOCK 32
 #define Q8_BYTES 34
 
@@ -36,11 +46,7 @@ MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
         return v_mul(v_load_i8(block + 2 + (j * VL) % Q8_BLOCK), v_set1(v_f16_scalar(h)));
     }
     case MACATTN_DTYPE_F32:
-    default: {
-        float f[VL];
-        memcpy(f, row + (size_t)j * VL * 4, sizeof f); /* rows need not be aligned to 4 */
-        return v_load(f);
-    }
+    default: return v_load_f32(row + (size_t)j * VL * 4);
     }
 }
 

@@ -10,7 +10,7 @@
 
 /* Work memory of score and stand_in. */
 typedef struct runs_state {
-    const float **q;               /* [group] */
+    float *kept;                   /* a tile's rows in f32, see tile.h */
     float **o, **kbar;             /* [group]; kbar NULL: not wanted */
     float *tile, *k_weights;       /* [group][TILE] */
     float *m, *l, *base, *slopes;  /* [group] */
@@ -18,14 +18,15 @@ typedef struct runs_state {
 
 static size_t runs_scratch_bytes(const mai_shape *shape)
 {
-    return (size_t)shape->group * (3 * sizeof(float *) + sizeof(float) * (2 * TILE + 4));
+    return (size_t)shape->group * (2 * sizeof(float *) + sizeof(float) * (2 * TILE + 4));
 }
 
 static runs_state runs_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t group = (size_t)shape->group;
-    runs_state s = {.q = scratch};
-    s.o = (float **)scratch + group;
+    runs_state s = {.kept = scratch};
+    void *after = (char *)scratch + kept_bytes(shape);
+    s.o = after;
     s.kbar = s.o + group;
     s.tile = (float *)(s.kbar + group);
     s.k_weights = s.tile + group * TILE;
@@ -215,9 +216,9 @@ static void MAI_FN(score)(const mai_score_args *a)
     shape.k_dtype = dims->k_dtype;
     const runs_state s = runs_state_in(a->scratch, a->shape);
     for (int h = 0; h < group; h++) {
-        s.q[h] = a->q + (size_t)h * (size_t)shape.d;
         s.base[h] = dot_common(
-            s.q[h], a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
+            a->q + (size_t)h * (size_t)shape.d,
+            a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
         s.m[h] = -INFINITY;
         s.l[h] = 0;
     }
@@ -228,9 +229,10 @@ static void MAI_FN(score)(const mai_score_args *a)
         const int n = rows[now].n;
         load_run_rows(dims, a->segments, a->kv_head, NULL, run + TILE, a->run1 - run - TILE,
                       &rows[now ^ 1]);
-        const ahead next = own_rows(rows[now ^ 1].n > 0 ? rows[now ^ 1].k : NULL, 0,
-                                    (int64_t)dims->k_bytes, (int64_t)dims->k_bytes);
-        tile_scores(&shape, &rows[now], 0, s.q, group, s.tile, &next);
+        ahead next = rows[now ^ 1].n > 0
+                         ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
+                         : fetch_nothing(a->scratch);
+        tile_scores(&shape, rows[now].k, n, 0, a->q, group, s.tile, s.kept, &next);
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;
             finish_scores(&shape, x, s.base[h], n, &s.m[h], &s.l[h]);
@@ -339,7 +341,7 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
         s.l[h] = s.slopes[h] = 0;
         memset(s.o[h], 0, sizeof(float) * width);
     }
-    const ahead nothing = {NULL, false, 0, 0, 0};
+    ahead nothing = fetch_nothing(a->scratch);
     const bool capped = shape->softcap > 0;
     tile_rows rows[2];
     int now = 0;
@@ -349,14 +351,13 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
         load_run_rows(dims, a->segments, a->kv_head,
                       a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs,
                       a->run0 + i + TILE, a->n - i - TILE, &rows[now ^ 1]);
-        const ahead v_next = own_rows(next->n > 0 ? next->v : NULL, 0, (int64_t)dims->v_bytes,
-                                      (int64_t)dims->v_bytes);
+        ahead v_next = next->n > 0 ? fetch_rows(next->v, 0, (int64_t)dims->v_bytes, 0) : nothing;
         if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
-                  &v_next);
+                  s.kept, &v_next);
         if (a->keys) {
             tile_sums(dims->k_dtype, shape->d, rows[now].k, 0, group, 0, rows[now].n,
-                      capped ? s.k_weights : s.tile, s.kbar, &nothing);
+                      capped ? s.k_weights : s.tile, s.kbar, s.kept, &nothing);
         }
     }
     for (int h = 0; h < group; h++) finish_stand_in(a, &s, h);

@@ -10,8 +10,9 @@
 #include "core/backend.h"
 
 #define VL 8
-#define DOT_ACC 8 /* of 16 registers */
-#define PV_ACC 8
+#define HSUM 8 /* sums that v_hsum forms at a time */
+#define TUNE_AVX2
+#include "tuning.h"
 
 typedef __m256 V;
 
@@ -110,6 +111,11 @@ static inline V v_from_i32(const int32_t *p)
     return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    return _mm256_loadu_ps((const float *)p);
+}
 static inline V v_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

@@ -10,8 +10,9 @@
 #include "core/backend.h"
 
 #define VL 16
-#define DOT_ACC 16 /* accumulators of a score block: 16 of 32 registers */
-#define PV_ACC 16
+#define HSUM 16 /* sums that v_hsum forms at a time */
+#define TUNE_AVX512
+#include "tuning.h"
 
 typedef __m512 V;
 
@@ -89,6 +90,11 @@ static inline V v_first_n(V a, V b, int n)
     return _mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b, a);
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
 static inline V v_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

@@ -10,8 +10,9 @@
 #include "core/backend.h"
 
 #define VL 4
-#define DOT_ACC 16
-#define PV_ACC 16
+#define HSUM 16 /* sums that v_hsum forms at a time */
+#define TUNE_NEON
+#include "tuning.h"
 
 typedef float32x4_t V;
 
@@ -110,6 +111,13 @@ static inline V v_from_i32(const int32_t *p)
     return vcvtq_f32_s32(vld1q_s32(p));
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    V a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
 static inline V v_load_f16(const void *p)
 {
     uint16x4_t h;
@@ -144,7 +152,7 @@ static inline float v_f16_scalar(uint16_t h)
 
 static inline void v_hsum(const V *acc, float *out)
 {
-    for (int i = 0; i < DOT_ACC; i += 4) {
+    for (int i = 0; i < HSUM; i += 4) {
         vst1q_f32(out + i,
                   vpaddq_f32(vpaddq_f32(acc[i], acc[i + 1]), vpaddq_f32(acc[i + 2], acc[i + 3])));
     }

@@ -5,7 +5,7 @@
  *   v_first_n(a, b, n): lanes i < n of a, the others of b; 0 <= n <= VL
  *   v_scale2(a, n): a * 2^n for whole n in [-150, 130], gradual underflow may be flushed
  *   v_not_above(a, b): bit i is set unless a > b in lane i
- *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < DOT_ACC, all by the same tree
+ *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < HSUM, all by the same tree
  *   v_dot_block(block, q, dot): dot[lane] = sum over MAI_CHUNK dims of uint8 row times int8 q */
 #ifndef MAI_VEC_H
 #define MAI_VEC_H
@@ -17,8 +17,9 @@
 #include "core/backend.h"
 
 #define VL 1
-#define DOT_ACC 16
-#define PV_ACC 16
+#define HSUM 16 /* sums that v_hsum forms at a time */
+#define TUNE_SCALAR
+#include "tuning.h"
 
 typedef float V;
 
@@ -121,6 +122,13 @@ static inline float v_f16_scalar(uint16_t h)
     memcpy(&f, &bits, 4);
     return f;
 }
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    V a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
 static inline V v_load_f16(const void *p)
 {
     uint16_t h;
@@ -151,7 +159,7 @@ static inline V v_load_bf16_n(const void *p, int n)
 
 static inline void v_hsum(const V *acc, float *out)
 {
-    memcpy(out, acc, sizeof(float) * DOT_ACC);
+    memcpy(out, acc, sizeof(float) * HSUM);
 }
 
 static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *dot)
