@@ -10,7 +10,9 @@
 #include <string.h>
 
 static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
-                                         MACATTN_DTYPE_Q8_0};
+                                         MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_Q4_0, MACATTN_DTYPE_Q4_1, MACATTN_DTYPE_Q5_0,
+                                         MACATTN_DTYPE_Q5_1, MACATTN_DTYPE_IQ4_NL};
+enum { N_KV_TYPES = sizeof kv_types / sizeof kv_types[0] };
 
 /* Calls `f` for every backend that this machine can run. */
 static void each_backend(void (*f)(const mai_backend *))
@@ -216,8 +218,8 @@ static void attend(const mai_backend *backend)
         const int32_t *dim = dims[i % 12];
         macattn_config cfg = kernel_config(3 * (1 + i % 7), 3, dim[0], dim[1]);
         cfg.q_dtype = (macattn_dtype)(i % 3);
-        cfg.k_dtype = dim[0] % 32 ? kv_types[i % 3] : kv_types[i / 2 % 4];
-        cfg.v_dtype = dim[1] % 32 ? kv_types[i / 4 % 3] : kv_types[i / 8 % 4];
+        cfg.k_dtype = dim[0] % 32 ? kv_types[i % 3] : kv_types[i / 2 % N_KV_TYPES];
+        cfg.v_dtype = dim[1] % 32 ? kv_types[i / 4 % 3] : kv_types[(i + i / 9) % N_KV_TYPES];
         cfg.softcap = i % 4 == 0 ? 3 : 0;
         const int64_t n = lengths[i % 14];
         tokens_case c;

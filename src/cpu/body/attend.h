@@ -24,7 +24,7 @@ typedef struct head_sums {
     float *o;         /* [dv] */
     float *kbar;      /* [d] of keys; NULL: not wanted */
     float *k_weights; /* [TILE] with kbar and a soft cap: the weights of the keys; else not used */
-    float *m, *l;
+    float *m, *l;     /* l [VL]: its lanes add up to the sum of weights */
 } head_sums;
 
 /* Turn one head's scores of tokens [t0, t1) of a tile into weights 2^(s - m), those of the others
@@ -35,7 +35,7 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
     const V none = v_set1(-INFINITY);
     const float softcap = shape->softcap;
     float *const m = sums->m;
-    V x[TILE / VL], top = none, sum = v_zero();
+    V x[TILE / VL], top = none;
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
         const int t = i * VL;
@@ -45,15 +45,16 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
         if (t < t0) x[i] = v_first_n(none, x[i], t0 - t < VL ? t0 - t : VL);
         top = v_max(top, x[i]);
     }
-    const float tile_max = v_reduce_max(top);
-    if (tile_max > *m) {
+    if (v_any_above(top, v_set1(*m))) {
+        const float tile_max = v_reduce_max(top);
         const float f = *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
         scale_floats(sums->o, shape->dv, f);
         if (sums->kbar) scale_floats(sums->kbar, shape->d, f);
-        *sums->l *= f;
+        v_store(sums->l, v_mul(v_load(sums->l), v_set1(f)));
         *m = tile_max;
     }
     const V base = v_set1(*m == -INFINITY ? 0.0f : *m);
+    V sum = v_load(sums->l);
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
         const V capped = x[i];
@@ -63,13 +64,13 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
         if (sums->kbar && softcap > 0)
             v_store(sums->k_weights + i * VL, v_mul(x[i], v_softcap_slope(capped, softcap)));
     }
-    *sums->l += v_reduce_add(sum);
+    v_store(sums->l, sum);
 }
 
 /* Normalise a head's sums; an empty range gives 0 and -inf. */
 static void finish_head(const mai_shape *shape, const head_sums *sums, float *lse)
 {
-    const float m = *sums->m, l = *sums->l;
+    const float m = *sums->m, l = v_reduce_add(v_load(sums->l));
     if (l == 0 && !(m > -INFINITY)) {
         *lse = -INFINITY;
         return;
@@ -108,13 +109,13 @@ MAI_INLINE ahead share_of_next(const tile_rows *next, const char *const *rows,
  * the front of their kv head's place in `active`, `first`, `q`, `o`, `kbar` and the scores, so that
  * they are one block whichever they are. */
 typedef struct attend_state {
-    float *kept;     /* a tile's rows in f32, see tile.h */
+    void *work;      /* of tile.h */
     float *q;        /* [n_heads][d] queries */
     float **o;       /* [n_heads] running output */
     float **kbar;    /* [n_heads] running sum of keys; NULL: not wanted */
     float *scores;   /* [n_heads][TILE] */
     float *k_weights; /* [n_heads][TILE] of head_sums */
-    float *m, *l;    /* [n_heads] running maximum and sum, by head */
+    float *m, *l;    /* [n_heads] running maximum, [n_heads][VL] and sum, by head */
     int *active;     /* [n_heads] head */
     int *first;      /* [n_heads] first token of the tile in which it takes part */
     int *n_active;   /* [n_kv_heads] */
@@ -122,7 +123,7 @@ typedef struct attend_state {
 
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
-    const size_t floats = (size_t)shape->d + 2 * TILE + 2;
+    const size_t floats = (size_t)shape->d + 2 * TILE + 1 + VL;
     return (size_t)shape->n_heads *
                (2 * sizeof(float *) + sizeof(float) * floats + 2 * sizeof(int)) +
            (size_t)shape->n_kv_heads * sizeof(int);
@@ -131,15 +132,15 @@ static size_t attend_scratch_bytes(const mai_shape *shape)
 static attend_state attend_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t hq = (size_t)shape->n_heads;
-    attend_state s = {.kept = scratch};
-    s.q = s.kept + kept_bytes(shape) / sizeof(float);
+    attend_state s = {.work = scratch};
+    s.q = (float *)(void *)((char *)scratch + tile_work_bytes(shape));
     s.scores = s.q + hq * (size_t)shape->d;
     s.k_weights = s.scores + hq * TILE;
     s.o = (float **)(void *)(s.k_weights + hq * TILE);
     s.kbar = s.o + hq;
     s.m = (float *)(s.kbar + hq);
     s.l = s.m + hq;
-    s.active = (int *)(s.l + hq);
+    s.active = (int *)(s.l + hq * VL);
     s.first = s.active + hq;
     s.n_active = s.first + hq;
     return s;
@@ -157,7 +158,7 @@ static head_sums sums_of(const attend_state *s, int i, int h)
                        .kbar = s->kbar[i],
                        .k_weights = s->k_weights + (size_t)i * TILE,
                        .m = s->m + h,
-                       .l = s->l + h};
+                       .l = s->l + h * VL};
 }
 
 /* Pack the heads that take part in the tile of n tokens at t. Returns whether all heads do from its
@@ -194,7 +195,7 @@ static void attend_keys(const mai_attend_args *a, const attend_state *s, const t
     ahead nothing = fetch_nothing(a->scratch);
     const float *weights = shape->softcap > 0 ? s->k_weights : s->scores;
     tile_sums(shape->k_dtype, shape->d, rows->k, kv_head * a->tokens.kv->k_head_stride,
-              s->n_active[kv_head], t0, rows->n, weights + (size_t)h * TILE, s->kbar + h, s->kept,
+              s->n_active[kv_head], t0, rows->n, weights + (size_t)h * TILE, s->kbar + h, s->work,
               &nothing);
 }
 
@@ -206,8 +207,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
     const mai_shape *shape = a->shape;
     const macattn_kv *kv = a->tokens.kv;
     const int group = shape->group, n = rows->n;
-    const int64_t k_bytes = (int64_t)row_bytes(shape->k_dtype, shape->d);
-    const int64_t v_bytes = (int64_t)row_bytes(shape->v_dtype, shape->dv);
+    const int64_t k_bytes = (int64_t)macattn_dtype_row_bytes(shape->k_dtype, shape->d);
+    const int64_t v_bytes = (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv);
     bool whole = true; /* all kv heads take part */
     for (int i = a->kv0; i < a->kv1; i++) whole = whole && s->n_active[i] > 0;
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
@@ -217,7 +218,7 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
                                     kv->k_head_stride, k_bytes);
         tile_scores(shape, rows->k, n, kv_head * kv->k_head_stride,
                     s->q + (size_t)h * (size_t)shape->d, s->n_active[kv_head],
-                    s->scores + (size_t)h * TILE, s->kept, &share);
+                    s->scores + (size_t)h * TILE, s->work, &share);
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         for (int i = kv_head * group; i < kv_head * group + s->n_active[kv_head]; i++) {
@@ -233,7 +234,7 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
         tile_sums(shape->v_dtype, shape->dv, rows->v, kv_head * kv->v_head_stride,
-                  s->n_active[kv_head], t0, n, s->scores + (size_t)h * TILE, s->o + h, s->kept,
+                  s->n_active[kv_head], t0, n, s->scores + (size_t)h * TILE, s->o + h, s->work,
                   &share);
         if (wants_keys(a, kv_head)) attend_keys(a, s, rows, kv_head, t0);
     }
@@ -260,7 +261,7 @@ static void MAI_FN(attend)(const mai_attend_args *a)
         s.active[h] = -1;
         if (!takes_part(a, h)) continue;
         s.m[h] = -INFINITY;
-        s.l[h] = 0;
+        v_store(s.l + h * VL, v_zero());
         memset(a->out + h * a->out_stride, 0, sizeof(float) * (size_t)result_width(a, h));
     }
     tile_rows rows[2];
@@ -278,7 +279,7 @@ static void MAI_FN(attend)(const mai_attend_args *a)
         const head_sums sums = {.o = o,
                                 .kbar = wants_keys(a, h / shape->group) ? o + shape->dv : NULL,
                                 .m = s.m + h,
-                                .l = s.l + h};
+                                .l = s.l + h * VL};
         finish_head(shape, &sums, a->lse + h);
     }
 }

@@ -6,9 +6,8 @@
  * Both are small matrix products. A block of heads and tokens (or of heads and vectors of a row) has
  * its accumulators in registers, as many as the instruction set has (tuning.h), so that a converted
  * vector serves every head of the block and a query's vector every token. Up to MOST_HEADS heads are
- * one block: their rows are converted as they are multiplied. More heads, and rows whose conversion
- * is long (blocks of 4 and 5 bits), have the tile converted once into `kept`, f32 rows that stay in
- * the first-level cache, and the blocks read these.
+ * one block; of more, each block converts the rows anew, which takes no longer than loading f32 rows
+ * that were kept (and stored before). Rows of ggml's block types are unpacked first: blocks.h.
  *
  * Every dot product and every output element is summed in an order that does not depend on which
  * other heads take part, so a head computed alone gives the same bits.
@@ -19,9 +18,6 @@
  * two lines of the next tile, in the order in which they lie in memory. */
 
 #define TILE 16
-#ifndef MOST_KEEP
-#define MOST_KEEP 24
-#endif
 
 /* Rows of the tokens of a tile, kv_head 0. Past the last token they repeat it. */
 typedef struct tile_rows {
@@ -33,9 +29,9 @@ typedef struct tile_rows {
 
 #define LINE 64
 
-/* Bytes of VL elements of a row of compile-time type, rounded down. */
+/* Bytes of VL elements of a row of compile-time type. */
 #define VEC_BYTES(type) \
-    ((type) == MACATTN_DTYPE_F32 ? VL * 4 : (type) == MACATTN_DTYPE_Q8_0 ? VL * 34 / 32 : VL * 2)
+    ((type) == MACATTN_DTYPE_F32 ? VL * 4 : VL * 2)
 
 /* Where to go on fetching: the rest of a row, then the rows behind it. */
 typedef struct ahead {
@@ -113,10 +109,9 @@ MAI_INLINE void dot_step(macattn_dtype type, const int hb, const int tb, const c
 }
 
 /* sums[h * TILE + t] for hb heads and tb tokens from `rows` on: the lanes of their dot products, not yet
- * added up. hb, tb, the type and `fetching` are constants. */
+ * added up. hb, tb and the type are constants. */
 MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const char *const *rows,
-                          int64_t offset, const float *q, int d, V *sums, const bool fetching,
-                          ahead *next)
+                          int64_t offset, const float *q, int d, V *sums, ahead *next)
 {
     V acc[MOST_SUMS];
     const int n_vec = d / VL, rest = d % VL, steps = LINE_STEPS(type);
@@ -127,7 +122,7 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
     for (; j + steps <= n_vec; j += steps) {
         MAI_UNROLL for (int u = 0; u < steps; u++)
         {
-            MAI_UNROLL for (int t = 0; fetching && t < tb; t++)
+            MAI_UNROLL for (int t = 0; t < tb; t++)
             {
                 if (t * steps / tb == u) fetch_line(next);
             }
@@ -147,17 +142,16 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
         sums[h * TILE + t] = acc[h * tb + t];
 }
 
-/* scores[h][..] of hb heads, a constant, for the first n tokens and those that fill a last group of
- * HSUM of them. */
+/* scores[h][..] of hb heads, a constant, for the first n tokens, a multiple of HSUM. */
 MAI_INLINE void score_block(macattn_dtype type, const int hb, const char *const *rows,
                             int64_t offset, const float *q, int d, int n, float *scores,
-                            const bool fetching, ahead *next)
+                            ahead *next)
 {
-    const int tb = DOT_TOKENS(hb), n_up = (n + HSUM - 1) / HSUM * HSUM;
+    const int tb = DOT_TOKENS(hb);
     V sums[MOST_HEADS * TILE];
-    for (int t = 0; t < n_up; t += tb)
-        dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, fetching, next);
-    MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n_up; t += HSUM)
+    for (int t = 0; t < n; t += tb)
+        dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, next);
+    MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
         v_hsum(sums + h * TILE + t, scores + h * TILE + t);
 }
 
@@ -171,14 +165,14 @@ MAI_INLINE int next_block(int left, int most)
 /* Scores of n_heads heads over the tile: q is [n_heads][d], scores [n_heads][TILE]. */
 MAI_INLINE void score_tile(macattn_dtype type, const char *const *rows, int64_t offset,
                            const float *q, int d, int n_heads, int n, float *scores,
-                           const bool fetching, ahead *next)
+                           ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         float *s = scores + (size_t)h * TILE;
         block = next_block(n_heads - h, MOST_HEADS);
         switch (block) {
 #define SCORE_BLOCK(hb) \
-    case hb: score_block(type, hb, rows, offset, q + (size_t)h * (size_t)d, d, n, s, fetching, next); break;
+    case hb: score_block(type, hb, rows, offset, q + (size_t)h * (size_t)d, d, n, s, next); break;
             EACH_BLOCK(SCORE_BLOCK)
 #undef SCORE_BLOCK
         }
@@ -191,7 +185,7 @@ MAI_INLINE void score_tile(macattn_dtype type, const char *const *rows, int64_t 
  * nv and the type are constants. */
 MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const char *const *rows,
                          int64_t offset, int t0, int t1, const float *p, float *const *o, int j,
-                         const bool fetching, ahead *next)
+                         ahead *next)
 {
     V acc[MOST_SUMS];
     const int lines = nv * VEC_BYTES(type) / LINE, every = lines > 0 ? 1 : LINE_STEPS(type) / nv;
@@ -199,8 +193,8 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
     for (int t = t0; t < t1; t++) {
         V wait[MOST_SUMS];
-        if (fetching && t % every == 0) fetch_line(next);
-        MAI_UNROLL for (int i = 1; fetching && i < lines; i++) fetch_line(next);
+        if (t % every == 0) fetch_line(next);
+        MAI_UNROLL for (int i = 1; i < lines; i++) fetch_line(next);
         if (hb < nv) {
             MAI_UNROLL for (int h = 0; h < hb; h++) wait[h] = v_set1(p[h * TILE + t]);
         } else {
@@ -239,14 +233,14 @@ MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t off
 
 MAI_INLINE void sum_block(macattn_dtype type, const int hb, const char *const *rows, int64_t offset,
                           int dim, int t0, int t1, const float *p, float *const *o,
-                          const bool fetching, ahead *next)
+                          ahead *next)
 {
     const int nv = SUM_VECS(hb), n_vec = dim / VL;
     int j = 0;
     for (; j + nv <= n_vec; j += nv)
-        pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, fetching, next);
+        pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, next);
     for (; nv > 1 && j < n_vec; j++)
-        pv_block(type, hb, 1, rows, offset, t0, t1, p, o, j, fetching, next);
+        pv_block(type, hb, 1, rows, offset, t0, t1, p, o, j, next);
     if (dim % VL == 0) return;
     for (int h = 0; h < hb; h++) pv_tail(type, rows, offset, t0, t1, p + h * TILE, o[h], dim);
 }
@@ -254,57 +248,28 @@ MAI_INLINE void sum_block(macattn_dtype type, const int hb, const char *const *r
 /* o[h] [dim] += `rows` [t0, t1), weighted by p [n_heads][TILE]. */
 MAI_INLINE void sum_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
                          int n_heads, int t0, int t1, const float *p, float *const *o,
-                         const bool fetching, ahead *next)
+                         ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         const float *w = p + (size_t)h * TILE;
         block = next_block(n_heads - h, MOST_HEADS);
         switch (block) {
 #define SUM_BLOCK(hb) \
-    case hb: sum_block(type, hb, rows, offset, dim, t0, t1, w, o + h, fetching, next); break;
+    case hb: sum_block(type, hb, rows, offset, dim, t0, t1, w, o + h, next); break;
             EACH_BLOCK(SUM_BLOCK)
 #undef SUM_BLOCK
         }
     }
 }
 
-/* -------------------------------------------------------------------------------- kept in f32 -- */
-
-/* Rows [t0, t1) to f32, side by side. */
-MAI_INLINE void keep_rows(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
-                          int t0, int t1, float *kept, ahead *next)
-{
-    const int n_vec = dim / VL, rest = dim % VL, steps = LINE_STEPS(type);
-    for (int t = t0; t < t1; t++) {
-        const char *row = rows[t] + offset;
-        float *to = kept + (size_t)t * (size_t)dim;
-        for (int j = 0; j < n_vec; j++) {
-            if (j % steps == 0) fetch_line(next);
-            v_store(to + j * VL, row_vec(type, row, j));
-        }
-        if (rest) v_store_n(to + n_vec * VL, row_tail(type, row, n_vec, rest), rest);
-    }
-}
-
 /* ------------------------------------------------------------------------------------- dispatch -- */
 
-static size_t kept_bytes(const mai_shape *shape)
-{
-    const int dim = shape->d > shape->dv ? shape->d : shape->dv;
-    return sizeof(float) * TILE * (size_t)dim;
-}
+#include "blocks.h"
 
-/* Whether a tile is converted into `kept` first. */
-MAI_INLINE bool keeps(macattn_dtype type, int n_heads)
+/* What tile_scores and tile_sums work in. */
+static size_t tile_work_bytes(const mai_shape *shape)
 {
-    return type != MACATTN_DTYPE_F32 && n_heads > MOST_KEEP;
-}
-
-/* Rows [t0, t1) in `kept`; those beyond repeat the last. */
-static void kept_rows(const float *kept, int dim, int t0, int t1, const char **rows)
-{
-    for (int t = t0; t < TILE; t++)
-        rows[t] = (const char *)(kept + (size_t)(t < t1 ? t : t1 - 1) * (size_t)dim);
+    return (unpacked_bytes(shape) + 63) / 64 * 64;
 }
 
 /* The two most common head dims as constants: their loops unroll, which is worth a few percent. */
@@ -317,76 +282,59 @@ static void kept_rows(const float *kept, int dim, int t0, int t1, const char **r
         }                           \
     } while (0)
 
-static void keep_tile(macattn_dtype type, int dim, const char *const *rows, int64_t offset, int t0,
-                      int t1, float *kept, ahead *next)
-{
-    switch (type) {
-    case MACATTN_DTYPE_F16:
-        keep_rows(MACATTN_DTYPE_F16, rows, offset, dim, t0, t1, kept, next);
-        break;
-    case MACATTN_DTYPE_BF16:
-        keep_rows(MACATTN_DTYPE_BF16, rows, offset, dim, t0, t1, kept, next);
-        break;
-    case MACATTN_DTYPE_Q8_0:
-        keep_rows(MACATTN_DTYPE_Q8_0, rows, offset, dim, t0, t1, kept, next);
-        break;
-    default: break;
-    }
-}
-
-/* Scores of n_heads heads, q [n_heads][d], for n tokens; `kept` is work memory of kept_bytes. */
+/* Scores of n_heads heads, q [n_heads][d], for n tokens. */
 static void tile_scores(const mai_shape *shape, const char *const *rows, int n, int64_t offset,
-                        const float *q, int n_heads, float *scores, float *kept,
-                        ahead *next)
+                        const float *q, int n_heads, float *scores, void *work, ahead *next)
 {
     const macattn_dtype type = shape->k_dtype;
-    const char *own[TILE];
-    if (keeps(type, n_heads)) {
-        keep_tile(type, shape->d, rows, offset, 0, n, kept, next);
-        kept_rows(kept, shape->d, 0, n, own);
-#define SCORES_KEPT(dim) \
-    score_tile(MACATTN_DTYPE_F32, own, 0, q, dim, n_heads, n, scores, false, next)
-        FOR_DIM(shape->d, SCORES_KEPT);
+    const int n_up = (n + HSUM - 1) / HSUM * HSUM;
+    if (is_blocks(type)) {
+        const unpacked u = unpacked_in(work, shape->d);
+        unpack_tile(type, rows, offset, shape->d, 0, n_up, &u);
+#define SCORES_LEAST(dim) score_unpacked(&u, true, q, dim, n_heads, n_up, scores, next)
+#define SCORES_BLOCKS(dim) score_unpacked(&u, false, q, dim, n_heads, n_up, scores, next)
+        if (has_least(type))
+            FOR_DIM(shape->d, SCORES_LEAST);
+        else
+            FOR_DIM(shape->d, SCORES_BLOCKS);
         return;
     }
-#define SCORES(type, dim) score_tile(type, rows, offset, q, dim, n_heads, n, scores, true, next)
+#define SCORES(type, dim) score_tile(type, rows, offset, q, dim, n_heads, n_up, scores, next)
 #define SCORES_F32(dim) SCORES(MACATTN_DTYPE_F32, dim)
 #define SCORES_F16(dim) SCORES(MACATTN_DTYPE_F16, dim)
 #define SCORES_BF16(dim) SCORES(MACATTN_DTYPE_BF16, dim)
-#define SCORES_Q8_0(dim) SCORES(MACATTN_DTYPE_Q8_0, dim)
     switch (type) {
     case MACATTN_DTYPE_F32: FOR_DIM(shape->d, SCORES_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(shape->d, SCORES_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(shape->d, SCORES_BF16); break;
-    case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->d, SCORES_Q8_0); break;
-    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
+    default: break; /* not on the CPU */
     }
 }
 
-/* o[h] [dim] += rows [t0, t1) of a tile's K or V, weighted by p; `kept` as above. */
+/* o[h] [dim] += rows [t0, t1) of a tile's K or V, weighted by p. */
 static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int64_t offset,
-                      int n_heads, int t0, int t1, const float *p, float *const *o, float *kept,
+                      int n_heads, int t0, int t1, const float *p, float *const *o, void *work,
                       ahead *next)
 {
-    const char *own[TILE];
-    if (keeps(type, n_heads)) {
-        keep_tile(type, dim, rows, offset, t0, t1, kept, next);
-        kept_rows(kept, dim, t0, t1, own);
-#define SUMS_KEPT(dim) \
-    sum_tile(MACATTN_DTYPE_F32, own, 0, dim, n_heads, t0, t1, p, o, false, next)
-        FOR_DIM(dim, SUMS_KEPT);
+    if (is_blocks(type)) {
+        const unpacked u = unpacked_in(work, dim);
+        unpack_tile(type, rows, offset, dim, t0, t1, &u);
+#define SUMS_LEAST(dim) sum_unpacked(&u, true, dim, n_heads, t0, t1, p, o, next)
+#define SUMS_BLOCKS(dim) sum_unpacked(&u, false, dim, n_heads, t0, t1, p, o, next)
+        if (has_least(type))
+            FOR_DIM(dim, SUMS_LEAST);
+        else
+            FOR_DIM(dim, SUMS_BLOCKS);
         return;
     }
-#define SUMS(type, dim) sum_tile(type, rows, offset, dim, n_heads, t0, t1, p, o, true, next)
+#define SUMS(type, dim) sum_tile(type, rows, offset, dim, n_heads, t0, t1, p, o, next)
 #define SUMS_F32(dim) SUMS(MACATTN_DTYPE_F32, dim)
 #define SUMS_F16(dim) SUMS(MACATTN_DTYPE_F16, dim)
 #define SUMS_BF16(dim) SUMS(MACATTN_DTYPE_BF16, dim)
-#define SUMS_Q8_0(dim) SUMS(MACATTN_DTYPE_Q8_0, dim)
     switch (type) {
     case MACATTN_DTYPE_F32: FOR_DIM(dim, SUMS_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(dim, SUMS_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(dim, SUMS_BF16); break;
-    case MACATTN_DTYPE_Q8_0: FOR_DIM(dim, SUMS_Q8_0); break;
-    case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
+    default: break; /* not on the CPU */
     }
 }

@@ -4,6 +4,7 @@
 #define MAI_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 
 #define VL 16
 #define HSUM 16 /* sums that v_hsum forms at a time */
+#define LEAST_POWER -150.0f /* the largest n for which v_scale2 gives 0 */
 #define TUNE_AVX512
 #include "tuning.h"
 
@@ -125,6 +127,10 @@ static inline float v_f16_scalar(uint16_t h)
 static inline uint32_t v_not_above(V a, V b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ);
+}
+static inline bool v_any_above(V a, V b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
 static inline V v_from_i32(const int32_t *p)
 {

@@ -4,6 +4,7 @@
 #define MAI_VEC_H
 
 #include <arm_neon.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -11,6 +12,7 @@
 
 #define VL 4
 #define HSUM 16 /* sums that v_hsum forms at a time */
+#define LEAST_POWER -127.0f /* the largest n for which v_scale2 gives 0 */
 #define TUNE_NEON
 #include "tuning.h"
 
@@ -96,15 +98,17 @@ static inline V v_first_n(V a, V b, int n)
 }
 static inline V v_scale2(V a, V n)
 {
-    const int32x4_t i = vcvtnq_s32_f32(n), half = vshrq_n_s32(i, 1), bias = vdupq_n_s32(127);
-    const V x = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
-    const V y = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(i, half), bias), 23));
-    return vmulq_f32(vmulq_f32(a, x), y);
+    const int32x4_t exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
 static inline uint32_t v_not_above(V a, V b)
 {
     static const uint32_t bit[4] = {1, 2, 4, 8};
     return vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcgtq_f32(a, b)));
+}
+static inline bool v_any_above(V a, V b)
+{
+    return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
 }
 static inline V v_from_i32(const int32_t *p)
 {

@@ -3,7 +3,9 @@
  *   VL lanes; v_load_n / v_store_n: the first n < VL lanes, others 0 / untouched
  *   v_max(a, b): b if either is NaN; v_min the same
  *   v_first_n(a, b, n): lanes i < n of a, the others of b; 0 <= n <= VL
- *   v_scale2(a, n): a * 2^n for whole n in [-150, 130], gradual underflow may be flushed
+ *   v_scale2(a, n): a * 2^n for whole n in [LEAST_POWER, 128]; 2^LEAST_POWER is 0, and may be from
+ *     -127 on; 2^128 is infinite
+ *   v_any_above(a, b): whether a > b in any lane
  *   v_not_above(a, b): bit i is set unless a > b in lane i
  *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < HSUM, all by the same tree
  *   v_dot_block(block, q, dot): dot[lane] = sum over MAI_CHUNK dims of uint8 row times int8 q */
@@ -11,6 +13,7 @@
 #define MAI_VEC_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -18,6 +21,7 @@
 
 #define VL 1
 #define HSUM 16 /* sums that v_hsum forms at a time */
+#define LEAST_POWER -150.0f /* the largest n for which v_scale2 gives 0 */
 #define TUNE_SCALAR
 #include "tuning.h"
 
@@ -98,6 +102,10 @@ static inline V v_first_n(V a, V b, int n)
 static inline uint32_t v_not_above(V a, V b)
 {
     return !(a > b);
+}
+static inline bool v_any_above(V a, V b)
+{
+    return a > b;
 }
 static inline V v_from_i32(const int32_t *p)
 {
