@@ -99,7 +99,7 @@ static void encode_small(macattn_dtype dtype, const float *x, char *block)
         high = x[i] > high || isnan(x[i]) ? x[i] : high;
     }
     const float top = fabsf(low) > fabsf(high) || isnan(low) ? fabsf(low) : fabsf(high);
-    const uint16_t d = f16_bits(least                          ? (high - low) / (five ? 31 : 15)
+    const uint16_t d = f16_bits(least                           ? (high - low) / (five ? 31 : 15)
                                 : dtype == MACATTN_DTYPE_IQ4_NL ? top / 113
                                                                 : top / (five ? 15 : 7));
     const uint16_t m = f16_bits(low);
@@ -108,7 +108,8 @@ static void encode_small(macattn_dtype dtype, const float *x, char *block)
     memcpy(block, &d, 2);
     if (least) memcpy(block + 2, &m, 2);
     for (int i = 0; i < 32; i++) {
-        uint8_t *half = (uint8_t *)block + bytes - 16 + i % 16, *bit = (uint8_t *)block + head + i / 8;
+        uint8_t *half = (uint8_t *)block + bytes - 16 + i % 16,
+                *bit = (uint8_t *)block + head + i / 8;
         const uint8_t half0 = *half, bit0 = five ? *bit : 0;
         double best = INFINITY;
         int best_code = 0;

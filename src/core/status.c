@@ -65,16 +65,12 @@ size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n)
     }
 }
 
-static const char *const dtype_names[] = {[MACATTN_DTYPE_F32] = "f32",
-                                          [MACATTN_DTYPE_F16] = "f16",
-                                          [MACATTN_DTYPE_BF16] = "bf16",
-                                          [MACATTN_DTYPE_Q8_0] = "q8_0",
-                                          [MACATTN_DTYPE_F8_E4M3] = "f8_e4m3",
-                                          [MACATTN_DTYPE_Q4_0] = "q4_0",
-                                          [MACATTN_DTYPE_Q4_1] = "q4_1",
-                                          [MACATTN_DTYPE_Q5_0] = "q5_0",
-                                          [MACATTN_DTYPE_Q5_1] = "q5_1",
-                                          [MACATTN_DTYPE_IQ4_NL] = "iq4_nl"};
+static const char *const dtype_names[] = {
+    [MACATTN_DTYPE_F32] = "f32",         [MACATTN_DTYPE_F16] = "f16",
+    [MACATTN_DTYPE_BF16] = "bf16",       [MACATTN_DTYPE_Q8_0] = "q8_0",
+    [MACATTN_DTYPE_F8_E4M3] = "f8_e4m3", [MACATTN_DTYPE_Q4_0] = "q4_0",
+    [MACATTN_DTYPE_Q4_1] = "q4_1",       [MACATTN_DTYPE_Q5_0] = "q5_0",
+    [MACATTN_DTYPE_Q5_1] = "q5_1",       [MACATTN_DTYPE_IQ4_NL] = "iq4_nl"};
 enum { N_DTYPES = sizeof dtype_names / sizeof dtype_names[0] };
 
 const char *macattn_dtype_name(macattn_dtype dtype)

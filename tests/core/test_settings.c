@@ -9,7 +9,8 @@ static void test_names(void **state)
 {
     (void)state;
     const char *const policies[] = {"exact", "paper", "budget"};
-    const char *const dtypes[] = {"f32", "f16", "bf16", "q8_0", "f8_e4m3"};
+    const char *const dtypes[] = {"f32",  "f16",  "bf16", "q8_0", "f8_e4m3",
+                                  "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"};
     macattn_policy policy = (macattn_policy)77;
     macattn_dtype dtype = (macattn_dtype)77;
     assert_null(macattn_policy_name((macattn_policy)3));

@@ -94,7 +94,7 @@ static void encode_small_block(macattn_dtype dtype, const float *values, char *o
         most = fmaxf(most, values[i]);
     }
     float largest = fmaxf(-least, most);
-    float scale = from_least                    ? (most - least) / (float)(levels - 1)
+    float scale = from_least                      ? (most - least) / (float)(levels - 1)
                   : dtype == MACATTN_DTYPE_IQ4_NL ? largest / 113.0f
                                                   : largest / (float)(levels / 2 - 1);
     float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
@@ -102,7 +102,7 @@ static void encode_small_block(macattn_dtype dtype, const float *values, char *o
     uint8_t bytes[BLOCK / 2] = {0};
     uint32_t high_bits = 0;
     for (int i = 0; i < BLOCK; i++) {
-        int x = from_least                    ? (int)lrintf((values[i] - least) * inverse)
+        int x = from_least                      ? (int)lrintf((values[i] - least) * inverse)
                 : dtype == MACATTN_DTYPE_IQ4_NL ? nearest_level(values[i] * inverse)
                                                 : (int)lrintf(values[i] * inverse) + levels / 2;
         bytes[i % (BLOCK / 2)] |= (uint8_t)((x & 15) << (i < BLOCK / 2 ? 0 : 4));

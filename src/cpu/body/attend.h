@@ -109,16 +109,16 @@ MAI_INLINE ahead share_of_next(const tile_rows *next, const char *const *rows,
  * the front of their kv head's place in `active`, `first`, `q`, `o`, `kbar` and the scores, so that
  * they are one block whichever they are. */
 typedef struct attend_state {
-    void *work;      /* of tile.h */
-    float *q;        /* [n_heads][d] queries */
-    float **o;       /* [n_heads] running output */
-    float **kbar;    /* [n_heads] running sum of keys; NULL: not wanted */
-    float *scores;   /* [n_heads][TILE] */
+    void *work;       /* of tile.h */
+    float *q;         /* [n_heads][d] queries */
+    float **o;        /* [n_heads] running output */
+    float **kbar;     /* [n_heads] running sum of keys; NULL: not wanted */
+    float *scores;    /* [n_heads][TILE] */
     float *k_weights; /* [n_heads][TILE] of head_sums */
-    float *m, *l;    /* [n_heads] running maximum, [n_heads][VL] and sum, by head */
-    int *active;     /* [n_heads] head */
-    int *first;      /* [n_heads] first token of the tile in which it takes part */
-    int *n_active;   /* [n_kv_heads] */
+    float *m, *l;     /* [n_heads] running maximum, [n_heads][VL] and sum, by head */
+    int *active;      /* [n_heads] head */
+    int *first;       /* [n_heads] first token of the tile in which it takes part */
+    int *n_active;    /* [n_kv_heads] */
 } attend_state;
 
 static size_t attend_scratch_bytes(const mai_shape *shape)

@@ -17,8 +17,7 @@
 MAI_INLINE bool is_blocks(macattn_dtype type)
 {
     return type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_Q4_0 || type == MACATTN_DTYPE_Q4_1 ||
-           type == MACATTN_DTYPE_Q5_0 || type == MACATTN_DTYPE_Q5_1 ||
-           type == MACATTN_DTYPE_IQ4_NL;
+           type == MACATTN_DTYPE_Q5_0 || type == MACATTN_DTYPE_Q5_1 || type == MACATTN_DTYPE_IQ4_NL;
 }
 MAI_INLINE bool has_least(macattn_dtype type)
 {
@@ -43,10 +42,10 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
                             _mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
         return;
     }
-    const __m128i halves = _mm_loadu_si128(
-        (const __m128i *)(const void *)(block + block_bytes(type) - BLOCK / 2));
-    __m256i x = _mm256_and_si256(
-        _mm256_set_m128i(_mm_srli_epi16(halves, 4), halves), _mm256_set1_epi8(15));
+    const __m128i halves =
+        _mm_loadu_si128((const __m128i *)(const void *)(block + block_bytes(type) - BLOCK / 2));
+    __m256i x =
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(halves, 4), halves), _mm256_set1_epi8(15));
     if (type == MACATTN_DTYPE_IQ4_NL) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
             -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
@@ -55,8 +54,8 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
     if (has_high_bits(type)) { /* bit i of four bytes to byte i */
         int32_t bits;
         memcpy(&bits, block + block_bytes(type) - BLOCK / 2 - 4, 4);
-        const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202,
-                                                0x0303030303030303);
+        const __m256i byte =
+            _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
         const __m256i mask = _mm256_set1_epi64x((int64_t)0x8040201008040201);
         const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte);
         const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, mask), mask);
@@ -140,9 +139,9 @@ MAI_INLINE void unpack_rows(macattn_dtype type, const char *const *rows, int64_t
 static void unpack_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
                         int t0, int t1, const unpacked *u)
 {
-#define UNPACK(name)                                                        \
-    case MACATTN_DTYPE_##name:                                              \
-        unpack_rows(MACATTN_DTYPE_##name, rows, offset, dim, t0, t1, u);    \
+#define UNPACK(name)                                                     \
+    case MACATTN_DTYPE_##name:                                           \
+        unpack_rows(MACATTN_DTYPE_##name, rows, offset, dim, t0, t1, u); \
         break
     switch (type) {
         UNPACK(Q8_0);
@@ -169,8 +168,8 @@ MAI_INLINE V scaled_vec(const unpacked *u, const bool least, int dim, int t, int
 }
 
 /* dot_block of tile.h over tokens [t0, t0 + tb). */
-MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, const int tb, int t0,
-                             const float *q, int d, V *sums, ahead *next)
+MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, const int tb,
+                             int t0, const float *q, int d, V *sums, ahead *next)
 {
     V acc[MOST_SUMS];
     const int lines = (tb + 1) / 2; /* of tb blocks of q8_0; other types have less */
@@ -209,8 +208,7 @@ MAI_INLINE void score_unpacked_block(const unpacked *u, const bool least, const 
 {
     const int tb = DOT_TOKENS(hb);
     V sums[MOST_HEADS * TILE];
-    for (int t = 0; t < n; t += tb)
-        dot_unpacked(u, least, hb, tb, t, q, d, sums + t, next);
+    for (int t = 0; t < n; t += tb) dot_unpacked(u, least, hb, tb, t, q, d, sums + t, next);
     MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
         v_hsum(sums + h * TILE + t, scores + h * TILE + t);
 }
@@ -236,8 +234,9 @@ MAI_INLINE void score_unpacked(const unpacked *u, const bool least, const float 
 
 /* pv_block of tile.h. `w`: weights [BLOCK][hb][TILE] with the scales, or with `least` those of all
  * blocks [hb][TILE], without. */
-MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, const int nv, int dim,
-                            int t0, int t1, const float *w, float *const *o, int j, ahead *next)
+MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, const int nv,
+                            int dim, int t0, int t1, const float *w, float *const *o, int j,
+                            ahead *next)
 {
     V acc[MOST_SUMS];
     const int every = nv * VL >= 64 ? 1 : nv * VL >= 32 ? 2 : 4; /* tokens that a line lasts */
@@ -271,8 +270,8 @@ MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, c
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
 }
 
-MAI_INLINE void sum_unpacked_block(const unpacked *u, const bool least, const int hb, int dim, int t0,
-                                   int t1, const float *p, float *const *o, ahead *next)
+MAI_INLINE void sum_unpacked_block(const unpacked *u, const bool least, const int hb, int dim,
+                                   int t0, int t1, const float *p, float *const *o, ahead *next)
 {
     /* Where a head's vectors share a weight they lie in one block. */
     const int most = SUM_VECS(hb), nv = hb >= most && most > BLOCK_VECS ? BLOCK_VECS : most;
@@ -287,14 +286,13 @@ MAI_INLINE void sum_unpacked_block(const unpacked *u, const bool least, const in
         w = u->weights;
     }
     int j = 0;
-    for (; j + nv <= n_vec; j += nv)
-        pv_unpacked(u, least, hb, nv, dim, t0, t1, w, o, j, next);
+    for (; j + nv <= n_vec; j += nv) pv_unpacked(u, least, hb, nv, dim, t0, t1, w, o, j, next);
     for (; nv > 1 && j < n_vec; j++) pv_unpacked(u, least, hb, 1, dim, t0, t1, w, o, j, next);
 }
 
 /* sum_tile of tile.h. */
-MAI_INLINE void sum_unpacked(const unpacked *u, const bool least, int dim, int n_heads, int t0, int t1,
-                             const float *p, float *const *o, ahead *next)
+MAI_INLINE void sum_unpacked(const unpacked *u, const bool least, int dim, int n_heads, int t0,
+                             int t1, const float *p, float *const *o, ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         const float *w = p + (size_t)h * TILE;

@@ -87,8 +87,10 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
                   v_offset = a->kv_head * kv->v_head_stride;
     ahead nothing = fetch_nothing(a->scratch), k_next = nothing, v_next = nothing;
     if (fetch_next) {
-        k_next = fetch_rows(rows[1].k, k_offset, (int64_t)macattn_dtype_row_bytes(shape->k_dtype, shape->d), 0);
-        v_next = fetch_rows(rows[1].v, v_offset, (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv), 0);
+        k_next = fetch_rows(rows[1].k, k_offset,
+                            (int64_t)macattn_dtype_row_bytes(shape->k_dtype, shape->d), 0);
+        v_next = fetch_rows(rows[1].v, v_offset,
+                            (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv), 0);
     }
     const int n_rows = n_queries * b->group;
     float *scores = b->scores + row * TILE;

@@ -10,10 +10,10 @@
 
 /* Work memory of score and stand_in. */
 typedef struct runs_state {
-    void *work;                    /* of tile.h */
-    float **o, **kbar;             /* [group]; kbar NULL: not wanted */
-    float *tile, *k_weights;       /* [group][TILE] */
-    float *m, *l, *base, *slopes;  /* [group]; l [group][VL] */
+    void *work;                   /* of tile.h */
+    float **o, **kbar;            /* [group]; kbar NULL: not wanted */
+    float *tile, *k_weights;      /* [group][TILE] */
+    float *m, *l, *base, *slopes; /* [group]; l [group][VL] */
 } runs_state;
 
 static size_t runs_scratch_bytes(const mai_shape *shape)
@@ -147,8 +147,7 @@ static void MAI_FN(summarise)(const mai_summarise_args *a)
     const uint16_t nan16 = 0x7e00;
     float *common = a->common + (size_t)a->kv_head * (size_t)d, mean[MAI_MAX_DIM];
     for (int32_t run = a->run0; run < a->run1; run++) {
-        const size_t at =
-            (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
+        const size_t at = (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
         char *k = a->to->k + at * dims->k_bytes, *v = a->to->v + at * dims->v_bytes;
         tile_rows rows; /* TILE and MAI_RUN_TOKENS are the same */
         load_rows(&a->tokens, (int64_t)run << MAI_RUN_SHIFT, MAI_RUN_TOKENS, &rows);
@@ -232,9 +231,9 @@ static void MAI_FN(score)(const mai_score_args *a)
     shape.k_dtype = dims->k_dtype;
     const runs_state s = runs_state_in(a->scratch, a->shape);
     for (int h = 0; h < group; h++) {
-        s.base[h] = dot_common(
-            a->q + (size_t)h * (size_t)shape.d,
-            a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
+        s.base[h] =
+            dot_common(a->q + (size_t)h * (size_t)shape.d,
+                       a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
         s.m[h] = -INFINITY;
         s.l[h] = 0;
     }
@@ -245,9 +244,8 @@ static void MAI_FN(score)(const mai_score_args *a)
         const int n = rows[now].n;
         load_run_rows(dims, a->segments, a->kv_head, NULL, run + TILE, a->run1 - run - TILE,
                       &rows[now ^ 1]);
-        ahead next = rows[now ^ 1].n > 0
-                         ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
-                         : fetch_nothing(a->scratch);
+        ahead next = rows[now ^ 1].n > 0 ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
+                                         : fetch_nothing(a->scratch);
         tile_scores(&shape, rows[now].k, n, 0, a->q, group, s.tile, s.work, &next);
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;
@@ -330,8 +328,7 @@ static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int
     const float *common = a->segments[0].common + (size_t)a->kv_head * (size_t)d;
     const float l = v_reduce_add(v_load(s->l + h * VL));
     const float slopes = a->shape->softcap > 0 ? s->slopes[h] : l;
-    const head_sums sums = {
-        .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = s->l + h * VL};
+    const head_sums sums = {.o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = s->l + h * VL};
     if (l < LEAST_WEIGHT) { /* none */
         memset(s->o[h], 0, sizeof(float) * (size_t)a->shape->dv);
         if (a->keys) memset(s->kbar[h], 0, sizeof(float) * (size_t)d);
@@ -367,8 +364,8 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
     for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
         const tile_rows *next = &rows[now ^ 1];
         load_run_rows(dims, a->segments, a->kv_head,
-                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs,
-                      a->run0 + i + TILE, a->n - i - TILE, &rows[now ^ 1]);
+                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs, a->run0 + i + TILE,
+                      a->n - i - TILE, &rows[now ^ 1]);
         ahead v_next = next->n > 0 ? fetch_rows(next->v, 0, (int64_t)dims->v_bytes, 0) : nothing;
         if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,

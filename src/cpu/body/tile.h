@@ -30,8 +30,7 @@ typedef struct tile_rows {
 #define LINE 64
 
 /* Bytes of VL elements of a row of compile-time type. */
-#define VEC_BYTES(type) \
-    ((type) == MACATTN_DTYPE_F32 ? VL * 4 : VL * 2)
+#define VEC_BYTES(type) ((type) == MACATTN_DTYPE_F32 ? VL * 4 : VL * 2)
 
 /* Where to go on fetching: the rest of a row, then the rows behind it. */
 typedef struct ahead {
@@ -79,8 +78,7 @@ MAI_INLINE ahead fetch_rows(const char *const *rows, int64_t base, int64_t span,
 /* -------------------------------------------------------------------------------------- scores -- */
 
 /* Steps of the loop over a row's vectors that a line lasts, at most 4; constants, as all of these. */
-#define LINE_STEPS(type) \
-    (VEC_BYTES(type) * 4 <= LINE ? 4 : VEC_BYTES(type) * 2 <= LINE ? 2 : 1)
+#define LINE_STEPS(type) (VEC_BYTES(type) * 4 <= LINE ? 4 : VEC_BYTES(type) * 2 <= LINE ? 2 : 1)
 
 /* One vector of hb queries and tb rows. The fewer of the two wait in registers. */
 MAI_INLINE void dot_step(macattn_dtype type, const int hb, const int tb, const char *const *row,
@@ -98,7 +96,8 @@ MAI_INLINE void dot_step(macattn_dtype type, const int hb, const int tb, const c
     }
     MAI_UNROLL for (int i = 0; i < (hb < tb ? tb : hb); i++)
     {
-        V x = hb < tb ? row_vec(type, row[i], j) : v_load(q + (size_t)i * (size_t)d + (size_t)j * VL);
+        V x =
+            hb < tb ? row_vec(type, row[i], j) : v_load(q + (size_t)i * (size_t)d + (size_t)j * VL);
         if (hb > 1 && tb > 1) IN_REGISTER(x);
         MAI_UNROLL for (int k = 0; k < (hb < tb ? hb : tb); k++)
         {
@@ -149,8 +148,7 @@ MAI_INLINE void score_block(macattn_dtype type, const int hb, const char *const 
 {
     const int tb = DOT_TOKENS(hb);
     V sums[MOST_HEADS * TILE];
-    for (int t = 0; t < n; t += tb)
-        dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, next);
+    for (int t = 0; t < n; t += tb) dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, next);
     MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
         v_hsum(sums + h * TILE + t, scores + h * TILE + t);
 }
@@ -164,8 +162,7 @@ MAI_INLINE int next_block(int left, int most)
 
 /* Scores of n_heads heads over the tile: q is [n_heads][d], scores [n_heads][TILE]. */
 MAI_INLINE void score_tile(macattn_dtype type, const char *const *rows, int64_t offset,
-                           const float *q, int d, int n_heads, int n, float *scores,
-                           ahead *next)
+                           const float *q, int d, int n_heads, int n, float *scores, ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         float *s = scores + (size_t)h * TILE;
@@ -232,23 +229,19 @@ MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t off
 }
 
 MAI_INLINE void sum_block(macattn_dtype type, const int hb, const char *const *rows, int64_t offset,
-                          int dim, int t0, int t1, const float *p, float *const *o,
-                          ahead *next)
+                          int dim, int t0, int t1, const float *p, float *const *o, ahead *next)
 {
     const int nv = SUM_VECS(hb), n_vec = dim / VL;
     int j = 0;
-    for (; j + nv <= n_vec; j += nv)
-        pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, next);
-    for (; nv > 1 && j < n_vec; j++)
-        pv_block(type, hb, 1, rows, offset, t0, t1, p, o, j, next);
+    for (; j + nv <= n_vec; j += nv) pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, next);
+    for (; nv > 1 && j < n_vec; j++) pv_block(type, hb, 1, rows, offset, t0, t1, p, o, j, next);
     if (dim % VL == 0) return;
     for (int h = 0; h < hb; h++) pv_tail(type, rows, offset, t0, t1, p + h * TILE, o[h], dim);
 }
 
 /* o[h] [dim] += `rows` [t0, t1), weighted by p [n_heads][TILE]. */
 MAI_INLINE void sum_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
-                         int n_heads, int t0, int t1, const float *p, float *const *o,
-                         ahead *next)
+                         int n_heads, int t0, int t1, const float *p, float *const *o, ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         const float *w = p + (size_t)h * TILE;

@@ -11,7 +11,7 @@
 #include "core/backend.h"
 
 #define VL 8
-#define HSUM 8 /* sums that v_hsum forms at a time */
+#define HSUM 8              /* sums that v_hsum forms at a time */
 #define LEAST_POWER -127.0f /* the largest n for which v_scale2 gives 0 */
 #define TUNE_AVX2
 #include "tuning.h"

@@ -11,7 +11,7 @@
 #include "core/backend.h"
 
 #define VL 16
-#define HSUM 16 /* sums that v_hsum forms at a time */
+#define HSUM 16             /* sums that v_hsum forms at a time */
 #define LEAST_POWER -150.0f /* the largest n for which v_scale2 gives 0 */
 #define TUNE_AVX512
 #include "tuning.h"
