@@ -15,7 +15,7 @@ static void test_names(void **state)
     macattn_dtype dtype = (macattn_dtype)77;
     assert_null(macattn_policy_name((macattn_policy)3));
     assert_null(macattn_policy_name((macattn_policy)-1));
-    assert_null(macattn_dtype_name((macattn_dtype)5));
+    assert_null(macattn_dtype_name((macattn_dtype)10));
     assert_null(macattn_dtype_name((macattn_dtype)-1));
     assert_int_equal(macattn_policy_find("Paper", &policy), MACATTN_E_RANGE);
     assert_int_equal(macattn_policy_find("", &policy), MACATTN_E_RANGE);
@@ -65,7 +65,7 @@ static void test_all_fields(void **state)
     assert_null(macattn_setting_find("isa"));
     assert_null(macattn_setting_find(NULL));
     assert_int_equal(set.n_layers, 65536);
-    assert_int_equal(set.k_dtype, MACATTN_DTYPE_F8_E4M3);
+    assert_int_equal(set.k_dtype, MACATTN_DTYPE_IQ4_NL);
     assert_int_equal(set.policy, MACATTN_POLICY_BUDGET);
     assert_true(set.min_tokens == INT64_MAX && set.window == INT32_MAX);
     assert_true(set.tau == 1 && set.budget == 1);
