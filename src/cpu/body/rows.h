@@ -30,12 +30,19 @@
 #    define IN_REGISTER(x) ((void)0)
 #endif
 
-/* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type, not one of blocks. */
+/* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type, of those of
+ * blocks only q8_0. */
 MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
 {
     switch (type) {
     case MACATTN_DTYPE_F16: return v_load_f16(row + (size_t)j * VL * 2);
     case MACATTN_DTYPE_BF16: return v_load_bf16(row + (size_t)j * VL * 2);
+    case MACATTN_DTYPE_Q8_0: {
+        const char *block = row + (size_t)(j * VL / 32) * 34;
+        uint16_t h;
+        memcpy(&h, block, 2);
+        return v_mul(v_load_i8(block + 2 + j * VL % 32), v_set1(v_f16_scalar(h)));
+    }
     case MACATTN_DTYPE_F32:
     default: return v_load_f32(row + (size_t)j * VL * 4);
     }

@@ -29,8 +29,9 @@ typedef struct tile_rows {
 
 #define LINE 64
 
-/* Bytes of VL elements of a row of compile-time type. */
-#define VEC_BYTES(type) ((type) == MACATTN_DTYPE_F32 ? VL * 4 : VL * 2)
+/* Bytes of VL elements of a row of compile-time type, rounded down. */
+#define VEC_BYTES(type) \
+    ((type) == MACATTN_DTYPE_F32 ? VL * 4 : (type) == MACATTN_DTYPE_Q8_0 ? VL * 34 / 32 : VL * 2)
 
 /* Where to go on fetching: the rest of a row, then the rows behind it. */
 typedef struct ahead {
@@ -259,6 +260,12 @@ MAI_INLINE void sum_tile(macattn_dtype type, const char *const *rows, int64_t of
 
 #include "blocks.h"
 
+/* Types whose tiles are unpacked first. */
+MAI_INLINE bool unpacks(macattn_dtype type)
+{
+    return is_blocks(type) && !(Q8_IN_PLACE && type == MACATTN_DTYPE_Q8_0);
+}
+
 /* What tile_scores and tile_sums work in. */
 static size_t tile_work_bytes(const mai_shape *shape)
 {
@@ -281,7 +288,7 @@ static void tile_scores(const mai_shape *shape, const char *const *rows, int n, 
 {
     const macattn_dtype type = shape->k_dtype;
     const int n_up = (n + HSUM - 1) / HSUM * HSUM;
-    if (is_blocks(type)) {
+    if (unpacks(type)) {
         const unpacked u = unpacked_in(work, shape->d);
         unpack_tile(type, rows, offset, shape->d, 0, n_up, &u);
 #define SCORES_LEAST(dim) score_unpacked(&u, true, q, dim, n_heads, n_up, scores, next)
@@ -296,10 +303,14 @@ static void tile_scores(const mai_shape *shape, const char *const *rows, int n, 
 #define SCORES_F32(dim) SCORES(MACATTN_DTYPE_F32, dim)
 #define SCORES_F16(dim) SCORES(MACATTN_DTYPE_F16, dim)
 #define SCORES_BF16(dim) SCORES(MACATTN_DTYPE_BF16, dim)
+#define SCORES_Q8_0(dim) SCORES(MACATTN_DTYPE_Q8_0, dim)
     switch (type) {
     case MACATTN_DTYPE_F32: FOR_DIM(shape->d, SCORES_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(shape->d, SCORES_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(shape->d, SCORES_BF16); break;
+#if Q8_IN_PLACE
+    case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->d, SCORES_Q8_0); break;
+#endif
     default: break; /* not on the CPU */
     }
 }
@@ -309,7 +320,7 @@ static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int6
                       int n_heads, int t0, int t1, const float *p, float *const *o, void *work,
                       ahead *next)
 {
-    if (is_blocks(type)) {
+    if (unpacks(type)) {
         const unpacked u = unpacked_in(work, dim);
         unpack_tile(type, rows, offset, dim, t0, t1, &u);
 #define SUMS_LEAST(dim) sum_unpacked(&u, true, dim, n_heads, t0, t1, p, o, next)
@@ -324,10 +335,14 @@ static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int6
 #define SUMS_F32(dim) SUMS(MACATTN_DTYPE_F32, dim)
 #define SUMS_F16(dim) SUMS(MACATTN_DTYPE_F16, dim)
 #define SUMS_BF16(dim) SUMS(MACATTN_DTYPE_BF16, dim)
+#define SUMS_Q8_0(dim) SUMS(MACATTN_DTYPE_Q8_0, dim)
     switch (type) {
     case MACATTN_DTYPE_F32: FOR_DIM(dim, SUMS_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(dim, SUMS_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(dim, SUMS_BF16); break;
+#if Q8_IN_PLACE
+    case MACATTN_DTYPE_Q8_0: FOR_DIM(dim, SUMS_Q8_0); break;
+#endif
     default: break; /* not on the CPU */
     }
 }

@@ -13,7 +13,11 @@
  *                         (4: .38)  (8: .41)   (2: .54)   (4: .55)   (4: .45)
  *
  * What binds on AVX2 are loads: of 16 registers, 12 are sums, so a block of h heads by t tokens loads
- * h + t vectors for h * t multiply-adds, and two loads a cycle are what there is. */
+ * h + t vectors for h * t multiply-adds, and two loads a cycle are what there is.
+ *
+ * Q8_IN_PLACE: q8_0 is converted where it lies and not unpacked (body/blocks.h). The share of the peak
+ * in 32/8 heads of 128, K and V in the second-level cache: avx2 .46 in place, .48 unpacked (12/2: .42,
+ * .58); avx512 .43, .33. */
 #ifndef MAI_TUNING_H
 #define MAI_TUNING_H
 
@@ -28,18 +32,22 @@
                 : (h))
 
 #if defined(TUNE_AVX2)
+#    define Q8_IN_PLACE 0
 #    define MOST_HEADS 6
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #elif defined(TUNE_AVX512)
+#    define Q8_IN_PLACE 1
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
+#    define Q8_IN_PLACE 0
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #elif defined(TUNE_SCALAR)
+#    define Q8_IN_PLACE 0
 #    define MOST_HEADS 4
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
