@@ -87,6 +87,44 @@ static void encode_q8_0(const float *x, char *block)
     }
 }
 
+/* A block of 4 or 5 bits: of the codes of each value that whose value, by the reference, is nearest. A
+ * NaN among the values makes the scale NaN. */
+static void encode_small(macattn_dtype dtype, const float *x, char *block)
+{
+    const bool five = dtype == MACATTN_DTYPE_Q5_0 || dtype == MACATTN_DTYPE_Q5_1;
+    const bool least = dtype == MACATTN_DTYPE_Q4_1 || dtype == MACATTN_DTYPE_Q5_1;
+    float low = x[0], high = x[0];
+    for (int i = 0; i < 32; i++) {
+        low = x[i] < low || isnan(x[i]) ? x[i] : low;
+        high = x[i] > high || isnan(x[i]) ? x[i] : high;
+    }
+    const float top = fabsf(low) > fabsf(high) || isnan(low) ? fabsf(low) : fabsf(high);
+    const uint16_t d = f16_bits(least                           ? (high - low) / (five ? 31 : 15)
+                                : dtype == MACATTN_DTYPE_IQ4_NL ? top / 113
+                                                                : top / (five ? 15 : 7));
+    const uint16_t m = f16_bits(low);
+    const size_t head = least ? 4 : 2, bytes = macattn_dtype_row_bytes(dtype, 32);
+    memset(block, 0, bytes);
+    memcpy(block, &d, 2);
+    if (least) memcpy(block + 2, &m, 2);
+    for (int i = 0; i < 32; i++) {
+        uint8_t *half = (uint8_t *)block + bytes - 16 + i % 16,
+                *bit = (uint8_t *)block + head + i / 8;
+        const uint8_t half0 = *half, bit0 = five ? *bit : 0;
+        double best = INFINITY;
+        int best_code = 0;
+        for (int code = 0; code <= (five ? 32 : 16); code++) { /* the last time: the best one */
+            const int c = code < (five ? 32 : 16) ? code : best_code;
+            *half = (uint8_t)(half0 | (c & 15) << (i < 16 ? 0 : 4));
+            if (five) *bit = (uint8_t)(bit0 | c >> 4 << i % 8);
+            const double error = fabs(ref_value(dtype, block, i) - (double)x[i]);
+            if (!(error < best)) continue;
+            best = error;
+            best_code = c;
+        }
+    }
+}
+
 /* The code of the nearest value; codes of one sign are in the order of their values. */
 static uint8_t f8_e4m3_bits(float x)
 {
@@ -123,6 +161,16 @@ void test_encode(macattn_dtype dtype, const float *x, int64_t n, void *out)
         case MACATTN_DTYPE_F8_E4M3: to[i] = (char)f8_e4m3_bits(x[i]); break;
         case MACATTN_DTYPE_Q8_0:
             if (i % 32 == 0) encode_q8_0(x + i, to + i / 32 * 34);
+            break;
+        case MACATTN_DTYPE_Q4_0:
+        case MACATTN_DTYPE_Q4_1:
+        case MACATTN_DTYPE_Q5_0:
+        case MACATTN_DTYPE_Q5_1:
+        case MACATTN_DTYPE_IQ4_NL:
+            if (i % 32 == 0) {
+                encode_small(dtype, x + i,
+                             to + i / 32 * (int64_t)macattn_dtype_row_bytes(dtype, 32));
+            }
             break;
         default: fail_msg("no such type: %d", (int)dtype);
         }

@@ -83,7 +83,7 @@ static void print_text(const machine_info *machine, double read, double fma, boo
         printf(" %s%s", name, macattn_isa_supported(name) ? "" : " (not on this machine)");
     }
     printf("\nkernels      attend, prefill, match, insert, merge for each of them\n");
-    printf("types        q f32 f16 bf16; k, v f32 f16 bf16 q8_0\n");
+    printf("types        q f32 f16 bf16; k, v f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl\n");
     printf("policies     exact paper budget\n");
     printf("cpu          %s, %d usable\n", machine->cpu, machine->n_cpus);
     printf("caches       L1d %zu KiB, L2 %zu KiB, last level %zu KiB\n", machine->l1d >> 10,

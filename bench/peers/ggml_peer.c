@@ -41,10 +41,9 @@ static bool type_of(const char *name, enum ggml_type *type)
     static const struct {
         const char *name;
         enum ggml_type type;
-    } types[] = {{"f32", GGML_TYPE_F32},
-                 {"f16", GGML_TYPE_F16},
-                 {"bf16", GGML_TYPE_BF16},
-                 {"q8_0", GGML_TYPE_Q8_0}};
+    } types[] = {{"f32", GGML_TYPE_F32},   {"f16", GGML_TYPE_F16},   {"bf16", GGML_TYPE_BF16},
+                 {"q8_0", GGML_TYPE_Q8_0}, {"q4_0", GGML_TYPE_Q4_0}, {"q4_1", GGML_TYPE_Q4_1},
+                 {"q5_0", GGML_TYPE_Q5_0}, {"q5_1", GGML_TYPE_Q5_1}, {"iq4_nl", GGML_TYPE_IQ4_NL}};
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         if (strcmp(types[i].name, name) == 0) {
             *type = types[i].type;

@@ -96,15 +96,29 @@ MACATTN_API const char *macattn_status_string(macattn_status status);
 
 /* -------------------------------------------------------------------------------------- types -- */
 
-/*! Element types. Q8_0 is ggml's: blocks of 32 values, an f16 scale followed by 32 int8 (34 bytes);
- *  value = scale * int8. It needs a head_dim that is a multiple of 32, and is for K and V only.
- *  F8_E4M3 (one byte a value) is for K and V on a GPU only (cuda.h). */
+/*! Element types. The last seven are for K and V only. F8_E4M3 (one byte a value) is for a GPU only
+ *  (cuda.h). The other six are ggml's blocks of 32 values, for a CPU only, and need a head_dim that is
+ *  a multiple of 32. A block begins with an f16 scale d; Q4_1 and Q5_1 have an f16 m next:
+ *    Q8_0   : 32 int8 x              value = d x           34 bytes
+ *    Q4_0   : 16 bytes of halves x   value = d (x - 8)     18
+ *    Q4_1   : the same               value = d x + m       20
+ *    Q5_0   : 4 bytes, 16 bytes      value = d (x - 16)    22
+ *    Q5_1   : the same               value = d x + m       24
+ *    IQ4_NL : 16 bytes of halves x   value = d table[x]    18
+ *  Byte i's low half is value i, its high half value 16 + i; of a type of 5 bits, bit i of the 4 bytes
+ *  (the lowest first) is bit 4 of value i. The table: -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53
+ *  69 89 113. */
 typedef enum macattn_dtype {
     MACATTN_DTYPE_F32 = 0,
     MACATTN_DTYPE_F16 = 1,
     MACATTN_DTYPE_BF16 = 2,
     MACATTN_DTYPE_Q8_0 = 3,
-    MACATTN_DTYPE_F8_E4M3 = 4
+    MACATTN_DTYPE_F8_E4M3 = 4,
+    MACATTN_DTYPE_Q4_0 = 5,
+    MACATTN_DTYPE_Q4_1 = 6,
+    MACATTN_DTYPE_Q5_0 = 7,
+    MACATTN_DTYPE_Q5_1 = 8,
+    MACATTN_DTYPE_IQ4_NL = 9
 } macattn_dtype;
 
 /*! macattn_dtype_row_bytes() : bytes of `n` consecutive elements, 0 if the type does not exist or
@@ -468,7 +482,8 @@ MACATTN_API int macattn_isa_supported(const char *name);
 /* ------------------------------------------------------------------------------------- names -- */
 
 /*! macattn_policy_name(), macattn_dtype_name() : "exact", "paper", "budget"; "f32", "f16", "bf16",
- *  "q8_0", "f8_e4m3". NULL if there is no such policy, or type. Static storage; thread-safe. */
+ *  "q8_0", "f8_e4m3", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl". NULL if there is no such policy, or
+ *  type. Static storage; thread-safe. */
 MACATTN_API const char *macattn_policy_name(macattn_policy policy);
 MACATTN_API const char *macattn_dtype_name(macattn_dtype dtype);
 

@@ -17,6 +17,11 @@ bool node_dtype(enum ggml_type type, macattn_dtype *dtype)
     case GGML_TYPE_F16: *dtype = MACATTN_DTYPE_F16; return true;
     case GGML_TYPE_BF16: *dtype = MACATTN_DTYPE_BF16; return true;
     case GGML_TYPE_Q8_0: *dtype = MACATTN_DTYPE_Q8_0; return true;
+    case GGML_TYPE_Q4_0: *dtype = MACATTN_DTYPE_Q4_0; return true;
+    case GGML_TYPE_Q4_1: *dtype = MACATTN_DTYPE_Q4_1; return true;
+    case GGML_TYPE_Q5_0: *dtype = MACATTN_DTYPE_Q5_0; return true;
+    case GGML_TYPE_Q5_1: *dtype = MACATTN_DTYPE_Q5_1; return true;
+    case GGML_TYPE_IQ4_NL: *dtype = MACATTN_DTYPE_IQ4_NL; return true;
     default: return false;
     }
 }

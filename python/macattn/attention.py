@@ -61,9 +61,10 @@ def fill_kv(kv, k, v):
 def kv_view(array, what, dtype, n_kv_heads, dim, device=None):
     """K or V of a layer, checked. A type of blocks (q8_0) comes as uint8, whose last dimension is a head's bytes."""
     v = view(array)
-    if dtype == "q8_0":
+    row_bytes, type_ = load().macattn_dtype_row_bytes, dtypes().index(dtype)
+    if row_bytes(type_, 1) == 0:
         expect(v, what, "uint8", 4, device)
-        room = load().macattn_dtype_row_bytes(dtypes().index(dtype), dim)
+        room = row_bytes(type_, dim)
         if v.shape[-1] != room:
             raise ValueError(f"{what}'s last dimension is {v.shape[-1]} bytes, not the {room} of {dim} values in {dtype}")
         v = byte_view(v, dim)

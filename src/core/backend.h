@@ -29,6 +29,9 @@ typedef struct mai_shape {
 #define MAI_CHUNK 32
 #define MAI_LANES 16
 
+/* status.c (core): bytes of a block of 32 values; 0 if the type has no blocks. */
+size_t mai_dtype_block_bytes(macattn_dtype dtype);
+
 /* Limits of a configuration that kernels rely on. */
 #define MAI_MAX_DIM 1024
 #define MAI_MAX_HEADS 1024

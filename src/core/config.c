@@ -54,8 +54,8 @@ static const field fields[] = {
     MODEL(head_dim, INTEGER, 1, MAI_MAX_DIM, 0, "dimension of q and K"),
     MODEL(v_head_dim, INTEGER, 0, MAI_MAX_DIM, 0, "dimension of V; 0: head_dim"),
     MODEL(q_dtype, DTYPE, MACATTN_DTYPE_F32, MACATTN_DTYPE_BF16, MACATTN_DTYPE_F32, "type of q"),
-    MODEL(k_dtype, DTYPE, MACATTN_DTYPE_F32, MACATTN_DTYPE_F8_E4M3, MACATTN_DTYPE_F16, "type of K"),
-    MODEL(v_dtype, DTYPE, MACATTN_DTYPE_F32, MACATTN_DTYPE_F8_E4M3, MACATTN_DTYPE_F16, "type of V"),
+    MODEL(k_dtype, DTYPE, MACATTN_DTYPE_F32, MACATTN_DTYPE_IQ4_NL, MACATTN_DTYPE_F16, "type of K"),
+    MODEL(v_dtype, DTYPE, MACATTN_DTYPE_F32, MACATTN_DTYPE_IQ4_NL, MACATTN_DTYPE_F16, "type of V"),
     MODEL(scale, REAL, -FLT_MAX, FLT_MAX, 0, "factor of q.k; 0: 1 / sqrt(head_dim)"),
     MODEL(softcap, REAL, 0, 1e6, 0, "soft cap of the logits; 0: none"),
     MODEL(window, INTEGER, 0, INT32_MAX, 0, "newest tokens a query sees; 0: all"),
@@ -155,7 +155,7 @@ static macattn_status reject_choice(const verdict *v, const macattn_setting *s, 
 {
     char names[64];
     list_names(s, names, sizeof names);
-    if (s->type == MACATTN_SETTING_DTYPE && value >= 0 && value <= MACATTN_DTYPE_F8_E4M3 &&
+    if (s->type == MACATTN_SETTING_DTYPE && value >= 0 && value <= MACATTN_DTYPE_IQ4_NL &&
         value == floor(value)) {
         return reject(v, MACATTN_E_UNSUPPORTED, "%s %s is not supported; supported are %s", s->name,
                       macattn_dtype_name((macattn_dtype)value), names);
@@ -308,10 +308,10 @@ static macattn_status check_dim(const verdict *v, const char *name, int32_t dim,
         return reject(v, MACATTN_E_UNSUPPORTED,
                       "%s %d is not supported; supported are the multiples of 8", name, (int)dim);
     }
-    if (dtype == MACATTN_DTYPE_Q8_0 && dim % 32 != 0) {
+    if (mai_dtype_block_bytes(dtype) > 0 && dim % 32 != 0) {
         return reject(v, MACATTN_E_UNSUPPORTED,
-                      "%s %d is not supported with q8_0; supported are the multiples of 32", name,
-                      (int)dim);
+                      "%s %d is not supported with %s; supported are the multiples of 32", name,
+                      (int)dim, macattn_dtype_name(dtype));
     }
     return MACATTN_OK;
 }
@@ -350,7 +350,7 @@ static macattn_status check_cpu_dtype(const verdict *v, const char *name, macatt
 {
     if (dtype != MACATTN_DTYPE_F8_E4M3) return MACATTN_OK;
     return reject(v, MACATTN_E_UNSUPPORTED,
-                  "%s f8_e4m3 is not supported on a CPU; supported are f32, f16, bf16, q8_0", name);
+                  "%s f8_e4m3 is not supported on a CPU; all other types are", name);
 }
 
 macattn_status mai_config_resolve_cpu(macattn_config *c, const mai_backend **backend, char *error,

@@ -27,6 +27,32 @@ static double from_f8_e4m3(uint8_t b)
     return b >> 7 ? -x : x;
 }
 
+/* ggml's blocks of 4 and 5 bits a value. */
+static double small_value(macattn_dtype dtype, const uint8_t *row, int64_t i)
+{
+    static const int table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+    const int n = (int)(i % 32);
+    const uint8_t *at = row + i / 32 * (int64_t)macattn_dtype_row_bytes(dtype, 32);
+    uint16_t d, m;
+    uint32_t high;
+    memcpy(&d, at, 2);
+    at += 2;
+    memcpy(&m, at, 2);
+    if (dtype == MACATTN_DTYPE_Q4_1 || dtype == MACATTN_DTYPE_Q5_1) at += 2;
+    memcpy(&high, at, 4);
+    if (dtype == MACATTN_DTYPE_Q5_0 || dtype == MACATTN_DTYPE_Q5_1) at += 4;
+    const int low = n < 16 ? at[n] & 15 : at[n - 16] >> 4;
+    const int five = low | (int)(high >> n & 1u) << 4;
+    switch ((int)dtype) {
+    case MACATTN_DTYPE_Q4_0: return from_f16(d) * (low - 8);
+    case MACATTN_DTYPE_Q4_1: return from_f16(d) * low + from_f16(m);
+    case MACATTN_DTYPE_Q5_0: return from_f16(d) * (five - 16);
+    case MACATTN_DTYPE_Q5_1: return from_f16(d) * five + from_f16(m);
+    default: return from_f16(d) * table[low];
+    }
+}
+
 double ref_value(macattn_dtype dtype, const void *row, int64_t i)
 {
     const char *at = row;
@@ -43,6 +69,11 @@ double ref_value(macattn_dtype dtype, const void *row, int64_t i)
     case MACATTN_DTYPE_Q8_0:
         memcpy(&h, at + i / 32 * 34, 2);
         return from_f16(h) * (double)(int8_t)at[i / 32 * 34 + 2 + i % 32];
+    case MACATTN_DTYPE_Q4_0:
+    case MACATTN_DTYPE_Q4_1:
+    case MACATTN_DTYPE_Q5_0:
+    case MACATTN_DTYPE_Q5_1:
+    case MACATTN_DTYPE_IQ4_NL: return small_value(dtype, row, i);
     case MACATTN_DTYPE_F8_E4M3: return from_f8_e4m3((uint8_t)at[i]);
     case MACATTN_DTYPE_F32:
     default: memcpy(&f, at + 4 * i, 4); return (double)f;

@@ -26,7 +26,7 @@ macattn bench: --heads does not take '6/4'
 ...
 [2]
 $ macattn bench attend --kv f12
-macattn bench: --kv does not take 'f12' (f32, f16, bf16, q8_0, f8_e4m3)
+macattn bench: --kv does not take 'f12' (f32, f16, bf16, q8_0, f8_e4m3, q4_0, q4_1, q5_0, q5_1, iq4_nl)
 ...
 [2]
 $ macattn bench attend --context 1k,x

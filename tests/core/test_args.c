@@ -91,7 +91,7 @@ static void test_config_model(void **state)
     REFUSE(E_UNSUPPORTED, "q_dtype f8_e4m3", cfg.q_dtype = MACATTN_DTYPE_F8_E4M3);
     REFUSE(E_UNSUPPORTED, "k_dtype f8_e4m3", cfg.k_dtype = MACATTN_DTYPE_F8_E4M3);
     REFUSE(E_UNSUPPORTED, "v_dtype f8_e4m3", cfg.v_dtype = MACATTN_DTYPE_F8_E4M3);
-    REFUSE(E_RANGE, "q_dtype", cfg.q_dtype = (macattn_dtype)5);
+    REFUSE(E_RANGE, "q_dtype", cfg.q_dtype = (macattn_dtype)10);
     REFUSE(E_RANGE, "k_dtype", cfg.k_dtype = (macattn_dtype)17);
     REFUSE(E_RANGE, "v_dtype", cfg.v_dtype = (macattn_dtype)-1);
     REFUSE(E_RANGE, "scale", cfg.scale = NAN);
@@ -579,11 +579,17 @@ static void test_row_bytes(void **state)
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_BF16, 5), 10);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q8_0, 64), 68);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q8_0, 65), 0);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q4_0, 64), 36);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q4_1, 64), 40);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q5_0, 64), 44);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_Q5_1, 64), 48);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_IQ4_NL, 64), 36);
+    assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_IQ4_NL, 40), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F16, 0), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F16, -1), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F32, INT64_MIN), 0);
     assert_int_equal(macattn_dtype_row_bytes(MACATTN_DTYPE_F8_E4M3, 5), 5);
-    assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)5, 32), 0);
+    assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)10, 32), 0);
     assert_int_equal(macattn_dtype_row_bytes((macattn_dtype)-1, 32), 0);
 }
 

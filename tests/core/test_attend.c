@@ -307,12 +307,15 @@ static void run(const spec *s)
 
 /* ------------------------------------------------------------------------------------- tests -- */
 
-static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
-                                         MACATTN_DTYPE_Q8_0};
+static const macattn_dtype kv_types[] = {
+    MACATTN_DTYPE_F32,  MACATTN_DTYPE_F16,  MACATTN_DTYPE_BF16,
+    MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_Q4_0, MACATTN_DTYPE_Q4_1,
+    MACATTN_DTYPE_Q5_0, MACATTN_DTYPE_Q5_1, MACATTN_DTYPE_IQ4_NL};
+enum { N_KV_TYPES = sizeof kv_types / sizeof kv_types[0] };
 
 static bool fits(macattn_dtype dtype, int32_t dim)
 {
-    return dtype != MACATTN_DTYPE_Q8_0 || dim % 32 == 0;
+    return macattn_dtype_row_bytes(dtype, dim) > 0;
 }
 
 static void test_head_dims(void **state)
@@ -323,13 +326,13 @@ static void test_head_dims(void **state)
                                       {72, 0},  {136, 0},  {1024, 0}, {576, 512}, {192, 128},
                                       {64, 96}, {128, 40}, {8, 256}};
     for (size_t i = 0; i < sizeof dims / sizeof dims[0]; i++) {
-        for (size_t t = 0; t < 4; t++) {
+        for (size_t t = 0; t < N_KV_TYPES; t++) {
             const int32_t dv = dims[i][1] ? dims[i][1] : dims[i][0];
             spec s = {.cfg = test_config(6, 2, dims[i][0]), .n_rows = 2, .n_tokens = {53, 130}};
             if (!fits(kv_types[t], dims[i][0]) || !fits(kv_types[t], dv)) continue;
             s.cfg.v_head_dim = dims[i][1];
             s.cfg.k_dtype = s.cfg.v_dtype = kv_types[t];
-            s.seed = i * 4 + t;
+            s.seed = i * N_KV_TYPES + t;
             run(&s);
         }
     }
@@ -338,10 +341,10 @@ static void test_head_dims(void **state)
 static void test_types(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < 48; i++) {
+    for (size_t i = 0; i < 12 * N_KV_TYPES; i++) {
         spec s = {.cfg = test_config(4, 2, 64), .n_rows = 1, .n_tokens = {97}, .seed = i};
         s.cfg.q_dtype = (macattn_dtype)(i % 3);
-        s.cfg.k_dtype = kv_types[i / 3 % 4];
+        s.cfg.k_dtype = kv_types[i / 3 % N_KV_TYPES];
         s.cfg.v_dtype = kv_types[i / 12];
         s.page_size = i % 2 ? 16 : 0;
         run(&s);
@@ -433,8 +436,8 @@ static void test_strides(void **state)
                   .pad = i & 4 ? 10 : 0,
                   .strided = i & 8,
                   .seed = (uint64_t)i};
-        s.cfg.k_dtype = kv_types[i % 4];
-        s.cfg.v_dtype = kv_types[(i + 1) % 4];
+        s.cfg.k_dtype = kv_types[i % N_KV_TYPES];
+        s.cfg.v_dtype = kv_types[(i + 1) % N_KV_TYPES];
         run(&s);
     }
 }
@@ -451,8 +454,8 @@ static void test_misaligned(void **state)
                   .pad = i % 3,
                   .shift = (size_t)(1 + i % 3),
                   .seed = (uint64_t)i};
-        s.cfg.k_dtype = kv_types[i % 4];
-        s.cfg.v_dtype = kv_types[i / 2 % 4];
+        s.cfg.k_dtype = kv_types[i % N_KV_TYPES];
+        s.cfg.v_dtype = kv_types[i / 2 % N_KV_TYPES];
         s.cfg.q_dtype = (macattn_dtype)(i % 3);
         run(&s);
     }
@@ -534,7 +537,7 @@ static void test_chunks(void **state)
 static void test_extreme_logits(void **state)
 {
     (void)state;
-    for (size_t t = 0; t < 4; t++) {
+    for (size_t t = 0; t < N_KV_TYPES; t++) {
         spec s = {.cfg = test_config(4, 2, 64),
                   .n_rows = 1,
                   .n_tokens = {200},
@@ -635,16 +638,18 @@ static void test_infinity(void **state)
     run_spoiled(spoil_all_k_inf, 3, false);
 }
 
-/* A q8_0 block whose scale is NaN. */
-static void test_nan_q8_0(void **state)
+/* A block whose scale is NaN. */
+static void test_nan_blocks(void **state)
 {
     (void)state;
     spec s = {.cfg = test_config(2, 1, 64), .n_rows = 1, .n_tokens = {40}, .n_queries = {30}};
-    s.cfg.k_dtype = s.cfg.v_dtype = MACATTN_DTYPE_Q8_0;
-    for (int in_v = 0; in_v < 2; in_v++) {
+    for (int i = 3 * 2; i < N_KV_TYPES * 2; i++) {
+        const int in_v = i % 2;
+        s.cfg.k_dtype = s.cfg.v_dtype = kv_types[i / 2];
+        const int64_t block = (int64_t)macattn_dtype_row_bytes(s.cfg.v_dtype, 32);
         scene c;
         scene_create(&c, &s);
-        char *at = in_v ? c.kv.v.data + 25 * c.kv.view.v_token_stride + 34
+        char *at = in_v ? c.kv.v.data + 25 * c.kv.view.v_token_stride + block
                         : c.kv.k.data + 25 * c.kv.view.k_token_stride;
         memset(at, 0x7e, 2);
         ref_attend(&c.cfg, &c.batch, &c.io, c.want, c.want_lse);
@@ -726,8 +731,8 @@ static void random_spec(spec *s, test_rng *rng)
     if (test_below(rng, 4) == 0) c->v_head_dim = dims[test_below(rng, 10)];
     c->q_dtype = (macattn_dtype)test_below(rng, 3);
     do {
-        c->k_dtype = kv_types[test_below(rng, 4)];
-        c->v_dtype = test_below(rng, 3) ? c->k_dtype : kv_types[test_below(rng, 4)];
+        c->k_dtype = kv_types[test_below(rng, N_KV_TYPES)];
+        c->v_dtype = test_below(rng, 3) ? c->k_dtype : kv_types[test_below(rng, N_KV_TYPES)];
     } while (!fits(c->k_dtype, c->head_dim) ||
              !fits(c->v_dtype, c->v_head_dim ? c->v_head_dim : c->head_dim));
     if (test_below(rng, 4) == 0) c->softcap = (float)(1 + 20 * test_uniform(rng));
@@ -867,7 +872,7 @@ int main(void)
         cmocka_unit_test(test_softcap_sinks), cmocka_unit_test(test_window),
         cmocka_unit_test(test_chunks),        cmocka_unit_test(test_extreme_logits),
         cmocka_unit_test(test_tiny),          cmocka_unit_test(test_nan),
-        cmocka_unit_test(test_infinity),      cmocka_unit_test(test_nan_q8_0),
+        cmocka_unit_test(test_infinity),      cmocka_unit_test(test_nan_blocks),
         cmocka_unit_test(test_nan_query),     cmocka_unit_test(test_special_sinks),
         cmocka_unit_test(test_no_tokens),     cmocka_unit_test(test_random_shapes),
         cmocka_unit_test(test_mixed_rows),    cmocka_unit_test(test_no_tokens_beside_many),

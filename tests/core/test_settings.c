@@ -9,12 +9,13 @@ static void test_names(void **state)
 {
     (void)state;
     const char *const policies[] = {"exact", "paper", "budget"};
-    const char *const dtypes[] = {"f32", "f16", "bf16", "q8_0", "f8_e4m3"};
+    const char *const dtypes[] = {"f32",  "f16",  "bf16", "q8_0", "f8_e4m3",
+                                  "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"};
     macattn_policy policy = (macattn_policy)77;
     macattn_dtype dtype = (macattn_dtype)77;
     assert_null(macattn_policy_name((macattn_policy)3));
     assert_null(macattn_policy_name((macattn_policy)-1));
-    assert_null(macattn_dtype_name((macattn_dtype)5));
+    assert_null(macattn_dtype_name((macattn_dtype)10));
     assert_null(macattn_dtype_name((macattn_dtype)-1));
     assert_int_equal(macattn_policy_find("Paper", &policy), MACATTN_E_RANGE);
     assert_int_equal(macattn_policy_find("", &policy), MACATTN_E_RANGE);
@@ -64,7 +65,7 @@ static void test_all_fields(void **state)
     assert_null(macattn_setting_find("isa"));
     assert_null(macattn_setting_find(NULL));
     assert_int_equal(set.n_layers, 65536);
-    assert_int_equal(set.k_dtype, MACATTN_DTYPE_F8_E4M3);
+    assert_int_equal(set.k_dtype, MACATTN_DTYPE_IQ4_NL);
     assert_int_equal(set.policy, MACATTN_POLICY_BUDGET);
     assert_true(set.min_tokens == INT64_MAX && set.window == INT32_MAX);
     assert_true(set.tau == 1 && set.budget == 1);

@@ -9,8 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const macattn_dtype kv_types[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
-                                         MACATTN_DTYPE_Q8_0};
+static const macattn_dtype kv_types[] = {
+    MACATTN_DTYPE_F32,  MACATTN_DTYPE_F16,  MACATTN_DTYPE_BF16,
+    MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_Q4_0, MACATTN_DTYPE_Q4_1,
+    MACATTN_DTYPE_Q5_0, MACATTN_DTYPE_Q5_1, MACATTN_DTYPE_IQ4_NL};
+enum { N_KV_TYPES = sizeof kv_types / sizeof kv_types[0] };
 
 /* Calls `f` for every backend that this machine can run. */
 static void each_backend(void (*f)(const mai_backend *))
@@ -216,8 +219,8 @@ static void attend(const mai_backend *backend)
         const int32_t *dim = dims[i % 12];
         macattn_config cfg = kernel_config(3 * (1 + i % 7), 3, dim[0], dim[1]);
         cfg.q_dtype = (macattn_dtype)(i % 3);
-        cfg.k_dtype = dim[0] % 32 ? kv_types[i % 3] : kv_types[i / 2 % 4];
-        cfg.v_dtype = dim[1] % 32 ? kv_types[i / 4 % 3] : kv_types[i / 8 % 4];
+        cfg.k_dtype = dim[0] % 32 ? kv_types[i % 3] : kv_types[i / 2 % N_KV_TYPES];
+        cfg.v_dtype = dim[1] % 32 ? kv_types[i / 4 % 3] : kv_types[(i + i / 9) % N_KV_TYPES];
         cfg.softcap = i % 4 == 0 ? 3 : 0;
         const int64_t n = lengths[i % 14];
         tokens_case c;
@@ -244,14 +247,21 @@ static void alone(const mai_backend *backend)
 {
     enum { N = 45, HEADS = 7, D = 72 };
     test_rng rng = {3};
-    for (int type = 0; type < 6; type++) {
-        macattn_config cfg = kernel_config(HEADS, 1, D, D);
-        cfg.k_dtype = cfg.v_dtype = kv_types[type % 3];
-        cfg.softcap = type < 3 ? 0 : 5;
+    for (int type = 0; type < 3 + N_KV_TYPES; type++) {
+        const bool blocks = macattn_dtype_row_bytes(kv_types[type % N_KV_TYPES], D) == 0;
+        macattn_config cfg = kernel_config(HEADS, 1, blocks ? 64 : D, D);
+        cfg.k_dtype = kv_types[type % N_KV_TYPES];
+        cfg.v_dtype = kv_types[type % 3];
+        if (blocks) {
+            cfg.v_head_dim = 64;
+            cfg.v_dtype = cfg.k_dtype;
+        }
+        cfg.softcap = type < N_KV_TYPES ? 0 : 5;
         tokens_case c;
         tokens_create(&c, &cfg, N, 0, &rng);
         float q[HEADS * D], out[2][HEADS * 2 * D], lse[2][HEADS];
         const uint8_t keys = 1;
+        memset(out, 0xff, sizeof out); /* what is between the results stays */
         for (int i = 0; i < HEADS * D; i++) q[i] = 0.1f * (float)test_normal(&rng);
         test_memory scratch = scratch_for(backend, &c.shape);
         int64_t start[HEADS];
@@ -473,8 +483,8 @@ static void prefill(const mai_backend *backend)
         const int32_t group = groups[test_below(&rng, 8)];
         macattn_config cfg = kernel_config(2 * group, 2, dims[i % 5][0], dims[i % 5][1]);
         cfg.q_dtype = (macattn_dtype)(i % 3);
-        cfg.k_dtype = cfg.head_dim % 32 ? kv_types[i % 3] : kv_types[i / 2 % 4];
-        cfg.v_dtype = cfg.v_head_dim % 32 ? kv_types[i / 4 % 3] : kv_types[i / 3 % 4];
+        cfg.k_dtype = cfg.head_dim % 32 ? kv_types[i % 3] : kv_types[i / 2 % N_KV_TYPES];
+        cfg.v_dtype = cfg.v_head_dim % 32 ? kv_types[i / 4 % 3] : kv_types[i / 3 % N_KV_TYPES];
         cfg.softcap = i % 5 == 0 ? 4 : 0;
         prefill_case p = {.n_tokens = 1 + test_below(&rng, 120), .kv_head = i % 2};
         tokens_case c;

@@ -38,18 +38,23 @@ typedef struct check_case {
 static void random_config(macattn_config *cfg, random_state *rng)
 {
     static const int32_t dims[] = {8, 64, 72, 80, 96, 112, 128, 160, 192, 256};
-    static const macattn_dtype kv_dtypes[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16,
-                                              MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_F32};
+    static const macattn_dtype kv_dtypes[] = {
+        MACATTN_DTYPE_F16,  MACATTN_DTYPE_BF16, MACATTN_DTYPE_Q8_0,
+        MACATTN_DTYPE_F32,  MACATTN_DTYPE_Q4_0, MACATTN_DTYPE_Q4_1,
+        MACATTN_DTYPE_Q5_0, MACATTN_DTYPE_Q5_1, MACATTN_DTYPE_IQ4_NL};
+    const int64_t n_dtypes = sizeof kv_dtypes / sizeof kv_dtypes[0];
     die_unless_ok(NULL, macattn_config_init(cfg), "macattn_config_init");
     cfg->n_layers = 1;
     cfg->n_kv_heads = 1 + (int32_t)random_below(rng, 4);
     cfg->n_heads = cfg->n_kv_heads * (1 + (int32_t)random_below(rng, 9));
     cfg->head_dim = dims[random_below(rng, 10)];
     cfg->v_head_dim = random_below(rng, 4) == 0 ? dims[random_below(rng, 10)] : 0;
-    cfg->k_dtype = kv_dtypes[random_below(rng, 4)];
-    cfg->v_dtype = random_below(rng, 3) == 0 ? kv_dtypes[random_below(rng, 4)] : cfg->k_dtype;
-    /* q8_0 is made of whole blocks. */
-    if (cfg->k_dtype == MACATTN_DTYPE_Q8_0 || cfg->v_dtype == MACATTN_DTYPE_Q8_0) {
+    cfg->k_dtype = kv_dtypes[random_below(rng, n_dtypes)];
+    cfg->v_dtype =
+        random_below(rng, 3) == 0 ? kv_dtypes[random_below(rng, n_dtypes)] : cfg->k_dtype;
+    /* Some types are made of whole blocks. */
+    if (macattn_dtype_row_bytes(cfg->k_dtype, 8) == 0 ||
+        macattn_dtype_row_bytes(cfg->v_dtype, 8) == 0) {
         cfg->head_dim = (cfg->head_dim + 31) / 32 * 32;
         cfg->v_head_dim = (cfg->v_head_dim + 31) / 32 * 32;
     }

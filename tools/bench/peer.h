@@ -16,7 +16,7 @@
  * they are. */
 typedef struct peer_shape {
     int32_t n_heads, n_kv_heads, head_dim, v_head_dim;
-    const char *k_type, *v_type; /* "f32", "f16", "bf16", "q8_0" */
+    const char *k_type, *v_type; /* as in macattn_dtype_name */
     float scale, softcap;        /* softcap 0 = off */
     int32_t n_streams;           /* sequences, all of the same length */
     int32_t n_queries;           /* new tokens of each, causal, the last one at n_tokens - 1 */

@@ -2,15 +2,15 @@
 #include "tensors.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/memory.h"
 #include "common/say.h"
 
-#define ROW_STEP 256      /* llama.cpp pads a cache's length to this */
-#define Q8_BLOCK 32       /* values of a q8_0 block */
-#define Q8_BLOCK_BYTES 34 /* an f16 scale and 32 int8 */
+#define ROW_STEP 256 /* llama.cpp pads a cache's length to this */
+#define BLOCK 32     /* values of a block of ggml's types */
 
 uint16_t tensors_f16(float value)
 {
@@ -60,20 +60,71 @@ static uint8_t encode_f8_e4m3(float value)
 static void encode_q8_block(const float *values, char *out)
 {
     float largest = 0.0f;
-    for (int i = 0; i < Q8_BLOCK; i++) {
+    for (int i = 0; i < BLOCK; i++) {
         largest = fmaxf(largest, fabsf(values[i]));
     }
     float scale = largest / 127.0f;
     uint16_t half = tensors_f16(scale);
     memcpy(out, &half, sizeof half);
-    for (int i = 0; i < Q8_BLOCK; i++) {
+    for (int i = 0; i < BLOCK; i++) {
         out[2 + i] = (char)lrintf(scale > 0.0f ? values[i] / scale : 0.0f);
     }
+}
+
+static int nearest_level(float value)
+{
+    static const int table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+    int best = 0;
+    for (int i = 1; i < 16; i++) {
+        best = fabsf(value - (float)table[i]) < fabsf(value - (float)table[best]) ? i : best;
+    }
+    return best;
+}
+
+/* A block of 4 or 5 bits a value: see macattn_dtype. */
+static void encode_small_block(macattn_dtype dtype, const float *values, char *out)
+{
+    bool five = dtype == MACATTN_DTYPE_Q5_0 || dtype == MACATTN_DTYPE_Q5_1;
+    bool from_least = dtype == MACATTN_DTYPE_Q4_1 || dtype == MACATTN_DTYPE_Q5_1;
+    int levels = five ? 32 : 16;
+    float least = values[0], most = values[0];
+    for (int i = 1; i < BLOCK; i++) {
+        least = fminf(least, values[i]);
+        most = fmaxf(most, values[i]);
+    }
+    float largest = fmaxf(-least, most);
+    float scale = from_least                      ? (most - least) / (float)(levels - 1)
+                  : dtype == MACATTN_DTYPE_IQ4_NL ? largest / 113.0f
+                                                  : largest / (float)(levels / 2 - 1);
+    float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+    uint16_t half = tensors_f16(scale), first = tensors_f16(least);
+    uint8_t bytes[BLOCK / 2] = {0};
+    uint32_t high_bits = 0;
+    for (int i = 0; i < BLOCK; i++) {
+        int x = from_least                      ? (int)lrintf((values[i] - least) * inverse)
+                : dtype == MACATTN_DTYPE_IQ4_NL ? nearest_level(values[i] * inverse)
+                                                : (int)lrintf(values[i] * inverse) + levels / 2;
+        bytes[i % (BLOCK / 2)] |= (uint8_t)((x & 15) << (i < BLOCK / 2 ? 0 : 4));
+        high_bits |= (uint32_t)(x >> 4 & 1) << i;
+    }
+    memcpy(out, &half, sizeof half);
+    out += sizeof half;
+    if (from_least) {
+        memcpy(out, &first, sizeof first);
+        out += sizeof first;
+    }
+    if (five) {
+        memcpy(out, &high_bits, sizeof high_bits);
+        out += sizeof high_bits;
+    }
+    memcpy(out, bytes, sizeof bytes);
 }
 
 void tensors_encode(macattn_dtype dtype, const float *values, size_t n, void *out)
 {
     uint16_t *halves = out;
+    size_t block_bytes = macattn_dtype_row_bytes(dtype, BLOCK);
     switch (dtype) {
     case MACATTN_DTYPE_F32: memcpy(out, values, n * sizeof *values); break;
     case MACATTN_DTYPE_F16:
@@ -87,8 +138,17 @@ void tensors_encode(macattn_dtype dtype, const float *values, size_t n, void *ou
         }
         break;
     case MACATTN_DTYPE_Q8_0:
-        for (size_t i = 0; i < n / Q8_BLOCK; i++) {
-            encode_q8_block(values + i * Q8_BLOCK, (char *)out + i * Q8_BLOCK_BYTES);
+        for (size_t i = 0; i < n / BLOCK; i++) {
+            encode_q8_block(values + i * BLOCK, (char *)out + i * block_bytes);
+        }
+        break;
+    case MACATTN_DTYPE_Q4_0:
+    case MACATTN_DTYPE_Q4_1:
+    case MACATTN_DTYPE_Q5_0:
+    case MACATTN_DTYPE_Q5_1:
+    case MACATTN_DTYPE_IQ4_NL:
+        for (size_t i = 0; i < n / BLOCK; i++) {
+            encode_small_block(dtype, values + i * BLOCK, (char *)out + i * block_bytes);
         }
         break;
     case MACATTN_DTYPE_F8_E4M3:
@@ -106,12 +166,12 @@ void tensors_fill_normal(float *values, size_t n, random_state *rng)
     }
 }
 
-/* Gigabytes have to be filled: pieces of 8 values (32 for q8_0) are drawn from a table of them. */
+/* Gigabytes have to be filled: pieces of 8 values (or a block of 32) are drawn from a table of them. */
 #define TABLE_PIECES 8192
 
 static void fill_random(macattn_dtype dtype, char *out, size_t bytes, random_state *rng)
 {
-    size_t piece = dtype == MACATTN_DTYPE_Q8_0 ? Q8_BLOCK : 8;
+    size_t piece = macattn_dtype_row_bytes(dtype, 8) > 0 ? 8 : BLOCK;
     size_t piece_bytes = macattn_dtype_row_bytes(dtype, (int64_t)piece);
     float *values = memory_alloc(TABLE_PIECES * piece * sizeof *values);
     char *table = memory_alloc(TABLE_PIECES * piece_bytes);

@@ -38,7 +38,7 @@ static void describe(const setting_options *o, setting_option option, macattn_po
 {
     const macattn_setting *s = macattn_setting_find(options[option].setting);
     const char *list = o->lists >> option & 1 ? "; a list" : "";
-    char names[64];
+    char names[128];
     if (option == OPTION_KV) {
         list_names(s, names, sizeof names);
         snprintf(text, size, "type of K and V: %s, or K's/V's as in f16/q8_0%s (default %s)", names,

@@ -34,7 +34,7 @@ typedef struct setting_options {
     /* For argp: */
     uint32_t lists; /* bit 1 << option: takes a list, and may be given several times */
     struct argp_option table[OPTION_COUNT + 1];
-    char about[OPTION_COUNT][160];
+    char about[OPTION_COUNT][256];
 } setting_options;
 
 /* `taken`, `lists`: options that there are, and of those, the ones that take a list. `policy`:

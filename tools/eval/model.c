@@ -118,6 +118,11 @@ static enum ggml_type type_of(macattn_dtype dtype)
     case MACATTN_DTYPE_F32: return GGML_TYPE_F32;
     case MACATTN_DTYPE_BF16: return GGML_TYPE_BF16;
     case MACATTN_DTYPE_Q8_0: return GGML_TYPE_Q8_0;
+    case MACATTN_DTYPE_Q4_0: return GGML_TYPE_Q4_0;
+    case MACATTN_DTYPE_Q4_1: return GGML_TYPE_Q4_1;
+    case MACATTN_DTYPE_Q5_0: return GGML_TYPE_Q5_0;
+    case MACATTN_DTYPE_Q5_1: return GGML_TYPE_Q5_1;
+    case MACATTN_DTYPE_IQ4_NL: return GGML_TYPE_IQ4_NL;
     default: return GGML_TYPE_F16;
     }
 }

@@ -14,6 +14,8 @@
 
 #include "rows.h"
 
+#include "tile.h"
+
 #include "attend.h"
 
 #include "prefill.h"
@@ -58,6 +60,7 @@ static size_t MAI_FN(scratch_bytes)(const mai_shape *shape, const mai_ring_dims 
     const size_t runs = runs_scratch_bytes(shape);
     if (prefill > bytes) bytes = prefill;
     if (runs > bytes) bytes = runs;
+    bytes += tile_work_bytes(shape); /* which each of the three begins with */
     return match > bytes ? match : bytes;
 }
 

@@ -15,9 +15,9 @@ typedef struct prefill_block {
     int group, n_queries;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
     bool keys;                                  /* sum up keys in this pass */
-    float *q, *o, *kbar, *m, *l;                /* [row] */
+    void *work;                                 /* of tile.h */
+    float *q, *o, *kbar, *m, *l;                /* [row]; l [row][VL] */
     float *scores, *k_weights;                  /* [row][TILE]; the latter: of head_sums */
-    const float *q_row[PREFILL_MAX_ROWS];
     float *o_row[PREFILL_MAX_ROWS], *kbar_row[PREFILL_MAX_ROWS];
 } prefill_block;
 
@@ -29,7 +29,7 @@ static int prefill_queries(const mai_shape *shape)
 static size_t prefill_scratch_bytes(const mai_shape *shape)
 {
     const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
-    return rows * sizeof(float) * (2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 2);
+    return rows * sizeof(float) * (2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 1 + VL);
 }
 
 static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
@@ -40,7 +40,8 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->n_queries = a->q1 - a->q0;
     b->keys = a->capture0 < a->q1 && a->far_keys;
     const size_t rows = (size_t)b->n_queries * (size_t)b->group;
-    b->q = a->scratch;
+    b->work = a->scratch;
+    b->q = (float *)(void *)((char *)a->scratch + tile_work_bytes(shape));
     b->o = b->q + rows * (size_t)shape->d;
     b->kbar = b->o + rows * (size_t)shape->dv;
     b->scores = b->kbar + rows * (size_t)shape->d;
@@ -53,11 +54,10 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
                   head = a->kv_head * b->group + (int)i % b->group;
         load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
                b->q + i * (size_t)shape->d);
-        b->q_row[i] = b->q + i * (size_t)shape->d;
         b->o_row[i] = b->o + i * (size_t)shape->dv;
         b->kbar_row[i] = b->kbar + i * (size_t)shape->d;
         b->m[i] = -INFINITY;
-        b->l[i] = 0;
+        v_store(b->l + i * VL, v_zero());
     }
     memset(b->o, 0, rows * (size_t)shape->dv * sizeof(float));
     if (b->keys) memset(b->kbar, 0, rows * (size_t)shape->d * sizeof(float));
@@ -69,7 +69,7 @@ static head_sums prefill_sums(const prefill_block *b, size_t row)
                        .kbar = b->keys ? b->kbar_row[row] : NULL,
                        .k_weights = b->k_weights + row * TILE,
                        .m = b->m + row,
-                       .l = b->l + row};
+                       .l = b->l + row * VL};
 }
 
 /* Rows of `n_queries` queries from `query` (of the block) on over tokens [t, t + n). */
@@ -85,23 +85,27 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
     const int64_t k_offset = a->kv_head * kv->k_head_stride,
                   v_offset = a->kv_head * kv->v_head_stride;
-    const ahead k_next = own_rows(fetch_next ? rows[1].k : NULL, k_offset, kv->k_token_stride,
-                                  (int64_t)row_bytes(shape->k_dtype, shape->d));
-    const ahead v_next = own_rows(fetch_next ? rows[1].v : NULL, v_offset, kv->v_token_stride,
-                                  (int64_t)row_bytes(shape->v_dtype, shape->dv));
+    ahead nothing = fetch_nothing(a->scratch), k_next = nothing, v_next = nothing;
+    if (fetch_next) {
+        k_next = fetch_rows(rows[1].k, k_offset,
+                            (int64_t)macattn_dtype_row_bytes(shape->k_dtype, shape->d), 0);
+        v_next = fetch_rows(rows[1].v, v_offset,
+                            (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv), 0);
+    }
     const int n_rows = n_queries * b->group;
     float *scores = b->scores + row * TILE;
-    tile_scores(shape, &rows[0], k_offset, b->q_row + row, n_rows, scores, &k_next);
+    tile_scores(shape, rows[0].k, n, k_offset, b->q + row * (size_t)shape->d, n_rows, scores,
+                b->work, &k_next);
     for (int i = 0; i < n_rows; i++) {
         const head_sums sums = prefill_sums(b, row + (size_t)i);
         softmax_tile(scores + (size_t)i * TILE, 0, n, shape, &sums);
     }
     tile_sums(shape->v_dtype, shape->dv, rows[0].v, v_offset, n_rows, 0, n, scores, b->o_row + row,
-              &v_next);
+              b->work, &v_next);
     if (!b->keys) return;
-    const ahead nothing = {NULL, false, 0, 0, 0};
     tile_sums(shape->k_dtype, shape->d, rows[0].k, k_offset, n_rows, 0, n,
-              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, &nothing);
+              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, b->work,
+              &nothing);
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */
@@ -142,7 +146,7 @@ static void prefill_capture(const prefill_block *b)
                               (size_t)(a->kv_head * b->group + g);
             float *far = a->far_out + at * (dv + d);
             const head_sums sums = {
-                .o = far, .kbar = b->keys ? far + dv : NULL, .m = b->m + row, .l = b->l + row};
+                .o = far, .kbar = b->keys ? far + dv : NULL, .m = b->m + row, .l = b->l + row * VL};
             memcpy(far, b->o_row[row], sizeof(float) * dv);
             memcpy(far + dv, b->kbar_row[row], sizeof(float) * d);
             finish_head(a->shape, &sums, a->far_lse + at);

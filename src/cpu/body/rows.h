@@ -20,37 +20,40 @@
  * the calls. */
 #define v_prefetch(p) __builtin_prefetch((p), 0, 3)
 
-#define Q8_BLOCK 32
-#define Q8_BYTES 34
+/* Keep a vector that is used several times in a register: compilers would rather have every use of it
+ * load it again, and loads are what there are too few of. */
+#if defined(__x86_64__)
+#    define IN_REGISTER(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#    define IN_REGISTER(x) __asm__("" : "+w"(x))
+#else
+#    define IN_REGISTER(x) ((void)0)
+#endif
 
-/* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type. */
+/* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type, of those of
+ * blocks only q8_0. */
 MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
 {
     switch (type) {
     case MACATTN_DTYPE_F16: return v_load_f16(row + (size_t)j * VL * 2);
     case MACATTN_DTYPE_BF16: return v_load_bf16(row + (size_t)j * VL * 2);
     case MACATTN_DTYPE_Q8_0: {
-        const char *block = row + (size_t)(j * VL / Q8_BLOCK) * Q8_BYTES;
+        const char *block = row + (size_t)(j * VL / 32) * 34;
         uint16_t h;
         memcpy(&h, block, 2);
-        return v_mul(v_load_i8(block + 2 + (j * VL) % Q8_BLOCK), v_set1(v_f16_scalar(h)));
+        return v_mul(v_load_i8(block + 2 + j * VL % 32), v_set1(v_f16_scalar(h)));
     }
     case MACATTN_DTYPE_F32:
-    default: {
-        float f[VL];
-        memcpy(f, row + (size_t)j * VL * 4, sizeof f); /* rows need not be aligned to 4 */
-        return v_load(f);
-    }
+    default: return v_load_f32(row + (size_t)j * VL * 4);
     }
 }
 
-/* The last `n` < VL elements of a row (head_dim is a multiple of 8, of 32 for q8_0); rest 0. */
+/* The last `n` < VL elements of a row (head_dim is a multiple of 8); rest 0. */
 MAI_INLINE V row_tail(macattn_dtype type, const char *row, int j, int n)
 {
     switch (type) {
     case MACATTN_DTYPE_F16: return v_load_f16_n(row + (size_t)j * VL * 2, n);
     case MACATTN_DTYPE_BF16: return v_load_bf16_n(row + (size_t)j * VL * 2, n);
-    case MACATTN_DTYPE_Q8_0: return row_vec(type, row, j);
     case MACATTN_DTYPE_F32:
     default: {
         float f[VL] = {0};
@@ -60,11 +63,11 @@ MAI_INLINE V row_tail(macattn_dtype type, const char *row, int j, int n)
     }
 }
 
-/* 2^x; relative error below 2e-7. 0 below -126, +inf above 128, NaN for NaN. */
+/* 2^x; relative error below 2e-7. 0 well below -126, +inf above 128, NaN for NaN. */
 MAI_INLINE V v_exp2(V x)
 {
-    x = v_max(v_set1(-150.0f), x); /* the second operand is what a NaN comes back from */
-    x = v_min(v_set1(130.0f), x);
+    x = v_max(v_set1(LEAST_POWER), x); /* the second operand is what a NaN comes back from */
+    x = v_min(v_set1(128.0f), x);
     V n = v_round(x);
     V f = v_sub(x, n);
     V p = v_set1(1.5403530393381606e-4f);
@@ -130,7 +133,7 @@ MAI_INLINE void token_offsets(const mai_tokens *tokens, int64_t t, int64_t *k, i
     *v = page * kv->v_page_stride + t * kv->v_token_stride;
 }
 
-/* `n` elements, any type but q8_0, to f32; zeros up to `padded`, a multiple of VL. */
+/* `n` elements, any type but those of blocks, to f32; zeros up to `padded`, a multiple of VL. */
 static void load_padded(macattn_dtype type, const void *row, int n, int padded, float *out)
 {
     const int n_vec = n / VL;
@@ -157,15 +160,6 @@ static void load_q(const mai_shape *shape, const void *q, float factor, float *o
     float x[MAI_MAX_DIM];
     load_padded(shape->q_dtype, q, shape->d, (shape->d + VL - 1) / VL * VL, x);
     for (int i = 0; i < shape->d; i++) out[i] = x[i] * factor;
-}
-
-MAI_INLINE size_t row_bytes(macattn_dtype type, int n)
-{
-    switch (type) {
-    case MACATTN_DTYPE_F32: return (size_t)n * 4;
-    case MACATTN_DTYPE_Q8_0: return (size_t)n / Q8_BLOCK * Q8_BYTES;
-    default: return (size_t)n * 2;
-    }
 }
 
 #endif

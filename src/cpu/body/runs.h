@@ -10,28 +10,29 @@
 
 /* Work memory of score and stand_in. */
 typedef struct runs_state {
-    const float **q;               /* [group] */
-    float **o, **kbar;             /* [group]; kbar NULL: not wanted */
-    float *tile, *k_weights;       /* [group][TILE] */
-    float *m, *l, *base, *slopes;  /* [group] */
+    void *work;                   /* of tile.h */
+    float **o, **kbar;            /* [group]; kbar NULL: not wanted */
+    float *tile, *k_weights;      /* [group][TILE] */
+    float *m, *l, *base, *slopes; /* [group]; l [group][VL] */
 } runs_state;
 
 static size_t runs_scratch_bytes(const mai_shape *shape)
 {
-    return (size_t)shape->group * (3 * sizeof(float *) + sizeof(float) * (2 * TILE + 4));
+    return (size_t)shape->group * (2 * sizeof(float *) + sizeof(float) * (2 * TILE + 3 + VL));
 }
 
 static runs_state runs_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t group = (size_t)shape->group;
-    runs_state s = {.q = scratch};
-    s.o = (float **)scratch + group;
+    runs_state s = {.work = scratch};
+    void *after = (char *)scratch + tile_work_bytes(shape);
+    s.o = after;
     s.kbar = s.o + group;
     s.tile = (float *)(s.kbar + group);
     s.k_weights = s.tile + group * TILE;
     s.m = s.k_weights + group * TILE;
     s.l = s.m + group;
-    s.base = s.l + group;
+    s.base = s.l + group * VL;
     s.slopes = s.base + group;
     return s;
 }
@@ -58,11 +59,11 @@ static uint16_t to_f16(float x)
 static bool encode_block(const float *x, char *block)
 {
     float top = 0;
-    for (int i = 0; i < Q8_BLOCK; i++) top = fmaxf(top, fabsf(x[i]));
+    for (int i = 0; i < BLOCK; i++) top = fmaxf(top, fabsf(x[i]));
     const uint16_t bits = to_f16(top / 127.0f);
     const float scale = v_f16_scalar(bits), inverse = scale > 0 ? 1.0f / scale : 0.0f;
     memcpy(block, &bits, 2);
-    for (int i = 0; i < Q8_BLOCK; i++) {
+    for (int i = 0; i < BLOCK; i++) {
         const float y = rintf(x[i] * inverse);
         block[2 + i] = (char)(int8_t)(y > 127.0f ? 127.0f : y < -127.0f ? -127.0f : y);
     }
@@ -80,14 +81,14 @@ static bool floats_finite(const float *x, int n)
 static bool encode_mean(macattn_dtype dtype, const float *x, int n, char *row)
 {
     bool good = floats_finite(x, n);
-    for (int i = 0; good && dtype == MACATTN_DTYPE_Q8_0 && i < n; i += Q8_BLOCK)
-        good = encode_block(x + i, row + i / Q8_BLOCK * Q8_BYTES);
+    for (int i = 0; good && dtype == MACATTN_DTYPE_Q8_0 && i < n; i += BLOCK)
+        good = encode_block(x + i, row + i / BLOCK * block_bytes(MACATTN_DTYPE_Q8_0));
     for (int i = 0; good && dtype == MACATTN_DTYPE_F16 && i < n; i++) {
         const uint16_t bits = to_f16(x[i]);
         memcpy(row + 2 * i, &bits, 2);
         good = (bits & 0x7c00u) != 0x7c00u;
     }
-    if (!good) memset(row, 0, row_bytes(dtype, n));
+    if (!good) memset(row, 0, macattn_dtype_row_bytes(dtype, n));
     return good;
 }
 
@@ -110,6 +111,22 @@ MAI_INLINE void mean_of_rows(macattn_dtype type, const char *const *rows, int64_
     }
 }
 
+static void mean_of_blocks(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                           float *out)
+{
+    float tile[TILE * MAI_MAX_DIM * 3 / 4];
+    const unpacked u = unpacked_in(tile, dim);
+    const V share = v_set1(1.0f / MAI_RUN_TOKENS);
+    const bool least = has_least(type);
+    _Static_assert(MAI_RUN_TOKENS == TILE, "a run is a tile");
+    unpack_tile(type, rows, offset, dim, 0, TILE, &u);
+    for (int j = 0; j < dim / VL; j++) {
+        V sum = v_zero();
+        for (int t = 0; t < TILE; t++) sum = v_add(sum, scaled_vec(&u, least, dim, t, j));
+        v_store(out + j * VL, v_mul(sum, share));
+    }
+}
+
 static void mean_row(macattn_dtype dtype, const char *const *rows, int64_t offset, int dim,
                      float *out)
 {
@@ -117,8 +134,8 @@ static void mean_row(macattn_dtype dtype, const char *const *rows, int64_t offse
     case MACATTN_DTYPE_F32: mean_of_rows(MACATTN_DTYPE_F32, rows, offset, dim, out); break;
     case MACATTN_DTYPE_F16: mean_of_rows(MACATTN_DTYPE_F16, rows, offset, dim, out); break;
     case MACATTN_DTYPE_BF16: mean_of_rows(MACATTN_DTYPE_BF16, rows, offset, dim, out); break;
-    case MACATTN_DTYPE_Q8_0: mean_of_rows(MACATTN_DTYPE_Q8_0, rows, offset, dim, out); break;
     case MACATTN_DTYPE_F8_E4M3: break; /* not on the CPU */
+    default: mean_of_blocks(dtype, rows, offset, dim, out); break;
     }
 }
 
@@ -130,8 +147,7 @@ static void MAI_FN(summarise)(const mai_summarise_args *a)
     const uint16_t nan16 = 0x7e00;
     float *common = a->common + (size_t)a->kv_head * (size_t)d, mean[MAI_MAX_DIM];
     for (int32_t run = a->run0; run < a->run1; run++) {
-        const size_t at =
-            (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
+        const size_t at = (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
         char *k = a->to->k + at * dims->k_bytes, *v = a->to->v + at * dims->v_bytes;
         tile_rows rows; /* TILE and MAI_RUN_TOKENS are the same */
         load_rows(&a->tokens, (int64_t)run << MAI_RUN_SHIFT, MAI_RUN_TOKENS, &rows);
@@ -215,9 +231,9 @@ static void MAI_FN(score)(const mai_score_args *a)
     shape.k_dtype = dims->k_dtype;
     const runs_state s = runs_state_in(a->scratch, a->shape);
     for (int h = 0; h < group; h++) {
-        s.q[h] = a->q + (size_t)h * (size_t)shape.d;
-        s.base[h] = dot_common(
-            s.q[h], a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
+        s.base[h] =
+            dot_common(a->q + (size_t)h * (size_t)shape.d,
+                       a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
         s.m[h] = -INFINITY;
         s.l[h] = 0;
     }
@@ -228,9 +244,9 @@ static void MAI_FN(score)(const mai_score_args *a)
         const int n = rows[now].n;
         load_run_rows(dims, a->segments, a->kv_head, NULL, run + TILE, a->run1 - run - TILE,
                       &rows[now ^ 1]);
-        const ahead next = own_rows(rows[now ^ 1].n > 0 ? rows[now ^ 1].k : NULL, 0,
-                                    (int64_t)dims->k_bytes, (int64_t)dims->k_bytes);
-        tile_scores(&shape, &rows[now], 0, s.q, group, s.tile, &next);
+        ahead next = rows[now ^ 1].n > 0 ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
+                                         : fetch_nothing(a->scratch);
+        tile_scores(&shape, rows[now].k, n, 0, a->q, group, s.tile, s.work, &next);
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;
             finish_scores(&shape, x, s.base[h], n, &s.m[h], &s.l[h]);
@@ -286,7 +302,7 @@ static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const ma
                                 .kbar = s->kbar[h],
                                 .k_weights = s->k_weights + (size_t)h * TILE,
                                 .m = &s->m[h],
-                                .l = &s->l[h]};
+                                .l = s->l + h * VL};
         gather_scores(a, h, i, rows->n, w);
         softmax_tile(w, 0, rows->n, plain, &sums);
         if (a->keys && a->shape->softcap > 0) weigh_keys(a, s, h, i, rows->n);
@@ -310,10 +326,10 @@ static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int
 {
     const int d = a->shape->d;
     const float *common = a->segments[0].common + (size_t)a->kv_head * (size_t)d;
-    const float slopes = a->shape->softcap > 0 ? s->slopes[h] : s->l[h];
-    const head_sums sums = {
-        .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = &s->l[h]};
-    if (s->l[h] < LEAST_WEIGHT) { /* none */
+    const float l = v_reduce_add(v_load(s->l + h * VL));
+    const float slopes = a->shape->softcap > 0 ? s->slopes[h] : l;
+    const head_sums sums = {.o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = s->l + h * VL};
+    if (l < LEAST_WEIGHT) { /* none */
         memset(s->o[h], 0, sizeof(float) * (size_t)a->shape->dv);
         if (a->keys) memset(s->kbar[h], 0, sizeof(float) * (size_t)d);
         a->lse[h] = -INFINITY;
@@ -336,10 +352,11 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
         s.o[h] = a->out + h * a->out_stride;
         s.kbar[h] = a->keys ? s.o[h] + shape->dv : NULL;
         s.m[h] = a->top[h] * (float)MAI_LOG2E;
-        s.l[h] = s.slopes[h] = 0;
+        s.slopes[h] = 0;
+        v_store(s.l + h * VL, v_zero());
         memset(s.o[h], 0, sizeof(float) * width);
     }
-    const ahead nothing = {NULL, false, 0, 0, 0};
+    ahead nothing = fetch_nothing(a->scratch);
     const bool capped = shape->softcap > 0;
     tile_rows rows[2];
     int now = 0;
@@ -347,16 +364,15 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
     for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
         const tile_rows *next = &rows[now ^ 1];
         load_run_rows(dims, a->segments, a->kv_head,
-                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs,
-                      a->run0 + i + TILE, a->n - i - TILE, &rows[now ^ 1]);
-        const ahead v_next = own_rows(next->n > 0 ? next->v : NULL, 0, (int64_t)dims->v_bytes,
-                                      (int64_t)dims->v_bytes);
+                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs, a->run0 + i + TILE,
+                      a->n - i - TILE, &rows[now ^ 1]);
+        ahead v_next = next->n > 0 ? fetch_rows(next->v, 0, (int64_t)dims->v_bytes, 0) : nothing;
         if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
-                  &v_next);
+                  s.work, &v_next);
         if (a->keys) {
             tile_sums(dims->k_dtype, shape->d, rows[now].k, 0, group, 0, rows[now].n,
-                      capped ? s.k_weights : s.tile, s.kbar, &nothing);
+                      capped ? s.k_weights : s.tile, s.kbar, s.work, &nothing);
         }
     }
     for (int h = 0; h < group; h++) finish_stand_in(a, &s, h);

@@ -4,14 +4,17 @@
 #define MAI_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "core/backend.h"
 
 #define VL 8
-#define DOT_ACC 8 /* of 16 registers */
-#define PV_ACC 8
+#define HSUM 8              /* sums that v_hsum forms at a time */
+#define LEAST_POWER -127.0f /* the largest n for which v_scale2 gives 0 */
+#define TUNE_AVX2
+#include "tuning.h"
 
 typedef __m256 V;
 
@@ -92,24 +95,29 @@ static inline float v_reduce_max(V a)
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
-/* In two halves, so that neither factor leaves the range of exponents. */
 static inline V v_scale2(V a, V n)
 {
-    const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
-    const __m256i rest = _mm256_sub_epi32(i, half), bias = _mm256_set1_epi32(127);
-    const V x = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
-    const V y = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
-    return _mm256_mul_ps(_mm256_mul_ps(a, x), y);
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
 }
 static inline uint32_t v_not_above(V a, V b)
 {
     return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ));
+}
+static inline bool v_any_above(V a, V b)
+{
+    return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
 }
 static inline V v_from_i32(const int32_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p));
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    return _mm256_loadu_ps((const float *)p);
+}
 static inline V v_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));

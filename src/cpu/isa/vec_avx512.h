@@ -4,14 +4,17 @@
 #define MAI_VEC_H
 
 #include <immintrin.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "core/backend.h"
 
 #define VL 16
-#define DOT_ACC 16 /* accumulators of a score block: 16 of 32 registers */
-#define PV_ACC 16
+#define HSUM 16             /* sums that v_hsum forms at a time */
+#define LEAST_POWER -150.0f /* the largest n for which v_scale2 gives 0 */
+#define TUNE_AVX512
+#include "tuning.h"
 
 typedef __m512 V;
 
@@ -89,6 +92,11 @@ static inline V v_first_n(V a, V b, int n)
     return _mm512_mask_blend_ps((__mmask16)((1u << n) - 1), b, a);
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
 static inline V v_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
@@ -119,6 +127,10 @@ static inline float v_f16_scalar(uint16_t h)
 static inline uint32_t v_not_above(V a, V b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ);
+}
+static inline bool v_any_above(V a, V b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
 static inline V v_from_i32(const int32_t *p)
 {

@@ -4,14 +4,17 @@
 #define MAI_VEC_H
 
 #include <arm_neon.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "core/backend.h"
 
 #define VL 4
-#define DOT_ACC 16
-#define PV_ACC 16
+#define HSUM 16             /* sums that v_hsum forms at a time */
+#define LEAST_POWER -127.0f /* the largest n for which v_scale2 gives 0 */
+#define TUNE_NEON
+#include "tuning.h"
 
 typedef float32x4_t V;
 
@@ -95,21 +98,30 @@ static inline V v_first_n(V a, V b, int n)
 }
 static inline V v_scale2(V a, V n)
 {
-    const int32x4_t i = vcvtnq_s32_f32(n), half = vshrq_n_s32(i, 1), bias = vdupq_n_s32(127);
-    const V x = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23));
-    const V y = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vsubq_s32(i, half), bias), 23));
-    return vmulq_f32(vmulq_f32(a, x), y);
+    const int32x4_t exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(exponent, 23)));
 }
 static inline uint32_t v_not_above(V a, V b)
 {
     static const uint32_t bit[4] = {1, 2, 4, 8};
     return vaddvq_u32(vbicq_u32(vld1q_u32(bit), vcgtq_f32(a, b)));
 }
+static inline bool v_any_above(V a, V b)
+{
+    return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
+}
 static inline V v_from_i32(const int32_t *p)
 {
     return vcvtq_f32_s32(vld1q_s32(p));
 }
 
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    V a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
 static inline V v_load_f16(const void *p)
 {
     uint16x4_t h;
@@ -144,7 +156,7 @@ static inline float v_f16_scalar(uint16_t h)
 
 static inline void v_hsum(const V *acc, float *out)
 {
-    for (int i = 0; i < DOT_ACC; i += 4) {
+    for (int i = 0; i < HSUM; i += 4) {
         vst1q_f32(out + i,
                   vpaddq_f32(vpaddq_f32(acc[i], acc[i + 1]), vpaddq_f32(acc[i + 2], acc[i + 3])));
     }

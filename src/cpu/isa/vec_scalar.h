@@ -3,22 +3,27 @@
  *   VL lanes; v_load_n / v_store_n: the first n < VL lanes, others 0 / untouched
  *   v_max(a, b): b if either is NaN; v_min the same
  *   v_first_n(a, b, n): lanes i < n of a, the others of b; 0 <= n <= VL
- *   v_scale2(a, n): a * 2^n for whole n in [-150, 130], gradual underflow may be flushed
+ *   v_scale2(a, n): a * 2^n for whole n in [LEAST_POWER, 128]; 2^LEAST_POWER is 0, and may be from
+ *     -127 on; 2^128 is infinite
+ *   v_any_above(a, b): whether a > b in any lane
  *   v_not_above(a, b): bit i is set unless a > b in lane i
- *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < DOT_ACC, all by the same tree
+ *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < HSUM, all by the same tree
  *   v_dot_block(block, q, dot): dot[lane] = sum over MAI_CHUNK dims of uint8 row times int8 q */
 #ifndef MAI_VEC_H
 #define MAI_VEC_H
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "core/backend.h"
 
 #define VL 1
-#define DOT_ACC 16
-#define PV_ACC 16
+#define HSUM 16             /* sums that v_hsum forms at a time */
+#define LEAST_POWER -150.0f /* the largest n for which v_scale2 gives 0 */
+#define TUNE_SCALAR
+#include "tuning.h"
 
 typedef float V;
 
@@ -98,6 +103,10 @@ static inline uint32_t v_not_above(V a, V b)
 {
     return !(a > b);
 }
+static inline bool v_any_above(V a, V b)
+{
+    return a > b;
+}
 static inline V v_from_i32(const int32_t *p)
 {
     return (float)*p;
@@ -120,6 +129,13 @@ static inline float v_f16_scalar(uint16_t h)
     }
     memcpy(&f, &bits, 4);
     return f;
+}
+/* not necessarily aligned to 4 */
+static inline V v_load_f32(const void *p)
+{
+    V a;
+    memcpy(&a, p, sizeof a);
+    return a;
 }
 static inline V v_load_f16(const void *p)
 {
@@ -151,7 +167,7 @@ static inline V v_load_bf16_n(const void *p, int n)
 
 static inline void v_hsum(const V *acc, float *out)
 {
-    memcpy(out, acc, sizeof(float) * DOT_ACC);
+    memcpy(out, acc, sizeof(float) * HSUM);
 }
 
 static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *dot)

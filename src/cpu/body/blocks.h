@@ -1,0 +1,307 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rows of ggml's block types: blocks of 32 values, each a whole number of 8 bits or less times the
+ * block's scale, plus the block's least value where the type has one.
+ *
+ * A tile of them is unpacked once, to whole numbers of 8 bits side by side and the scales of each block
+ * by token. Its vectors become f32 as they are multiplied (again for each block of heads: keeping
+ * them in f32 took longer, the stores and the room in the first-level cache being worth more than the
+ * conversions). In the sums the scale goes into the weights, once for a block of 32 values and not for
+ * every vector of it.
+ *
+ * Whole numbers times a query in whole numbers would need two products for 16 bits of the query, which
+ * misses f32's precision by three bits, and three for 24, which on AVX2 is more work than this. */
+
+#define BLOCK 32 /* values */
+
+/* What a block type is made of. Bits of a value: 8, 5 or 4; they come last. */
+MAI_INLINE bool is_blocks(macattn_dtype type)
+{
+    return type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_Q4_0 || type == MACATTN_DTYPE_Q4_1 ||
+           type == MACATTN_DTYPE_Q5_0 || type == MACATTN_DTYPE_Q5_1 || type == MACATTN_DTYPE_IQ4_NL;
+}
+MAI_INLINE bool has_least(macattn_dtype type)
+{
+    return type == MACATTN_DTYPE_Q4_1 || type == MACATTN_DTYPE_Q5_1;
+}
+MAI_INLINE bool has_high_bits(macattn_dtype type)
+{
+    return type == MACATTN_DTYPE_Q5_0 || type == MACATTN_DTYPE_Q5_1;
+}
+MAI_INLINE size_t block_bytes(macattn_dtype type)
+{
+    if (type == MACATTN_DTYPE_Q8_0) return 2 + BLOCK;
+    return 2 + (has_least(type) ? 2 : 0) + (has_high_bits(type) ? 4 : 0) + BLOCK / 2;
+}
+
+/* The 32 whole numbers of a block. Of two values in a byte, the low half belongs to the first 16. */
+#if defined(__AVX2__)
+MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
+{
+    if (type == MACATTN_DTYPE_Q8_0) {
+        _mm256_storeu_si256((__m256i *)(void *)out,
+                            _mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
+        return;
+    }
+    const __m128i halves =
+        _mm_loadu_si128((const __m128i *)(const void *)(block + block_bytes(type) - BLOCK / 2));
+    __m256i x =
+        _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(halves, 4), halves), _mm256_set1_epi8(15));
+    if (type == MACATTN_DTYPE_IQ4_NL) {
+        const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+            -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
+        x = _mm256_shuffle_epi8(table, x);
+    }
+    if (has_high_bits(type)) { /* bit i of four bytes to byte i */
+        int32_t bits;
+        memcpy(&bits, block + block_bytes(type) - BLOCK / 2 - 4, 4);
+        const __m256i byte =
+            _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+        const __m256i mask = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+        const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), byte);
+        const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, mask), mask);
+        x = _mm256_or_si256(x, _mm256_and_si256(set, _mm256_set1_epi8(16)));
+    }
+    if (type == MACATTN_DTYPE_Q4_0) x = _mm256_sub_epi8(x, _mm256_set1_epi8(8));
+    if (type == MACATTN_DTYPE_Q5_0) x = _mm256_sub_epi8(x, _mm256_set1_epi8(16));
+    _mm256_storeu_si256((__m256i *)(void *)out, x);
+}
+#else
+MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
+{
+    static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                     1,    13,   25,  38,  53,  69,  89,  113};
+    if (type == MACATTN_DTYPE_Q8_0) {
+        memcpy(out, block + 2, BLOCK);
+        return;
+    }
+    const uint8_t *halves = (const uint8_t *)block + block_bytes(type) - BLOCK / 2;
+    uint32_t bits = 0;
+    if (has_high_bits(type)) memcpy(&bits, halves - 4, 4);
+    for (int i = 0; i < BLOCK / 2; i++) {
+        int low = halves[i] & 15, high = halves[i] >> 4;
+        if (has_high_bits(type)) {
+            low |= (int)(bits >> i & 1u) << 4;
+            high |= (int)(bits >> (i + BLOCK / 2) & 1u) << 4;
+        }
+        const int zero = type == MACATTN_DTYPE_Q4_0 ? 8 : type == MACATTN_DTYPE_Q5_0 ? 16 : 0;
+        out[i] = (int8_t)(type == MACATTN_DTYPE_IQ4_NL ? table[low] : low - zero);
+        out[i + BLOCK / 2] = (int8_t)(type == MACATTN_DTYPE_IQ4_NL ? table[high] : high - zero);
+    }
+}
+#endif
+
+/* A tile's rows as whole numbers, and what they are to be multiplied by. */
+typedef struct unpacked {
+    int8_t *values;       /* [TILE][dim] */
+    float *scale, *least; /* [dim / BLOCK][TILE]; least: where the type has one */
+    float *weights;       /* [dim / BLOCK][MOST_HEADS][TILE] of a sum, times the scale */
+} unpacked;
+
+static size_t unpacked_bytes(const mai_shape *shape)
+{
+    const size_t dim = (size_t)(shape->d > shape->dv ? shape->d : shape->dv);
+    return dim * TILE + dim / BLOCK * TILE * sizeof(float) * (2 + MOST_HEADS);
+}
+
+static unpacked unpacked_in(void *work, int dim)
+{
+    const size_t n = (size_t)dim / BLOCK * TILE;
+    unpacked u = {.values = work};
+    u.scale = (float *)(void *)(u.values + (size_t)dim * TILE);
+    u.least = u.scale + n;
+    u.weights = u.least + n;
+    return u;
+}
+
+MAI_INLINE void unpack_rows(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                            int t0, int t1, const unpacked *u)
+{
+    uint16_t scale[MAI_MAX_DIM / BLOCK * TILE], least[MAI_MAX_DIM / BLOCK * TILE];
+    const int n_blocks = dim / BLOCK;
+    for (int t = t0; t < t1; t++) {
+        const char *block = rows[t] + offset;
+        int8_t *to = u->values + (size_t)t * (size_t)dim;
+        for (int b = 0; b < n_blocks; b++, block += block_bytes(type)) {
+            memcpy(&scale[b * TILE + t], block, 2);
+            if (has_least(type)) memcpy(&least[b * TILE + t], block + 2, 2);
+            unpack_values(type, block, to + b * BLOCK);
+        }
+    }
+    for (int b = 0; b < n_blocks; b++) {
+        for (int t = t0 / VL * VL; t < t1; t += VL) {
+            const int at = b * TILE + t;
+            v_store(u->scale + at, v_load_f16(scale + at));
+            if (has_least(type)) v_store(u->least + at, v_load_f16(least + at));
+        }
+    }
+}
+
+static void unpack_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                        int t0, int t1, const unpacked *u)
+{
+#define UNPACK(name)                                                     \
+    case MACATTN_DTYPE_##name:                                           \
+        unpack_rows(MACATTN_DTYPE_##name, rows, offset, dim, t0, t1, u); \
+        break
+    switch (type) {
+        UNPACK(Q8_0);
+        UNPACK(Q4_0);
+        UNPACK(Q4_1);
+        UNPACK(Q5_0);
+        UNPACK(Q5_1);
+        UNPACK(IQ4_NL);
+    default: break;
+    }
+}
+
+/* -------------------------------------------------------------------------------------- scores -- */
+
+#define BLOCK_VECS (BLOCK / VL)
+
+/* Token t's vector j of the tile, with its scale. */
+MAI_INLINE V scaled_vec(const unpacked *u, const bool least, int dim, int t, int j)
+{
+    const int at = j / BLOCK_VECS * TILE + t;
+    const V x = v_load_i8(u->values + (size_t)t * (size_t)dim + (size_t)j * VL);
+    return least ? v_fma(x, v_set1(u->scale[at]), v_set1(u->least[at]))
+                 : v_mul(x, v_set1(u->scale[at]));
+}
+
+/* dot_block of tile.h over tokens [t0, t0 + tb). */
+MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, const int tb,
+                             int t0, const float *q, int d, V *sums, ahead *next)
+{
+    V acc[MOST_SUMS];
+    const int lines = (tb + 1) / 2; /* of tb blocks of q8_0; other types have less */
+    MAI_UNROLL for (int i = 0; i < hb * tb; i++) acc[i] = v_zero();
+    for (int j = 0; j < d / VL; j++) {
+        V wait[MOST_SUMS];
+        if (j % BLOCK_VECS < lines) fetch_line(next);
+        MAI_UNROLL for (int i = BLOCK_VECS; i < lines; i += BLOCK_VECS) fetch_line(next);
+        if (hb < tb) {
+            MAI_UNROLL for (int h = 0; h < hb; h++)
+            {
+                wait[h] = v_load(q + (size_t)h * (size_t)d + (size_t)j * VL);
+                IN_REGISTER(wait[h]);
+            }
+        } else {
+            MAI_UNROLL for (int t = 0; t < tb; t++) wait[t] = scaled_vec(u, least, d, t0 + t, j);
+        }
+        MAI_UNROLL for (int i = 0; i < (hb < tb ? tb : hb); i++)
+        {
+            V x = hb < tb ? scaled_vec(u, least, d, t0 + i, j)
+                          : v_load(q + (size_t)i * (size_t)d + (size_t)j * VL);
+            if (hb > 1 && tb > 1) IN_REGISTER(x);
+            MAI_UNROLL for (int k = 0; k < (hb < tb ? hb : tb); k++)
+            {
+                const int at = hb < tb ? k * tb + i : i * tb + k;
+                acc[at] = v_fma(wait[k], x, acc[at]);
+            }
+        }
+    }
+    MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int t = 0; t < tb; t++)
+        sums[h * TILE + t] = acc[h * tb + t];
+}
+
+MAI_INLINE void score_unpacked_block(const unpacked *u, const bool least, const int hb,
+                                     const float *q, int d, int n, float *scores, ahead *next)
+{
+    const int tb = DOT_TOKENS(hb);
+    V sums[MOST_HEADS * TILE];
+    for (int t = 0; t < n; t += tb) dot_unpacked(u, least, hb, tb, t, q, d, sums + t, next);
+    MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
+        v_hsum(sums + h * TILE + t, scores + h * TILE + t);
+}
+
+/* score_tile of tile.h; n a multiple of HSUM. */
+MAI_INLINE void score_unpacked(const unpacked *u, const bool least, const float *q, int d,
+                               int n_heads, int n, float *scores, ahead *next)
+{
+    for (int h = 0, block; h < n_heads; h += block) {
+        float *s = scores + (size_t)h * TILE;
+        const float *x = q + (size_t)h * (size_t)d;
+        block = next_block(n_heads - h, MOST_HEADS);
+        switch (block) {
+#define SCORE_UNPACKED(hb) \
+    case hb: score_unpacked_block(u, least, hb, x, d, n, s, next); break;
+            EACH_BLOCK(SCORE_UNPACKED)
+#undef SCORE_UNPACKED
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------- sums -- */
+
+/* pv_block of tile.h. `w`: weights [BLOCK][hb][TILE] with the scales, or with `least` those of all
+ * blocks [hb][TILE], without. */
+MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, const int nv,
+                            int dim, int t0, int t1, const float *w, float *const *o, int j,
+                            ahead *next)
+{
+    V acc[MOST_SUMS];
+    const int every = nv * VL >= 64 ? 1 : nv * VL >= 32 ? 2 : 4; /* tokens that a line lasts */
+    MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
+        acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
+    for (int t = t0; t < t1; t++) {
+        V wait[MOST_SUMS];
+        if (t % every == 0) fetch_line(next);
+        MAI_UNROLL for (int i = 0; i < nv; i++)
+        {
+            const int8_t *at = u->values + (size_t)t * (size_t)dim + (size_t)(j + i) * VL;
+            wait[i] = least ? scaled_vec(u, least, dim, t, j + i) : v_load_i8(at);
+            if (hb >= nv) continue;
+            MAI_UNROLL for (int h = 0; h < hb; h++)
+            {
+                const int b = least ? 0 : (j + i) / BLOCK_VECS;
+                acc[h * nv + i] =
+                    v_fma(v_set1(w[(b * hb + h) * TILE + t]), wait[i], acc[h * nv + i]);
+            }
+        }
+        MAI_UNROLL for (int h = 0; hb >= nv && h < hb; h++)
+        {
+            const int b = least ? 0 : j / BLOCK_VECS;
+            V x = v_set1(w[(b * hb + h) * TILE + t]);
+            if (nv > 1) IN_REGISTER(x);
+            MAI_UNROLL for (int i = 0; i < nv; i++) acc[h * nv + i] =
+                v_fma(x, wait[i], acc[h * nv + i]);
+        }
+    }
+    MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
+        v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
+}
+
+MAI_INLINE void sum_unpacked_block(const unpacked *u, const bool least, const int hb, int dim,
+                                   int t0, int t1, const float *p, float *const *o, ahead *next)
+{
+    /* Where a head's vectors share a weight they lie in one block. */
+    const int most = SUM_VECS(hb), nv = hb >= most && most > BLOCK_VECS ? BLOCK_VECS : most;
+    const int n_vec = dim / VL;
+    const float *w = p;
+    if (!least) {
+        for (int b = 0; b < dim / BLOCK; b++) {
+            MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
+                v_store(u->weights + (b * hb + h) * TILE + t,
+                        v_mul(v_load(p + h * TILE + t), v_load(u->scale + b * TILE + t)));
+        }
+        w = u->weights;
+    }
+    int j = 0;
+    for (; j + nv <= n_vec; j += nv) pv_unpacked(u, least, hb, nv, dim, t0, t1, w, o, j, next);
+    for (; nv > 1 && j < n_vec; j++) pv_unpacked(u, least, hb, 1, dim, t0, t1, w, o, j, next);
+}
+
+/* sum_tile of tile.h. */
+MAI_INLINE void sum_unpacked(const unpacked *u, const bool least, int dim, int n_heads, int t0,
+                             int t1, const float *p, float *const *o, ahead *next)
+{
+    for (int h = 0, block; h < n_heads; h += block) {
+        const float *w = p + (size_t)h * TILE;
+        block = next_block(n_heads - h, MOST_HEADS);
+        switch (block) {
+#define SUM_UNPACKED(hb) \
+    case hb: sum_unpacked_block(u, least, hb, dim, t0, t1, w, o + h, next); break;
+            EACH_BLOCK(SUM_UNPACKED)
+#undef SUM_UNPACKED
+        }
+    }
+}
