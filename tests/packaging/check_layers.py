@@ -96,7 +96,7 @@ WORDS = set(SYSTEM) | {'the C library', 'Python packages', 'its engine'}
 # Headers whose functions other files than their own define, and which ones.
 SHARED_HEADERS = {
     'src/core/base.h': ['alloc', 'status', 'threads'],     # the ground: errors, memory, threads
-    'src/core/backend.h': ['state/ring', 'state/runs', '../cpu/dispatch'],  # the door between what and how
+    'src/core/backend.h': ['state/ring', 'state/runs', '../cpu/dispatch', 'status'],  # the door between what and how
     'src/core/policy/policy.h': ['policy', 'judge'],  # judge.h is shared with the GPU
     'src/core/state/state.h': ['ring', 'runs', 'slot'],
     'src/core/decode/decode.h': ['decode', 'match', 'select', 'items', 'parts', 'refuse'],
