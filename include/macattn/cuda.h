@@ -95,10 +95,10 @@ typedef struct macattn_cuda_batch {
     /* Where the tokens lie. Paged: token t of row i is in page pages[start + t / page_size], with
      * start = page_indptr[i] (FlashInfer, SGLang) or i * page_table_stride (a rectangular block
      * table, vLLM). Contiguous (page_size 0): row i is the run pages[i]; `pages` NULL: i. */
-    int32_t page_size;           /*!< tokens a page, a power of two; 0 = contiguous */
-    const int32_t *pages;        /*!< page numbers */
-    const int32_t *page_indptr;  /*!< [n_rows + 1] or NULL */
-    int64_t page_table_stride;   /*!< used if page_indptr is NULL */
+    int32_t page_size;          /*!< tokens a page, a power of two; 0 = contiguous */
+    const int32_t *pages;       /*!< page numbers */
+    const int32_t *page_indptr; /*!< [n_rows + 1] or NULL */
+    int64_t page_table_stride;  /*!< used if page_indptr is NULL */
 } macattn_cuda_batch;
 
 /*! Inputs and outputs of one layer; all pointers are device pointers, strides are in bytes. q,
@@ -160,10 +160,10 @@ MACATTN_API macattn_status macattn_cuda_slot_fork(macattn_cuda *m, int32_t from,
 
 /*! What became of one (row, head) in the newest decode. */
 typedef struct macattn_cuda_decision {
-    int32_t start;     /*!< first token computed after the fresh ones: [F, start) was covered */
-    int32_t entry;     /*!< ring entry reused; -1: a miss */
-    float distance2;   /*!< squared distance of the nearest entry; infinity if there was none */
-    int32_t next;      /*!< ring entry that remembers this query; -1: it is not remembered */
+    int32_t start;   /*!< first token computed after the fresh ones: [F, start) was covered */
+    int32_t entry;   /*!< ring entry reused; -1: a miss */
+    float distance2; /*!< squared distance of the nearest entry; infinity if there was none */
+    int32_t next;    /*!< ring entry that remembers this query; -1: it is not remembered */
 } macattn_cuda_decision;
 
 /*! macattn_cuda_set_head_budget() : as macattn_set_head_budget, for the steps that come later in

@@ -200,7 +200,7 @@ typedef struct macattn_config {
     int32_t fresh_tokens;  /*!< F: first tokens (attention sinks) computed in every step (4) */
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
-    float budget; /*!< BUDGET: error allowed in a head's output, relative to the root mean
+    float budget;          /*!< BUDGET: error allowed in a head's output, relative to the root mean
                                  square of the outputs of the layer's heads, in [0, 1] (0.002) */
 
     /* How to run. */
@@ -444,8 +444,9 @@ typedef struct macattn_stats {
     uint64_t match_ns, attend_ns, merge_ns;   /*!< wall time of the decode calls of the layers asked
                                   for, all heads: searching the rings; reading K and V; merging and
                                   remembering */
-    uint64_t judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
-    uint64_t samples;  /*!< BUDGET: refused candidates that were compared with the exact result */
+    uint64_t
+        judge_ns; /*!< BUDGET: of attend_ns, judging candidates; of merge_ns, learning from them */
+    uint64_t samples; /*!< BUDGET: refused candidates that were compared with the exact result */
     double error2_layer, error2_head; /*!< sums over the samples of the square of the error that
                                   using the candidate would have made: in units of the layer, as
                                   judged, and relative to the head's own exact output; each at
@@ -455,8 +456,9 @@ typedef struct macattn_stats {
     uint64_t kv_bytes[MACATTN_WAYS];   /*!< rows of K and V that they read */
     uint64_t run_bytes[MACATTN_WAYS];  /*!< means of runs */
     uint64_t ring_bytes[MACATTN_WAYS]; /*!< the rings they searched, at most */
-    uint64_t select_ns; /*!< BUDGET: of match_ns and attend_ns, making means, scoring and choosing */
-    uint64_t checks;    /*!< BUDGET: selections that were compared with the exact result */
+    uint64_t
+        select_ns;   /*!< BUDGET: of match_ns and attend_ns, making means, scoring and choosing */
+    uint64_t checks; /*!< BUDGET: selections that were compared with the exact result */
     double error2_selected; /*!< sum over the checks of the mean over the KV head's heads of the
                                   square of the error that the selection would have made, in units
                                   of the layer */
@@ -536,11 +538,10 @@ MACATTN_API macattn_status macattn_setting_get(const macattn_config *config, con
  * @return : as macattn_setting_get; E_RANGE also if the value is out of its range, not whole where
  *           it must be, or no number or name; E_UNSUPPORTED for a type that this field cannot have.
  *           Then the configuration is unchanged. Thread-safe. */
-MACATTN_API macattn_status macattn_setting_set(macattn_config *config, const char *name, double value,
-                                               char *error, size_t error_size);
+MACATTN_API macattn_status macattn_setting_set(macattn_config *config, const char *name,
+                                               double value, char *error, size_t error_size);
 MACATTN_API macattn_status macattn_setting_parse(macattn_config *config, const char *name,
-                                                 const char *text, char *error,
-                                                 size_t error_size);
+                                                 const char *text, char *error, size_t error_size);
 
 #ifdef __cplusplus
 }

@@ -18,9 +18,9 @@ struct macattn_cuda {
     int n_blocks;         /* of the attention kernel: as many as run at a time */
     int n_select_blocks;  /* of the one that selects */
     cudaStream_t stats_stream;
-    mai_cu_counters *host_counters; /* page-locked, [n_layers][n_heads] */
+    mai_cu_counters *host_counters;             /* page-locked, [n_layers][n_heads] */
     mai_cu_group_counters *host_group_counters; /* [n_layers][n_kv_heads], NULL unless it judges */
-    void *memory[MAX_MEMORY];       /* device memory, to be freed */
+    void *memory[MAX_MEMORY];                   /* device memory, to be freed */
     int n_memory;
     mai_cu_prompt prompt; /* its work memory */
     char error[320];
