@@ -4,20 +4,21 @@
  * measurement beside it. A vocabulary chooses its line by defining TUNE_NAME.
  *
  * The share of the multiply-add peak that f16 rows of 128 in the first-level cache reach, 1 thread of a
- * Zen 5, scores / sums by the heads of a block; in brackets what the next best blocks reach.
+ * Zen 5, scores / sums by the heads of a block; in brackets what another number of tokens
+ * reached.
  *
  *                   1          2          3          4          5          6          7          8
  *     avx2     .37/.38    .61/.66    .77/.89    .77/.85    .86/.94    .84/1.0        -          -
- *                                  (.58/.64)  (4 x 3: as 4 x 2)       (7 by 2, 7 by 1: .61/.70)
+ *                                                                      (7 by 2, 7 by 1: .61/.70)
  *     avx512   .27/.29    .46/.51    .59/.67    .66/.70    .65/.79    .67/.82    .69/.82    .67/.82
  *                         (4: .38)  (8: .41)   (2: .54)   (4: .55)   (4: .45)
  *
  * What binds on AVX2 are loads: of 16 registers, 12 are sums, so a block of h heads by t tokens loads
  * h + t vectors for h * t multiply-adds, and two loads a cycle are what there is.
  *
- * Q8_IN_PLACE: q8_0 is converted where it lies and not unpacked (body/blocks.h). The share of the peak
- * in 32/8 heads of 128, K and V in the second-level cache: avx2 .46 in place, .48 unpacked (12/2: .42,
- * .58); avx512 .43, .33. */
+ * Q8_IN_PLACE: q8_0 is converted where it lies and not unpacked (body/blocks.h). The share of the
+ * instruction set's peak with K and V in the second-level cache, 32/8 and 12/2 heads of 128, in place
+ * and unpacked: avx2 .46 and .52, .48 and .58; avx512 .42 and .45, .33 and .41. */
 #ifndef MAI_TUNING_H
 #define MAI_TUNING_H
 
