@@ -133,11 +133,10 @@ HOMES = [
     ('src plugins tools', CALL.format('cuda(?:Malloc|Free|HostAlloc)[A-Za-z]*'),
      ['src/cuda/host/memory.c', 'tools/bench/cuda.c', 'tools/bench/cuda_select.c'],
      '{} belongs in src/cuda/host/memory.c'),
-    # Structs and prototypes stand in _abi.py alone; what fills structs in needs ctypes' byref.
-    ('python/macattn', r'\b((?:C|ctypes)\.(?:Structure|CDLL)|argtypes|restype)\b',
+    # Elsewhere in the package its names for structs and numbers come from _abi.py.
+    ('python/macattn', r'\b(ctypes|C\.(?:Structure|CDLL)|argtypes|restype)\b',
      ['python/macattn/_abi.py', 'python/macattn/_library.py'],
      '{} belongs in _abi.py and _library.py'),
-    ('python/macattn/engines', r'\b(ctypes)\b', [], 'engines go through the package, not {}'),
     ('python/macattn', r'\b(os\.environ|os\.getenv|getenv)\b', ['python/macattn/_library.py'],
      '{} belongs in _library.py'),
 ]
