@@ -131,7 +131,7 @@ HOMES = [
      ['plugins/ggml/host.c', 'plugins/ggml/report.c', 'tools/common/say.c',
       'tools/common/report.c'], '{} belongs in the functions that speak'),
     ('src plugins tools', CALL.format('cuda(?:Malloc|Free|HostAlloc)[A-Za-z]*'),
-     ['src/cuda/host/memory.c', 'tools/bench/cuda.c', 'tools/bench/cuda_select.c'],
+     ['src/cuda/host/memory.c', 'tools/bench/cuda_device.c'],
      '{} belongs in src/cuda/host/memory.c'),
     # Elsewhere in the package its names for structs and numbers come from _abi.py.
     ('python/macattn', r'\b(ctypes|C\.(?:Structure|CDLL)|argtypes|restype)\b',

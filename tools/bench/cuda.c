@@ -9,7 +9,6 @@
  * made for. */
 #include "cuda.h"
 
-#include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +20,6 @@
 #include "common/say.h"
 #include "cuda_device.h"
 #include "cuda_select.h"
-#include "macattn/cuda.h"
 #include "reference.h"
 
 #define PAGE_SIZE 16
@@ -45,16 +43,11 @@ static const report_column mac_columns[] = {BENCH_SHAPE_COLUMNS,
                                             {"gbps", "GB/s", 8, 1},
                                             {0}};
 
-typedef struct gpu_graph {
-    cudaGraphExec_t exec;
-} gpu_graph;
-
 typedef struct gpu_row {
     const bench_shape *shape;
     macattn_config cfg;
     macattn_cuda *m;
-    cudaStream_t stream;
-    cudaEvent_t begin, end;
+    bench_cuda_clock clock;
     int32_t n_layers, ring;
     int64_t n_pages;                 /* of a sequence */
     size_t token_bytes, layer_bytes; /* of K */
@@ -68,33 +61,8 @@ typedef struct gpu_row {
     float *ring_lse;                 /* [ring][head] */
     int64_t planned_hits;            /* of one layer's call */
     double kv_bytes;                 /* that one layer's call has to read */
-    gpu_graph decode, exact;
+    cudaGraphExec_t decode, exact;   /* NULL: not recorded */
 } gpu_row;
-
-static void expect_cuda(cudaError_t status, const char *what)
-{
-    if (status != cudaSuccess) die(EXIT_FAILED, "%s: %s", what, cudaGetErrorString(status));
-}
-
-static void expect(const gpu_row *g, macattn_status status, const char *what)
-{
-    if (status != MACATTN_OK) {
-        die(EXIT_FAILED, "%s: %s: %s", what, macattn_status_string(status),
-            macattn_cuda_last_error(g->m));
-    }
-}
-
-static void *device_alloc(size_t bytes)
-{
-    void *p = NULL;
-    expect_cuda(cudaMalloc(&p, bytes), "device memory");
-    return p;
-}
-
-static void upload(void *to, const void *from, size_t bytes)
-{
-    expect_cuda(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice), "copy to the device");
-}
 
 /* ----------------------------------------------------------------------------------- tensors -- */
 
@@ -104,16 +72,10 @@ static char *fill(size_t bytes, size_t token_bytes, macattn_dtype dtype, random_
     const size_t block = BLOCK_TOKENS * token_bytes;
     const size_t n = block / macattn_dtype_row_bytes(dtype, 1);
     float *values = memory_alloc(n * sizeof *values);
-    char *encoded = memory_alloc(block), *to = device_alloc(bytes);
+    char *encoded = memory_alloc(block), *to = bench_cuda_alloc(bytes);
     tensors_fill_normal(values, n, rng);
     tensors_encode(dtype, values, n, encoded);
-    size_t done = block < bytes ? block : bytes;
-    upload(to, encoded, done);
-    while (done < bytes) {
-        const size_t more = done < bytes - done ? done : bytes - done;
-        expect_cuda(cudaMemcpy(to + done, to, more, cudaMemcpyDeviceToDevice), "fill");
-        done += more;
-    }
+    bench_cuda_repeat(to, bytes, encoded, block);
     free(values);
     free(encoded);
     return to;
@@ -122,16 +84,11 @@ static char *fill(size_t bytes, size_t token_bytes, macattn_dtype dtype, random_
 static void make_pages(gpu_row *g)
 {
     const int32_t batch = g->shape->batch;
-    const int64_t n = g->n_pages * batch;
-    int32_t *pages = memory_alloc((size_t)n * sizeof *pages);
     int32_t *tokens = memory_alloc((size_t)batch * sizeof *tokens);
-    for (int64_t i = 0; i < n; i++) pages[i] = (int32_t)i;
     for (int32_t i = 0; i < batch; i++) tokens[i] = (int32_t)g->shape->context;
-    g->pages = device_alloc((size_t)n * sizeof *pages);
-    g->n_tokens = device_alloc((size_t)batch * sizeof *tokens);
-    upload(g->pages, pages, (size_t)n * sizeof *pages);
-    upload(g->n_tokens, tokens, (size_t)batch * sizeof *tokens);
-    free(pages);
+    g->pages = bench_cuda_pages((size_t)(g->n_pages * batch));
+    g->n_tokens = bench_cuda_alloc((size_t)batch * sizeof *tokens);
+    bench_cuda_upload(g->n_tokens, tokens, (size_t)batch * sizeof *tokens);
     free(tokens);
 }
 
@@ -140,32 +97,13 @@ static size_t query_bytes(const gpu_row *g, int64_t rows)
     return (size_t)rows * (size_t)g->cfg.n_heads * (size_t)g->cfg.head_dim * 2;
 }
 
-/* As many layers as it takes for one to be out of L2 when its turn comes again. */
-static int32_t layers_wanted(const bench_session *session, size_t layer_bytes)
-{
-    int l2 = 0, device = 0;
-    expect_cuda(cudaGetDevice(&device), "device");
-    expect_cuda(cudaDeviceGetAttribute(&l2, cudaDevAttrL2CacheSize, device), "device");
-    if (session->options->warm) return 1;
-    const size_t n = ((size_t)l2 * 4 + layer_bytes - 1) / layer_bytes;
-    return n > MAX_LAYERS ? MAX_LAYERS : (int32_t)n;
-}
-
-static void encode_queries(const gpu_row *g, const float *values, size_t n, uint16_t *out)
-{
-    for (size_t i = 0; i < n; i++) {
-        out[i] =
-            g->cfg.q_dtype == MACATTN_DTYPE_BF16 ? tensors_bf16(values[i]) : tensors_f16(values[i]);
-    }
-}
-
 static uint16_t *random_queries(const gpu_row *g, int64_t rows, random_state *rng)
 {
     const size_t n = query_bytes(g, rows) / 2;
     float *values = memory_alloc(n * sizeof *values);
     uint16_t *out = memory_alloc(n * sizeof *out);
     tensors_fill_normal(values, n, rng);
-    encode_queries(g, values, n, out);
+    bench_cuda_round(g->cfg.q_dtype, values, n, out);
     free(values);
     return out;
 }
@@ -187,7 +125,7 @@ static void make(bench_session *session, const bench_shape *shape, bool mac, gpu
     g->token_bytes =
         (size_t)shape->heads.n_kv_heads * macattn_dtype_row_bytes(shape->kv.k, shape->head_dim);
     g->layer_bytes = (size_t)g->n_pages * PAGE_SIZE * (size_t)shape->batch * g->token_bytes;
-    g->n_layers = g->cfg.n_layers = layers_wanted(session, 2 * g->layer_bytes);
+    g->n_layers = g->cfg.n_layers = bench_cuda_layers(session, 2 * g->layer_bytes, MAX_LAYERS);
 
     macattn_cuda_config cuda;
     char error[320] = "";
@@ -196,38 +134,28 @@ static void make(bench_session *session, const bench_shape *shape, bool mac, gpu
     const macattn_status status = macattn_cuda_create(&g->cfg, &cuda, &g->m, error, sizeof error);
     if (status != MACATTN_OK) die(EXIT_FAILED, "%s: %s", macattn_status_string(status), error);
     report_progress("[%d/%d] filling K and V", session->rows_done + 1, session->n_rows);
-    expect_cuda(cudaStreamCreate(&g->stream), "stream");
-    expect_cuda(cudaEventCreate(&g->begin), "event");
-    expect_cuda(cudaEventCreate(&g->end), "event");
+    g->clock = bench_cuda_clock_make();
     g->k = fill(g->layer_bytes * (size_t)g->n_layers, g->token_bytes, shape->kv.k, rng);
     g->v = fill(g->layer_bytes * (size_t)g->n_layers, g->token_bytes, shape->kv.k, rng);
-    g->q = device_alloc(query_bytes(g, (int64_t)shape->batch * g->n_layers));
-    g->q_match = device_alloc(query_bytes(g, (int64_t)shape->batch * g->n_layers));
-    g->out = device_alloc(query_bytes(g, shape->batch) * 2);
+    g->q = bench_cuda_alloc(query_bytes(g, (int64_t)shape->batch * g->n_layers));
+    g->q_match = bench_cuda_alloc(query_bytes(g, (int64_t)shape->batch * g->n_layers));
+    g->out = bench_cuda_alloc(query_bytes(g, shape->batch) * 2);
     uint16_t *q = random_queries(g, (int64_t)shape->batch * g->n_layers, rng);
-    upload(g->q, q, query_bytes(g, (int64_t)shape->batch * g->n_layers));
+    bench_cuda_upload(g->q, q, query_bytes(g, (int64_t)shape->batch * g->n_layers));
     free(q);
     make_pages(g);
-}
-
-static void free_graph(gpu_graph *graph)
-{
-    if (graph->exec) (void)cudaGraphExecDestroy(graph->exec);
-    graph->exec = NULL;
 }
 
 static void unmake(gpu_row *g)
 {
     void *memory[] = {g->k,        g->v,     g->q,        g->q_match,  g->out,
                       g->n_tokens, g->pages, g->ring_out, g->ring_lse, g->ring_device};
-    expect_cuda(cudaDeviceSynchronize(), "device");
-    free_graph(&g->decode);
-    free_graph(&g->exact);
+    bench_cuda_expect(cudaDeviceSynchronize(), "device");
+    if (g->decode) (void)cudaGraphExecDestroy(g->decode);
+    if (g->exact) (void)cudaGraphExecDestroy(g->exact);
     macattn_cuda_destroy(g->m);
-    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) (void)cudaFree(memory[i]);
-    (void)cudaEventDestroy(g->begin);
-    (void)cudaEventDestroy(g->end);
-    (void)cudaStreamDestroy(g->stream);
+    for (size_t i = 0; i < sizeof memory / sizeof *memory; i++) bench_cuda_free(memory[i]);
+    bench_cuda_clock_destroy(&g->clock);
     free(g->ring_q);
 }
 
@@ -268,33 +196,26 @@ static void call_layers(const gpu_row *g, bool reuse)
     for (int32_t layer = 0; layer < g->n_layers; layer++) {
         const macattn_cuda_io io = io_of(g, layer);
         if (reuse) {
-            expect(g, macattn_cuda_decode(g->m, layer, &batch, &io, g->stream), "decode");
+            bench_cuda_expect_ok(
+                g->m, macattn_cuda_decode(g->m, layer, &batch, &io, g->clock.stream), "decode");
         } else {
-            expect(g, macattn_cuda_attend(g->m, &batch, &io, g->stream), "attend");
+            bench_cuda_expect_ok(g->m, macattn_cuda_attend(g->m, &batch, &io, g->clock.stream),
+                                 "attend");
         }
     }
 }
 
-static void record(gpu_row *g, bool reuse, gpu_graph *graph)
+static cudaGraphExec_t record(const gpu_row *g, bool reuse)
 {
-    cudaGraph_t recorded;
-    expect_cuda(cudaStreamBeginCapture(g->stream, cudaStreamCaptureModeThreadLocal), "capture");
+    bench_cuda_record(&g->clock);
     call_layers(g, reuse);
-    expect_cuda(cudaStreamEndCapture(g->stream, &recorded), "capture");
-    expect_cuda(cudaGraphInstantiateWithFlags(&graph->exec, recorded, 0), "graph");
-    (void)cudaGraphDestroy(recorded);
+    return bench_cuda_recorded(&g->clock);
 }
 
 /* Microseconds a layer. */
-static double replay_us(gpu_row *g, const gpu_graph *graph)
+static double replay_us(const gpu_row *g, cudaGraphExec_t graph)
 {
-    float ms = 0;
-    expect_cuda(cudaEventRecord(g->begin, g->stream), "event");
-    expect_cuda(cudaGraphLaunch(graph->exec, g->stream), "graph");
-    expect_cuda(cudaEventRecord(g->end, g->stream), "event");
-    expect_cuda(cudaEventSynchronize(g->end), "graph");
-    expect_cuda(cudaEventElapsedTime(&ms, g->begin, g->end), "event");
-    return (double)ms * 1e3 / g->n_layers;
+    return bench_cuda_replay(&g->clock, graph) / g->n_layers;
 }
 
 /* ------------------------------------------------------------------------------------- check -- */
@@ -313,18 +234,20 @@ static double exact_error(const gpu_row *g)
     double *expected = memory_alloc(d * sizeof *expected), lse, worst = 0;
     macattn_config cfg = g->cfg;
     cfg.q_dtype = MACATTN_DTYPE_F32; /* the queries are handed to the reference as floats */
-    expect(g, macattn_cuda_attend(g->m, &batch, &io, g->stream), "attend");
-    expect_cuda(cudaStreamSynchronize(g->stream), "attend");
+    bench_cuda_expect_ok(g->m, macattn_cuda_attend(g->m, &batch, &io, g->clock.stream), "attend");
+    bench_cuda_expect(cudaStreamSynchronize(g->clock.stream), "attend");
     for (int i = 0; i < 2; i++) {
         const int32_t row = i ? s->batch - 1 : 0, head = i ? s->heads.n_heads - 1 : 0;
         const size_t at = ((size_t)row * (size_t)s->heads.n_heads + (size_t)head) * d;
         const size_t n = (size_t)s->heads.n_heads * d;
-        expect_cuda(cudaMemcpy(k, g->k + (size_t)row * row_bytes, row_bytes, cudaMemcpyDefault),
-                    "K");
-        expect_cuda(cudaMemcpy(v, g->v + (size_t)row * row_bytes, row_bytes, cudaMemcpyDefault),
-                    "V");
-        expect_cuda(cudaMemcpy(out, g->out + at, d * sizeof *out, cudaMemcpyDefault), "output");
-        expect_cuda(cudaMemcpy(q16, g->q + (size_t)row * n * 2, n * 2, cudaMemcpyDefault), "q");
+        bench_cuda_expect(
+            cudaMemcpy(k, g->k + (size_t)row * row_bytes, row_bytes, cudaMemcpyDefault), "K");
+        bench_cuda_expect(
+            cudaMemcpy(v, g->v + (size_t)row * row_bytes, row_bytes, cudaMemcpyDefault), "V");
+        bench_cuda_expect(cudaMemcpy(out, g->out + at, d * sizeof *out, cudaMemcpyDefault),
+                          "output");
+        bench_cuda_expect(cudaMemcpy(q16, g->q + (size_t)row * n * 2, n * 2, cudaMemcpyDefault),
+                          "q");
         for (size_t j = 0; j < n; j++) {
             q[j] = (float)bench_value(g->cfg.q_dtype, q16, j);
         }
@@ -364,31 +287,32 @@ static void fill_rings(gpu_row *g, random_state *rng)
     g->ring_q = random_queries(g, n, rng);
     for (size_t i = 0; i < (size_t)n * heads; i++) lse[i] = 30.0f;
     tensors_fill_normal(out, results, rng);
-    g->ring_out = device_alloc(results * sizeof *out);
-    g->ring_lse = device_alloc((size_t)n * heads * sizeof *lse);
-    g->ring_device = device_alloc(query_bytes(g, n));
-    upload(g->ring_out, out, results * sizeof *out);
-    upload(g->ring_lse, lse, (size_t)n * heads * sizeof *lse);
-    upload(g->ring_device, g->ring_q, query_bytes(g, n));
+    g->ring_out = bench_cuda_alloc(results * sizeof *out);
+    g->ring_lse = bench_cuda_alloc((size_t)n * heads * sizeof *lse);
+    g->ring_device = bench_cuda_alloc(query_bytes(g, n));
+    bench_cuda_upload(g->ring_out, out, results * sizeof *out);
+    bench_cuda_upload(g->ring_lse, lse, (size_t)n * heads * sizeof *lse);
+    bench_cuda_upload(g->ring_device, g->ring_q, query_bytes(g, n));
     free(lse), free(out);
 
     /* The token of the step to come is not part of the prompt. */
     macattn_cuda_batch batch = batch_of(g);
-    int32_t *tokens = device_alloc(sizeof before);
-    upload(tokens, &before, sizeof before);
+    int32_t *tokens = bench_cuda_alloc(sizeof before);
+    bench_cuda_upload(tokens, &before, sizeof before);
     batch.n_tokens = tokens, batch.n_rows = 1;
     for (int32_t layer = 0; layer < g->n_layers; layer++) {
         macattn_cuda_io io = io_of(g, layer);
         io.q = io.q_match = g->ring_device;
         io.out = g->ring_out, io.lse = g->ring_lse;
-        expect(g, macattn_cuda_capture(g->m, layer, &batch, 0, (int32_t)n, &io, g->stream),
-               "capture");
+        bench_cuda_expect_ok(
+            g->m, macattn_cuda_capture(g->m, layer, &batch, 0, (int32_t)n, &io, g->clock.stream),
+            "capture");
     }
     for (int32_t slot = 1; slot < g->shape->batch; slot++) {
-        expect(g, macattn_cuda_slot_fork(g->m, 0, slot, g->stream), "fork");
+        bench_cuda_expect_ok(g->m, macattn_cuda_slot_fork(g->m, 0, slot, g->clock.stream), "fork");
     }
-    expect_cuda(cudaStreamSynchronize(g->stream), "capture");
-    (void)cudaFree(tokens);
+    bench_cuda_expect(cudaStreamSynchronize(g->clock.stream), "capture");
+    bench_cuda_free(tokens);
 }
 
 /* Queries of which `hit_ratio` repeat a remembered one; the others are drawn at random, as those
@@ -426,7 +350,8 @@ static void make_queries(gpu_row *g, double hit_ratio, bool clustered, random_st
         }
     }
     for (int32_t layer = 0; layer < g->n_layers; layer++) {
-        upload(g->q_match + (size_t)layer * query_bytes(g, s->batch), q, query_bytes(g, s->batch));
+        bench_cuda_upload(g->q_match + (size_t)layer * query_bytes(g, s->batch), q,
+                          query_bytes(g, s->batch));
     }
     free(q);
 }
@@ -435,8 +360,9 @@ static void make_queries(gpu_row *g, double hit_ratio, bool clustered, random_st
 static void rewind_slots(const gpu_row *g)
 {
     for (int32_t slot = 0; slot < g->shape->batch; slot++) {
-        expect(g, macattn_cuda_slot_truncate(g->m, slot, g->shape->context - 1, g->stream),
-               "truncate");
+        bench_cuda_expect_ok(
+            g->m, macattn_cuda_slot_truncate(g->m, slot, g->shape->context - 1, g->clock.stream),
+            "truncate");
     }
 }
 
@@ -464,10 +390,10 @@ static void attend_row(bench_session *session, const bench_shape *shape)
         unmake(&g);
         return;
     }
-    record(&g, false, &g.exact);
-    (void)replay_us(&g, &g.exact);
+    g.exact = record(&g, false);
+    (void)replay_us(&g, g.exact);
     for (int64_t rep = 0; !bench_enough(session, rep, spent); rep++) {
-        const double one = replay_us(&g, &g.exact);
+        const double one = replay_us(&g, g.exact);
         sample_list_add(&us, one);
         spent += one * g.n_layers;
     }
@@ -515,18 +441,18 @@ static void hit_ratio_row(bench_session *session, gpu_row *g, double asked, doub
     int64_t rep = 0;
     make_queries(g, asked, session->options->clustered, rng);
     rewind_slots(g);
-    (void)replay_us(g, &g->decode);
+    (void)replay_us(g, g->decode);
     rewind_slots(g);
-    expect(g, macattn_cuda_stats_reset(g->m, g->stream), "statistics");
+    bench_cuda_expect_ok(g->m, macattn_cuda_stats_reset(g->m, g->clock.stream), "statistics");
     for (; !bench_enough(session, rep, spent); rep++) {
         bench_step_progress(session, "measuring", rep, spent);
-        sample_list_add(&us, replay_us(g, &g->decode));
+        sample_list_add(&us, replay_us(g, g->decode));
         rewind_slots(g);
-        sample_list_add(&exact, replay_us(g, &g->exact));
+        sample_list_add(&exact, replay_us(g, g->exact));
         spent += (us.values[us.n - 1] + exact.values[exact.n - 1]) * g->n_layers;
     }
     macattn_stats stats = {.struct_size = sizeof stats};
-    expect(g, macattn_cuda_stats_get(g->m, -1, -1, &stats), "statistics");
+    bench_cuda_expect_ok(g->m, macattn_cuda_stats_get(g->m, -1, -1, &stats), "statistics");
     report_progress_clear();
     if (session->options->check && (int64_t)stats.hits != g->planned_hits * g->n_layers * rep) {
         say("bench: %lld hits instead of %lld; no time", (long long)stats.hits,
@@ -549,8 +475,8 @@ static void mac_row(bench_session *session, const bench_shape *shape)
     make(session, shape, true, &g, &rng);
     if (check(session, &g, &error)) {
         fill_rings(&g, &rng);
-        record(&g, true, &g.decode);
-        record(&g, false, &g.exact);
+        g.decode = record(&g, true);
+        g.exact = record(&g, false);
         for (int i = 0; i < o->hit_ratio.n; i++) {
             hit_ratio_row(session, &g, o->hit_ratio.values[i], error, &rng);
         }
