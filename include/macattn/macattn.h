@@ -144,9 +144,9 @@ MACATTN_API size_t macattn_dtype_row_bytes(macattn_dtype dtype, int64_t n);
  *          try again now and then. A head's own budget, if it is to have one:
  *          macattn_set_head_budget.
  *          Heads that may not reuse select (`select`): of each 16 neighbouring tokens, a run, the
- *          mean key and value are kept. Of the tokens before the band, a KV head's heads read the
- *          runs whose mean key promises a share of the mass above a threshold to any of them; the
- *          others count as 16 times their mean. The threshold is the largest with which the error
+ *          mean key and value are kept, and the key farthest from the mean. Of the tokens before the
+ *          band, a KV head's heads read the runs whose keys promise a share of the mass above a
+ *          threshold to any of them; the others count as 16 times their mean value. The threshold is the largest with which the error
  *          is expected to stay within the budgets, as some of the prompt's queries have shown; one
  *          in 64 selections is computed in full, to keep learning. Where no threshold will do, all
  *          is read. */
@@ -227,9 +227,13 @@ typedef struct macattn_config {
                                     weighted as the summary weights them. It costs head_dim floats
                                     an entry, and a product of weights and keys where something is
                                     remembered */
-    int32_t select;    /*!< BUDGET: 1 (default): where a KV head's heads may not reuse, they read
-                                  a selection of the far tokens if what that costs is within their
-                                  budgets, too; 0: they read all */
+    int32_t select;    /*!< BUDGET: where a KV head's heads may not reuse, they read
+                                 0  all
+                                 1  a selection of the far tokens, if what that costs is within
+                                    their budgets, too: by the mean key of each run
+                                 2  (default) the same, by the mean key and the outlier, the key
+                                    farthest from the mean: half as many bytes again, for a better
+                                    choice */
 } macattn_config;
 
 /*! macattn_config_init() : fill `config` with the defaults named above and zeros.

@@ -77,11 +77,11 @@ void mai_ring_view_init(mai_ring_view *view, const mai_ring_dims *dims, void *ba
 /* -------------------------------------------------------------------------------------- runs -- */
 
 /* Tokens [16 i, 16 i + 16) of a sequence are its run i. Of each run, layer and KV head its mean
- * key is kept, less a key that all runs of the KV head have in common, and its mean value, in 8 bits
- * where the dimension is a whole number of blocks of q8_0, else in f16. They lie in segments of
- * MAI_SEGMENT runs, [kv_head][run][row], so that rows of a KV head are read one after the other.
- * Where a mean cannot be kept, because it is not finite or beyond the type, the row of K is NaN:
- * that run is always read. */
+ * key is kept, its outlier if they are wanted, which is the key farthest from the mean, and its mean
+ * value; keys less one that all runs of the KV head have in common. In 8 bits where the dimension is a
+ * whole number of blocks of q8_0, else in f16. They lie in segments of MAI_SEGMENT runs,
+ * [kv_head][run][row], so that rows of a KV head are read one after the other. Where a row cannot be
+ * kept, because it is not finite or beyond the type, the mean key is NaN: that run is always read. */
 #define MAI_RUN_SHIFT 4
 #define MAI_RUN_TOKENS (1 << MAI_RUN_SHIFT)
 #define MAI_SEGMENT_SHIFT 10
@@ -91,17 +91,19 @@ typedef struct mai_runs_dims {
     int32_t n_kv_heads, d, dv;
     macattn_dtype k_dtype, v_dtype; /* of the rows */
     size_t k_bytes, v_bytes;        /* of one row */
+    bool outliers;                  /* whether they are kept, in rows like those of the mean keys */
     /* Offsets of the arrays in a segment's allocation, and its size. */
-    size_t off_common, off_k, off_v, bytes;
+    size_t off_common, off_k, off_v, off_outlier, bytes;
 } mai_runs_dims;
 
 typedef struct mai_runs_view {
     float *common; /* [n_kv_heads][d] f32: run 0's mean key. In the first segment alone */
     char *k, *v;   /* [n_kv_heads][MAI_SEGMENT][row] */
+    char *outlier; /* likewise; NULL where they are not kept */
 } mai_runs_view;
 
 /* runs.c (core): sizes and pointers. */
-void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape);
+void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape, bool outliers);
 void mai_runs_view_init(mai_runs_view *view, const mai_runs_dims *dims, void *base);
 
 /* -------------------------------------------------------------------------------- primitives -- */
@@ -180,7 +182,7 @@ typedef struct mai_match {
     double distance2; /* squared distance of the entry */
 } mai_match;
 
-/* Means of runs [run0, run1), of one KV head, all in one segment. */
+/* What is kept of runs [run0, run1), of one KV head, all in one segment. */
 typedef struct mai_summarise_args {
     const mai_shape *shape;
     const mai_runs_dims *dims;
@@ -190,9 +192,11 @@ typedef struct mai_summarise_args {
     const mai_runs_view *to; /* the segment */
 } mai_summarise_args;
 
-/* What runs [run0, run1) promise to the heads of one KV head, from their mean keys:
+/* What runs [run0, run1) promise to the heads of one KV head:
  *     score = scale q.(common + mean) [soft cap applied] + log MAI_RUN_TOKENS
- * which estimates the logarithm of the sum of the exponentials of the run's logits. */
+ * which estimates the logarithm of the sum of the exponentials of the run's logits. With outliers, the
+ * log-sum-exp of the outlier's logit and of such a score of the run's 15 other tokens, whose mean key
+ * is (16 mean - outlier) / 15. */
 typedef struct mai_score_args {
     const mai_shape *shape;
     const mai_runs_dims *dims;

@@ -74,8 +74,9 @@ static const field fields[] = {
     RUNNING(n_threads, INTEGER, 0, MAX_THREADS, 0, "threads; 0: one per CPU"),
     RUNNING(spin_us, INTEGER, 0, 1000000, 100, "microseconds an idle thread spins"),
     STATE(lse_order, INTEGER, 0, 1, 1, REUSE, "whether a summary's lse follows the query; 0: not"),
-    STATE(select, INTEGER, 0, 1, 1, BUDGET,
-          "read a selection where nothing is reused; 0: read all"),
+    STATE(select, INTEGER, 0, 2, 2, BUDGET,
+          "read a selection where nothing is reused, by runs' means and outliers; 1: by means; 0: "
+          "read all"),
 };
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };
 

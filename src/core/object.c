@@ -54,7 +54,7 @@ macattn_status macattn_config_run_bytes(const macattn_config *config, int64_t n_
     const mai_shape shape = mai_shape_of(&c);
     const size_t segments = (size_t)mai_n_segments(mai_runs_kept(&c, n_tokens));
     mai_runs_dims dims;
-    mai_runs_dims_init(&dims, &shape);
+    mai_runs_dims_init(&dims, &shape, mai_keeps_outliers(&c));
     *bytes = dims.bytes * segments * (size_t)c.n_layers;
     return MACATTN_OK;
 }
@@ -63,7 +63,7 @@ static macattn_status fill(macattn *m, char *error, size_t error_size)
 {
     m->shape = mai_shape_of(&m->cfg);
     mai_ring_dims_init(&m->ring_dims, &m->shape, m->cfg.ring, keeps_keys(&m->cfg));
-    mai_runs_dims_init(&m->runs_dims, &m->shape);
+    mai_runs_dims_init(&m->runs_dims, &m->shape, mai_keeps_outliers(&m->cfg));
     if (mai_slots_create(m) != MACATTN_OK || mai_stats_create(m) != MACATTN_OK ||
         mai_records_create(m) != MACATTN_OK) {
         snprintf(error, error_size, "no memory for %d slots of %d layers", (int)m->cfg.max_slots,

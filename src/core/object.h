@@ -25,13 +25,13 @@ struct macattn {
     mai_slot *slots; /* [max_slots] */
     mai_ring *free_rings;
     mai_run_segment *free_segments;
-    mai_counters *counters; /* [n_layers][n_heads] */
+    mai_counters *counters;             /* [n_layers][n_heads] */
     mai_group_counters *group_counters; /* [n_layers][n_kv_heads] */
-    mai_times *times;       /* [n_layers] */
-    mai_record *records;    /* [n_layers][n_heads]; NULL unless the policy judges */
-    mai_habit *habits;      /* [n_layers][n_kv_heads]; the same */
-    mai_selector *selectors; /* [n_layers][n_kv_heads]; the same */
-    mai_plan *plan;         /* NULL until first planned */
+    mai_times *times;                   /* [n_layers] */
+    mai_record *records;                /* [n_layers][n_heads]; NULL unless the policy judges */
+    mai_habit *habits;                  /* [n_layers][n_kv_heads]; the same */
+    mai_selector *selectors;            /* [n_layers][n_kv_heads]; the same */
+    mai_plan *plan;                     /* NULL until first planned */
     mai_work work;
     char error[320];
 };

@@ -12,8 +12,8 @@ typedef struct mai_run {
     mai_work *work;
     macattn_io io;
     int32_t layer;
-    bool reuse;       /* match and remember */
-    int64_t judge_ns; /* spent so far on judging and learning */
+    bool reuse;        /* match and remember */
+    int64_t judge_ns;  /* spent so far on judging and learning */
     int64_t select_ns; /* on means of runs: making them, scoring, choosing */
 } mai_run;
 
@@ -57,8 +57,8 @@ static inline bool mai_selects(const mai_run *run)
 
 static inline mai_selector *mai_selector_of(const mai_run *run, int kv_head)
 {
-    return &run->m
-                ->selectors[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads + (size_t)kv_head];
+    return &run->m->selectors[(size_t)run->layer * (size_t)run->m->shape.n_kv_heads +
+                              (size_t)kv_head];
 }
 
 static inline const mai_runs_view *mai_run_segments_of(const mai_run *run, const mai_row_plan *p)
@@ -70,8 +70,8 @@ static inline const mai_runs_view *mai_run_segments_of(const mai_run *run, const
 static inline bool mai_remembers(const mai_run *run, int kv_head)
 {
     const int group = run->m->shape.group;
-    return run->reuse && (!mai_judges(run) ||
-                          mai_group_remembers(mai_record_of(run, kv_head * group), group));
+    return run->reuse &&
+           (!mai_judges(run) || mai_group_remembers(mai_record_of(run, kv_head * group), group));
 }
 
 /* scale q.kbar, for q as the kernels get it: by how much the lse of a summary [width] is more

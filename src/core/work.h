@@ -77,16 +77,17 @@ typedef struct mai_work {
     mai_buffer made;     /* [row] int32_t: runs that were there when the call began */
     mai_buffer choices;  /* [row][n_kv_heads] mai_choice */
     /* Of the rows of which a selection is possible: */
-    mai_buffer scores;     /* by row, [n_heads][its runs] */
-    mai_buffer list;       /* by row, [n_kv_heads][its runs]: those that are read */
-    mai_buffer piece_lse;  /* [piece][n_heads] */
-    mai_buffer totals;     /* [row][n_heads] mai_select_total */
-    mai_buffer select_out; /* [row][MAI_SELECT_PARTS][n_heads][width] */
-    mai_buffer select_lse; /* [row][MAI_SELECT_PARTS][n_heads] */
+    mai_buffer scores;      /* by row, [n_heads][its runs] */
+    mai_buffer list;        /* by row, [n_kv_heads][its runs]: those that are read */
+    mai_buffer piece_lse;   /* [piece][n_heads] */
+    mai_buffer totals;      /* [row][n_heads] mai_select_total */
+    mai_buffer select_out;  /* [row][MAI_SELECT_PARTS][n_heads][width] */
+    mai_buffer select_lse;  /* [row][MAI_SELECT_PARTS][n_heads] */
     mai_buffer select_off2; /* [row][n_heads] checks: squared error of the selection */
-    mai_buffer shown; /* [shown query][n_kv_heads][MAI_THETAS] float: squared errors, mean of heads */
-    mai_scratch_layout layout;                   /* of each worker's scratch */
-    float *zeros;                                /* [dv] the sink's value */
+    mai_buffer
+        shown; /* [shown query][n_kv_heads][MAI_THETAS] float: squared errors, mean of heads */
+    mai_scratch_layout layout; /* of each worker's scratch */
+    float *zeros;              /* [dv] the sink's value */
 } mai_work;
 
 /* What a plan asks for. */

@@ -66,23 +66,26 @@ ref_entry ref_mac_entry(const ref_mac *r, int slot, int layer, int head, int i);
 
 /* ------------------------------------------------------------------------------- selection -- */
 
-/* Mean key [head_dim] and mean value [v_head_dim] of run i, tokens [16 i, 16 i + 16), of a row. */
+/* Mean key [head_dim] and mean value [v_head_dim] of run i, tokens [16 i, 16 i + 16), of a row, and its
+ * outlier [head_dim], the key farthest from the mean. */
 void ref_run(const macattn_config *cfg, const macattn_batch *batch, const macattn_row *row,
-             const macattn_kv *kv, int kv_head, int64_t i, double *k, double *v);
+             const macattn_kv *kv, int kv_head, int64_t i, double *k, double *v, double *outlier);
 
 /* What the heads of a KV head make of the runs. */
 typedef struct ref_selection {
     double *scores; /* [group][n_runs] from `first` on */
-    double *ratio;  /* [n_runs] largest share of the mass it promises to a head, by the threshold: read
+    double
+        *ratio; /* [n_runs] largest share of the mass it promises to a head, by the threshold: read
                        from 1 on, always before `first`. In float32, runs within 1e-4 of 1 may go
                        either way */
 } ref_selection;
 
 /* q [group][head_dim], after RoPE; share [group], of the far tokens in the newest remembered result, 1
  * if there is none; k [n_runs][head_dim] the mean keys as they are kept, what runs have in common
- * added. Fills the arrays of `out`. */
+ * added; outlier [n_runs][head_dim] theirs, likewise, NULL where none are kept. Fills the arrays of
+ * `out`. */
 void ref_select(const macattn_config *cfg, const double *q, const double *share, const double *k,
-                int first, int n_runs, double theta, ref_selection *out);
+                const double *outlier, int first, int n_runs, double theta, ref_selection *out);
 
 /* A head's output and lse from a selection, without a sink: the first tokens, the runs that are read,
  * for the others their mean values v [n_runs][v_head_dim] as they are kept, and all behind them. */

@@ -352,7 +352,8 @@ static void force(macattn *m, int k)
 
 /* Runs of a slot as they are kept, in doubles. */
 typedef struct kept {
-    double *k, *v; /* [n_runs][d], [n_runs][dv] */
+    double *k, *v;   /* [n_runs][d], [n_runs][dv] */
+    double *outlier; /* [n_runs][d], NULL where they are not kept */
 } kept;
 
 static void *room(size_t n, size_t size)
@@ -367,7 +368,8 @@ static kept kept_of(const macattn *m, int32_t slot, int32_t kv_head)
     const mai_slot *s = &m->slots[slot];
     const mai_runs_dims *dims = &m->runs_dims;
     const int n_runs = s->n_runs[0], d = dims->d, dv = dims->dv;
-    kept x = {room((size_t)(n_runs * d), sizeof *x.k), room((size_t)(n_runs * dv), sizeof *x.v)};
+    kept x = {room((size_t)(n_runs * d), sizeof *x.k), room((size_t)(n_runs * dv), sizeof *x.v),
+              dims->outliers ? room((size_t)(n_runs * d), sizeof *x.outlier) : NULL};
     mai_runs_view *views = room((size_t)mai_n_segments(n_runs), sizeof *views);
     mai_runs_segments(s, 0, mai_n_segments(n_runs), views);
     for (int i = 0; i < n_runs; i++) {
@@ -378,6 +380,9 @@ static kept kept_of(const macattn *m, int32_t slot, int32_t kv_head)
                              (double)views[0].common[kv_head * d + j];
         for (int j = 0; j < dv; j++)
             x.v[i * dv + j] = ref_value(dims->v_dtype, view->v + at * dims->v_bytes, j);
+        for (int j = 0; x.outlier && j < d; j++)
+            x.outlier[i * d + j] = ref_value(dims->k_dtype, view->outlier + at * dims->k_bytes, j) +
+                                   (double)views[0].common[kv_head * d + j];
     }
     free(views);
     return x;
@@ -387,6 +392,7 @@ static void free_kept(kept *x)
 {
     free(x->k);
     free(x->v);
+    free(x->outlier);
 }
 
 /* A group's queries of the n-th query row, in doubles. */
@@ -469,7 +475,7 @@ static int check_row(world *w, int32_t r, int k, double share[KV][HEADS])
                            room((size_t)n_runs, sizeof(double))};
         kept x = kept_of(w->m, row->slot, kv_head);
         load_queries(w, r, kv_head, q);
-        ref_select(c, q, share[kv_head], x.k, first, n_runs, ldexp(1, -5 - k), &s);
+        ref_select(c, q, share[kv_head], x.k, x.outlier, first, n_runs, ldexp(1, -5 - k), &s);
         if (selected(w->m, r, kv_head)) {
             take_decisions(w, r, kv_head, &s);
             n_selected++;
@@ -626,7 +632,7 @@ static void prompt_shows(int32_t fresh, float softcap, bool with_sinks)
         }
         for (int k = 0; k < MAI_THETAS; k++) {
             double error2 = 0;
-            ref_select(c, q, share, x.k, first, n_runs, ldexp(1, -5 - k), &s);
+            ref_select(c, q, share, x.k, x.outlier, first, n_runs, ldexp(1, -5 - k), &s);
             for (int32_t h = 0; h < group; h++) {
                 const int32_t head = kv_head * group + h;
                 double exact[DIM];
@@ -788,6 +794,9 @@ static void same_runs(const macattn *a, int32_t slot_a, const macattn *b, int32_
         kept x = kept_of(a, slot_a, h), y = kept_of(b, slot_b, h);
         assert_memory_equal(x.k, y.k, sizeof *x.k * (size_t)(n * a->runs_dims.d));
         assert_memory_equal(x.v, y.v, sizeof *x.v * (size_t)(n * a->runs_dims.dv));
+        assert_int_equal(x.outlier != NULL, y.outlier != NULL);
+        if (x.outlier)
+            assert_memory_equal(x.outlier, y.outlier, sizeof *x.k * (size_t)(n * a->runs_dims.d));
         free_kept(&x);
         free_kept(&y);
     }
@@ -867,22 +876,44 @@ static void test_load(void **state)
     test_saved saved = test_save(w.m, 0);
     cfg.band = 100;
     macattn *wider = test_create(&cfg);
+    cfg.select = 1;
+    macattn *means = test_create(&cfg);
     cfg.select = 0;
     macattn *without = test_create(&cfg);
     assert_ok(wider, macattn_slot_load(wider, 1, saved.data, saved.size));
     assert_int_equal(wider->slots[1].n_runs[0], 300 / 16);
+    /* Outliers that are not wanted stay behind; where they are wanted and missing all is made anew. */
+    assert_ok(means, macattn_slot_load(means, 1, saved.data, saved.size));
+    assert_int_equal(means->slots[1].n_runs[0], 300 / 16);
+    for (int32_t h = 0; h < 2; h++) {
+        kept x = kept_of(wider, 1, h), y = kept_of(means, 1, h);
+        assert_true(x.outlier && !y.outlier);
+        assert_memory_equal(x.k, y.k, sizeof *x.k * (300 / 16) * 32);
+        assert_memory_equal(x.v, y.v, sizeof *x.v * (300 / 16) * 32);
+        free_kept(&x);
+        free_kept(&y);
+    }
+    test_saved fewer = test_save(means, 1);
+    assert_true(fewer.size < saved.size);
+    assert_ok(wider, macattn_slot_load(wider, 2, fewer.data, fewer.size));
+    assert_int_equal(wider->slots[2].n_runs[0], 0);
+    free(fewer.data);
+    macattn_destroy(means);
     assert_ok(without, macattn_slot_load(without, 1, saved.data, saved.size));
     assert_int_equal(without->slots[1].n_runs[0], 0);
-    /* Its runs lie before the checksum: the last is a row of V. */
+    /* Its runs lie before the checksum: the last is an outlier; before these are the rows of V. */
     test_saved none = test_save(without, 1);
     assert_true(none.size < saved.size);
-    const size_t v_at = saved.size - 4 - 34, per_head = (saved.size - none.size) / 2;
+    const size_t outlier_at = saved.size - 4 - 34, per_head = (saved.size - none.size) / 2;
+    const size_t v_at = saved.size - 4 - (size_t)w.m->slots[0].n_runs[0] * 34 - 34;
     const uint16_t nan16 = 0x7e00, infinite = 0x7c00;
     const struct {
         size_t at;
         uint16_t bits;
         bool fine;
-    } cases[] = {{v_at, nan16, false},
+    } cases[] = {{outlier_at, nan16, false},
+                 {outlier_at, infinite, false},
+                 {v_at, nan16, false},
                  {v_at, infinite, false},
                  {saved.size - 4 - per_head + 128, infinite, false}, /* the first row of K */
                  {saved.size - 4 - per_head + 128, nan16, true},
@@ -972,7 +1003,7 @@ static void check_slot(program *x, int32_t slot)
     const int32_t n = m->slots[slot].n_runs[0], d = c->head_dim, dv = c->v_head_dim;
     const macattn_row row = {.slot = slot, .n_tokens = x->length[slot], .page = slot};
     const int32_t want = mai_runs_kept(&m->cfg, x->length[slot]);
-    double k[MAI_MAX_DIM], v[MAI_MAX_DIM];
+    double k[MAI_MAX_DIM], v[MAI_MAX_DIM], outlier[MAI_MAX_DIM];
     if (x->behind[slot])
         assert_true(n <= want);
     else
@@ -980,9 +1011,12 @@ static void check_slot(program *x, int32_t slot)
     for (int32_t h = 0; h < c->n_kv_heads; h++) {
         kept got = kept_of(m, slot, h);
         for (int32_t i = 0; i < n; i++) {
-            ref_run(c, &x->w.b.batch, &row, &x->w.b.kv.view, h, i, k, v);
+            ref_run(c, &x->w.b.batch, &row, &x->w.b.kv.view, h, i, k, v, outlier);
             for (int32_t j = 0; j < d; j++)
                 if (!(fabs(got.k[i * d + j] - k[j]) < 0.08)) fail_msg("run %d of slot %d", i, slot);
+            for (int32_t j = 0; j < d; j++)
+                if (!(fabs(got.outlier[i * d + j] - outlier[j]) < 0.08))
+                    fail_msg("outlier of run %d of slot %d", i, slot);
             for (int32_t j = 0; j < dv; j++)
                 if (!(fabs(got.v[i * dv + j] - v[j]) < 0.08))
                     fail_msg("run %d of slot %d", i, slot);

@@ -29,7 +29,8 @@ typedef struct bench {
     test_memory segments[2], scratch;
     mai_runs_view views[2];
     float *q;
-    double *k, *v; /* [RUNS][d], [RUNS][dv] of one KV head, as kept, the common key added */
+    double *k, *v;   /* [RUNS][d], [RUNS][dv] of one KV head, as kept, the common key added */
+    double *outlier; /* [RUNS][d], likewise */
 } bench;
 
 static void *room(size_t n, size_t size)
@@ -40,7 +41,7 @@ static void *room(size_t n, size_t size)
 }
 
 static void open_bench(bench *b, const mai_backend *backend, const macattn_config *cfg,
-                       test_rng *rng)
+                       bool outliers, test_rng *rng)
 {
     *b = (bench){.cfg = *cfg, .shape = mai_shape_of(cfg)};
     const int32_t n_pages = TOKENS / PAGE;
@@ -63,7 +64,7 @@ static void open_bench(bench *b, const mai_backend *backend, const macattn_confi
     b->batch = (macattn_batch){
         .struct_size = sizeof b->batch, .n_rows = 1, .page_size = PAGE, .n_pages = n_pages};
     b->tokens = (mai_tokens){.kv = &b->kv.view, .pages = b->pages, .page_shift = 3};
-    mai_runs_dims_init(&b->dims, &b->shape);
+    mai_runs_dims_init(&b->dims, &b->shape, outliers);
     for (int i = 0; i < 2; i++) {
         b->segments[i] = test_guarded(b->dims.bytes, 0);
         mai_runs_view_init(&b->views[i], &b->dims, b->segments[i].data);
@@ -77,6 +78,7 @@ static void open_bench(bench *b, const mai_backend *backend, const macattn_confi
         b->q[i] = (float)test_normal(rng) * factor;
     b->k = room((size_t)RUNS * (size_t)cfg->head_dim, sizeof *b->k);
     b->v = room((size_t)RUNS * (size_t)cfg->v_head_dim, sizeof *b->v);
+    b->outlier = room((size_t)RUNS * (size_t)cfg->head_dim, sizeof *b->outlier);
 }
 
 static void close_bench(bench *b)
@@ -88,6 +90,7 @@ static void close_bench(bench *b)
     free(b->q);
     free(b->k);
     free(b->v);
+    free(b->outlier);
 }
 
 static macattn_config shape_config(int32_t n_heads, int32_t n_kv_heads, int32_t d, int32_t dv,
@@ -125,6 +128,12 @@ static const char *row_of(const bench *b, int kv_head, int run, bool keys)
     return keys ? view->k + at * b->dims.k_bytes : view->v + at * b->dims.v_bytes;
 }
 
+static const char *outlier_of(const bench *b, int kv_head, int run)
+{
+    const size_t at = (size_t)kv_head * MAI_SEGMENT + (size_t)(run % MAI_SEGMENT);
+    return b->views[run >> MAI_SEGMENT_SHIFT].outlier + at * b->dims.k_bytes;
+}
+
 /* What is kept of a KV head, to b->k and b->v. */
 static void load_means(bench *b, int kv_head)
 {
@@ -135,6 +144,9 @@ static void load_means(bench *b, int kv_head)
                                 (double)b->views[0].common[kv_head * d + i];
         for (int i = 0; i < dv; i++)
             b->v[run * dv + i] = ref_value(b->dims.v_dtype, row_of(b, kv_head, run, false), i);
+        for (int i = 0; b->dims.outliers && i < d; i++)
+            b->outlier[run * d + i] = ref_value(b->dims.k_dtype, outlier_of(b, kv_head, run), i) +
+                                      (double)b->views[0].common[kv_head * d + i];
     }
 }
 
@@ -149,15 +161,20 @@ static double quantum(macattn_dtype dtype, double most)
 static void check_means(bench *b, int kv_head)
 {
     const int d = b->cfg.head_dim, dv = b->cfg.v_head_dim;
-    double k[MAI_MAX_DIM], v[MAI_MAX_DIM];
+    double k[MAI_MAX_DIM], v[MAI_MAX_DIM], outlier[MAI_MAX_DIM];
     load_means(b, kv_head);
     for (int run = 0; run < RUNS; run++) {
-        ref_run(&b->cfg, &b->batch, &b->row, &b->kv.view, kv_head, run, k, v);
+        ref_run(&b->cfg, &b->batch, &b->row, &b->kv.view, kv_head, run, k, v, outlier);
         for (int i = 0; i < d; i++) {
             /* Means of 16 standard normal numbers: the differences are below 2. */
             const double off = fabs(b->k[run * d + i] - k[i]);
             if (!(off <= quantum(b->dims.k_dtype, 2) + 1e-5))
                 fail_msg("run %d: K off %g", run, off);
+        }
+        for (int i = 0; b->dims.outliers && i < d; i++) {
+            const double off = fabs(b->outlier[run * d + i] - outlier[i]);
+            if (!(off <= quantum(b->dims.k_dtype, 6) + 1e-5))
+                fail_msg("run %d: its outlier off %g", run, off);
         }
         for (int i = 0; i < dv; i++) {
             const double off = fabs(b->v[run * dv + i] - v[i]);
@@ -176,16 +193,14 @@ static void summarise_all(const mai_backend *backend)
     static const struct {
         int32_t d, dv;
         macattn_dtype dtype;
-    } cases[] = {{32, 64, MACATTN_DTYPE_F32},
-                 {128, 32, MACATTN_DTYPE_F16},
-                 {40, 8, MACATTN_DTYPE_BF16},
-                 {64, 96, MACATTN_DTYPE_Q8_0},
-                 {96, 24, MACATTN_DTYPE_F16}};
+    } cases[] = {{32, 64, MACATTN_DTYPE_F32},  {128, 32, MACATTN_DTYPE_F16},
+                 {40, 8, MACATTN_DTYPE_BF16},  {64, 96, MACATTN_DTYPE_Q8_0},
+                 {96, 64, MACATTN_DTYPE_Q4_1}, {96, 24, MACATTN_DTYPE_F16}};
     test_rng rng = {3};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         const macattn_config cfg = shape_config(4, 2, cases[i].d, cases[i].dv, cases[i].dtype, 0);
         bench b;
-        open_bench(&b, backend, &cfg, &rng);
+        open_bench(&b, backend, &cfg, i != 0, &rng);
         assert_int_equal(b.dims.k_dtype, cases[i].d % 32 ? MACATTN_DTYPE_F16 : MACATTN_DTYPE_Q8_0);
         for (int h = 0; h < 2; h++) {
             summarise(&b, backend, h);
@@ -203,7 +218,7 @@ static void summarise_strange(const mai_backend *backend)
     for (int32_t d = 32; d <= 40; d += 8) {
         const macattn_config cfg = shape_config(2, 1, d, d, MACATTN_DTYPE_F32, 0);
         bench b;
-        open_bench(&b, backend, &cfg, &rng);
+        open_bench(&b, backend, &cfg, true, &rng);
         for (int i = 0; i < 8; i++) {
             const int run = 5 + 3 * i, at = i % 4;
             const int64_t t = run * MAI_RUN_TOKENS + i;
@@ -216,7 +231,8 @@ static void summarise_strange(const mai_backend *backend)
         for (int run = 0; run < RUNS; run++) {
             const bool is_strange = run >= 5 && run <= 26 && run % 3 == 2;
             assert_int_equal(isnan(b.k[run * d]), is_strange);
-            for (int i = 0; i < d; i++) assert_true(isfinite(b.v[run * d + i]));
+            for (int i = 0; i < d; i++)
+                assert_true(isfinite(b.v[run * d + i]) && isfinite(b.outlier[run * d + i]));
         }
         /* Where the first run has no finite mean, the others are relative to nothing. */
         const float nan_key[40] = {NAN}, value[40] = {0};
@@ -235,20 +251,25 @@ static double want_score(const bench *b, const mai_backend *backend, int head, i
 {
     const int d = b->cfg.head_dim;
     const double cap = (double)b->cfg.softcap;
-    double s = 0;
-    for (int i = 0; i < d; i++) s += (double)b->q[head * d + i] * b->k[run * d + i];
-    s *= (double)b->cfg.scale / (double)(float)backend->q_factor(&b->shape);
-    return (cap > 0 ? cap * tanh(s / cap) : s) + log(MAI_RUN_TOKENS);
+    const double unit = (double)b->cfg.scale / (double)(float)backend->q_factor(&b->shape);
+    double s = 0, one = 0;
+    for (int i = 0; i < d; i++) s += unit * (double)b->q[head * d + i] * b->k[run * d + i];
+    for (int i = 0; i < d; i++) one += unit * (double)b->q[head * d + i] * b->outlier[run * d + i];
+    if (!b->dims.outliers) return (cap > 0 ? cap * tanh(s / cap) : s) + log(MAI_RUN_TOKENS);
+    s = (16 * s - one) / 15;
+    return log(15 * exp(cap > 0 ? cap * tanh(s / cap) : s) +
+               exp(cap > 0 ? cap * tanh(one / cap) : one));
 }
 
-static void score_case(const mai_backend *backend, const macattn_config *cfg, test_rng *rng)
+static void score_case(const mai_backend *backend, const macattn_config *cfg, bool outliers,
+                       test_rng *rng)
 {
     enum { FROM = 3, TO = RUNS - 2 };
     const int group = cfg->n_heads / cfg->n_kv_heads, kv_head = cfg->n_kv_heads - 1;
     const uint16_t nan16 = 0x7e00;
     float *scores = room((size_t)group * RUNS, sizeof *scores), lse[MAI_MAX_HEADS];
     bench b;
-    open_bench(&b, backend, cfg, rng);
+    open_bench(&b, backend, cfg, outliers, rng);
     summarise(&b, backend, kv_head);
     memcpy((char *)(uintptr_t)row_of(&b, kv_head, 100, true), &nan16, 2);
     load_means(&b, kv_head);
@@ -300,7 +321,8 @@ static void score_all(const mai_backend *backend)
         for (int capped = 0; capped < 2; capped++) {
             const macattn_config cfg = shape_config(heads[i][0], heads[i][1], i % 2 ? 64 : 40, 32,
                                                     MACATTN_DTYPE_F16, capped ? 4.0f : 0.0f);
-            score_case(backend, &cfg, &rng);
+            score_case(backend, &cfg, false, &rng);
+            score_case(backend, &cfg, true, &rng);
         }
     }
 }
@@ -345,7 +367,7 @@ static void stand_in_case(const mai_backend *backend, const macattn_config *cfg,
     int32_t *runs = room(RUNS, sizeof *runs);
     double o[MAI_MAX_DIM], kbar[MAI_MAX_DIM];
     bench b;
-    open_bench(&b, backend, cfg, rng);
+    open_bench(&b, backend, cfg, true, rng);
     summarise(&b, backend, kv_head);
     if (!listed) memcpy((char *)(uintptr_t)row_of(&b, kv_head, RUN0 + 1, true), &nan16, 2);
     load_means(&b, kv_head);
@@ -414,7 +436,7 @@ static void stand_in_nothing(const mai_backend *backend)
     int32_t runs[16];
     test_rng rng = {7};
     bench b;
-    open_bench(&b, backend, &cfg, &rng);
+    open_bench(&b, backend, &cfg, true, &rng);
     summarise(&b, backend, 0);
     for (int i = 0; i < 16; i++) runs[i] = i;
     test_poison(out, sizeof out);
@@ -462,7 +484,7 @@ static void listed(const mai_backend *backend)
     const int64_t width = 64 + 32;
     test_rng rng = {8};
     bench b;
-    open_bench(&b, backend, &cfg, &rng);
+    open_bench(&b, backend, &cfg, true, &rng);
     int32_t runs[LISTED], pages[2 * LISTED];
     float out[2][6 * (64 + 32)], lse[2][6];
     for (int i = 0; i < LISTED; i++) {

@@ -202,6 +202,7 @@ static macattn_config select_config(macattn_dtype dtype, int32_t heads, int32_t 
 {
     macattn_config cfg = test_config(heads, kv_heads, d);
     cfg.policy = MACATTN_POLICY_BUDGET;
+    cfg.select = 1; /* what the GPU takes 2 for */
     cfg.budget = budget;
     cfg.q_dtype = cfg.k_dtype = cfg.v_dtype = dtype;
     cfg.ring = 64, cfg.band = 32, cfg.fresh_tokens = 4, cfg.min_tokens = 0, cfg.n_layers = 1;
@@ -420,7 +421,7 @@ static void check_row(world *w, int32_t r, int k, const double *share, const flo
                     c->q_dtype, (const char *)w->b.q + at * macattn_dtype_row_bytes(c->q_dtype, d),
                     i);
         }
-        ref_select(c, q, share + kv_head * group, x.k, first, n_runs, ldexp(1, -5 - k), &s);
+        ref_select(c, q, share + kv_head * group, x.k, NULL, first, n_runs, ldexp(1, -5 - k), &s);
         if (choice->k != k)
             fail_msg("row %d kv head %d: threshold %d, not %d", r, kv_head, choice->k, k);
         if (choice->outcome == MAI_SELECTED) {

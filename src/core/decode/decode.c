@@ -46,7 +46,9 @@ static void count_group(const mai_run *run, int r, int kv_head)
         count.how = MACATTN_SELECTED;
         tokens = selected_tokens(p, choice);
     }
-    if (choice && choice->k >= 0) count.run_bytes = (size_t)p->n_scored * m->runs_dims.k_bytes;
+    if (choice && choice->k >= 0)
+        count.run_bytes =
+            (size_t)p->n_scored * m->runs_dims.k_bytes * (m->runs_dims.outliers ? 2 : 1);
     if (choice && choice->selects) {
         const bool keys =
             ((const uint8_t *)run->work->keys.ptr)[r * shape->n_kv_heads + kv_head] > 0;

@@ -42,10 +42,10 @@
 
 /* What one head has learnt. All zero but the budget: nothing yet. */
 typedef struct mai_record {
-    float budget; /* error allowed in its output, in units of the layer */
-    float error2, predicted2; /* mean squares of samples: the errors, and w' D' of the same */
-    float weight, distance;   /* means: share of the mass a summary would carry, distance */
-    float output2;            /* mean of the squared norms of its outputs */
+    float budget;                 /* error allowed in its output, in units of the layer */
+    float error2, predicted2;     /* mean squares of samples: the errors, and w' D' of the same */
+    float weight, distance;       /* means: share of the mass a summary would carry, distance */
+    float output2;                /* mean of the squared norms of its outputs */
     int32_t n_samples, n_outputs; /* that these means are of, at most MAI_MEMORY */
 } mai_record;
 
@@ -67,10 +67,10 @@ typedef struct mai_judgement {
 } mai_judgement;
 
 enum {
-    MAI_MIN_SAMPLES = 16,  /* before anything is used */
-    MAI_CHECK_EVERY = 64,  /* uses of a group to one sample */
-    MAI_MEMORY = 64,       /* samples, and outputs, that count */
-    MAI_PATIENCE = 32,     /* such steps before the first rest */
+    MAI_MIN_SAMPLES = 16, /* before anything is used */
+    MAI_CHECK_EVERY = 64, /* uses of a group to one sample */
+    MAI_MEMORY = 64,      /* samples, and outputs, that count */
+    MAI_PATIENCE = 32,    /* such steps before the first rest */
     MAI_FIRST_REST = 8,
     MAI_LONGEST_REST = 64,
     MAI_WAKE = 4, /* last steps of a rest, which remember again: there is something to find then */
@@ -161,7 +161,7 @@ MAI_HOST_DEVICE float mai_moved_on(const mai_judgement *j, float used_lse, float
 
 /* What one query of a prompt showed of one head, as if it had been decoded. */
 typedef struct mai_prompt_sample {
-    double distance2; /* of the candidate; negative: there was none */
+    double distance2;     /* of the candidate; negative: there was none */
     float weight, before; /* as for mai_expect */
     float off2;  /* squared norm of the difference that using the candidate would have made */
     float norm2; /* squared norm of the exact output */

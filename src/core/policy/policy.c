@@ -15,6 +15,11 @@ bool mai_keeps_runs(const macattn_config *cfg)
     return mai_keeps_rings(cfg) && cfg->select > 0 && mai_policy_get(cfg->policy)->judges;
 }
 
+bool mai_keeps_outliers(const macattn_config *cfg)
+{
+    return mai_keeps_runs(cfg) && cfg->select > 1;
+}
+
 static double exact_radius(const macattn_config *cfg, int64_t n_tokens)
 {
     (void)cfg, (void)n_tokens;

@@ -9,6 +9,8 @@
 bool mai_keeps_rings(const macattn_config *cfg);
 /* Whether they keep runs, too: where the policy judges, and select is on. */
 bool mai_keeps_runs(const macattn_config *cfg);
+/* And of each its outlier. */
+bool mai_keeps_outliers(const macattn_config *cfg);
 
 /* What a policy has to say before any key is read. A new policy is one more of these. */
 typedef struct mai_policy {

@@ -12,20 +12,22 @@ static macattn_dtype row_dtype(int32_t dim)
                                                                 : MACATTN_DTYPE_F16;
 }
 
-void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape)
+void mai_runs_dims_init(mai_runs_dims *dims, const mai_shape *shape, bool outliers)
 {
     const size_t heads = (size_t)shape->n_kv_heads, rows = heads * MAI_SEGMENT;
     *dims = (mai_runs_dims){.n_kv_heads = shape->n_kv_heads,
                             .d = shape->d,
                             .dv = shape->dv,
                             .k_dtype = row_dtype(shape->d),
-                            .v_dtype = row_dtype(shape->dv)};
+                            .v_dtype = row_dtype(shape->dv),
+                            .outliers = outliers};
     dims->k_bytes = macattn_dtype_row_bytes(dims->k_dtype, shape->d);
     dims->v_bytes = macattn_dtype_row_bytes(dims->v_dtype, shape->dv);
     dims->off_common = 0;
     dims->off_k = mai_align_up(heads * (size_t)shape->d * sizeof(float));
     dims->off_v = dims->off_k + mai_align_up(rows * dims->k_bytes);
-    dims->bytes = dims->off_v + mai_align_up(rows * dims->v_bytes);
+    dims->off_outlier = dims->off_v + mai_align_up(rows * dims->v_bytes);
+    dims->bytes = dims->off_outlier + (outliers ? mai_align_up(rows * dims->k_bytes) : 0);
 }
 
 void mai_runs_view_init(mai_runs_view *view, const mai_runs_dims *dims, void *base)
@@ -33,7 +35,8 @@ void mai_runs_view_init(mai_runs_view *view, const mai_runs_dims *dims, void *ba
     char *at = base;
     *view = (mai_runs_view){.common = (float *)(void *)(at + dims->off_common),
                             .k = at + dims->off_k,
-                            .v = at + dims->off_v};
+                            .v = at + dims->off_v,
+                            .outlier = dims->outliers ? at + dims->off_outlier : NULL};
 }
 
 int32_t mai_runs_kept(const macattn_config *cfg, int64_t n_tokens)
@@ -107,6 +110,7 @@ static void copy(const mai_runs_dims *dims, mai_runs_view *to, const mai_runs_vi
         const size_t k = h * MAI_SEGMENT * dims->k_bytes, v = h * MAI_SEGMENT * dims->v_bytes;
         memcpy(to->k + k, from->k + k, n * dims->k_bytes);
         memcpy(to->v + v, from->v + v, n * dims->v_bytes);
+        if (dims->outliers) memcpy(to->outlier + k, from->outlier + k, n * dims->k_bytes);
     }
 }
 

@@ -5,9 +5,10 @@
  * entries, from the oldest to the newest: position, end, lse0, distance moved, share of the mass,
  * query (q_dtype), summary (f32: the output, and under lse_order 1 the mean of the keys); then for
  * each layer the number of its runs and, if there are any, for each KV head the key that all have in
- * common (f32) and the rows of their means (backend.h), K before V; then the CRC-32C of all that. The
- * int8 forms of queries are made anew on loading. Runs say of the tokens what the tokens say: an
- * object that keeps fewer, or none, leaves the others out. */
+ * common (f32) and the rows of their mean keys, mean values and, where they are kept, outliers
+ * (backend.h); then the CRC-32C of all that. The int8 forms of queries are made anew on loading. Runs
+ * say of the tokens what the tokens say: an object that keeps fewer, or none, leaves the others out, and
+ * one that keeps outliers makes all anew if there are none. */
 #include <string.h>
 
 #include "core/object.h"
@@ -16,7 +17,7 @@
 #    error "the save format is written as it lies in memory, for little-endian machines"
 #endif
 
-#define SAVE_VERSION 5
+#define SAVE_VERSION 6
 
 typedef struct save_header {
     char magic[8];
@@ -28,6 +29,7 @@ typedef struct save_header {
         fresh_tokens;
     float scale, softcap;
     int32_t lse_order;
+    int32_t outliers; /* whether the runs have theirs; may differ */
 } save_header;
 
 static uint32_t crc32c(const uint8_t *data, size_t n)
@@ -68,6 +70,7 @@ static save_header make_header(const macattn *m, int64_t length, size_t total)
     h.scale = c->scale;
     h.softcap = c->softcap;
     h.lse_order = c->lse_order;
+    h.outliers = m->runs_dims.outliers;
     return h;
 }
 
@@ -100,10 +103,11 @@ static int valid_entries(const macattn *m, const mai_slot *s, int layer, int hea
 }
 
 /* Of one layer, but for their number. */
-static size_t runs_bytes(const macattn *m, int32_t n_runs)
+static size_t runs_bytes(const macattn *m, int32_t n_runs, bool outliers)
 {
     const mai_runs_dims *dims = &m->runs_dims;
-    const size_t rows = (size_t)n_runs * (dims->k_bytes + dims->v_bytes);
+    const size_t row = dims->k_bytes + dims->v_bytes + (outliers ? dims->k_bytes : 0);
+    const size_t rows = (size_t)n_runs * row;
     return n_runs == 0 ? 0 : (size_t)dims->n_kv_heads * (sizeof(float) * (size_t)dims->d + rows);
 }
 
@@ -114,7 +118,7 @@ static size_t saved_bytes(const macattn *m, const mai_slot *s)
     for (int l = 0; l < m->cfg.n_layers; l++) {
         for (int h = 0; h < m->cfg.n_heads; h++)
             bytes += sizeof(int32_t) + (size_t)valid_entries(m, s, l, h, &oldest) * entry_bytes(m);
-        bytes += sizeof(int32_t) + runs_bytes(m, s->n_runs[l]);
+        bytes += sizeof(int32_t) + runs_bytes(m, s->n_runs[l], m->runs_dims.outliers);
     }
     return bytes;
 }
@@ -162,6 +166,11 @@ static rows_of v_rows(const mai_runs_dims *dims, const mai_runs_view *view, size
     return (rows_of){view->v + kv_head * MAI_SEGMENT * dims->v_bytes, dims->v_bytes};
 }
 
+static rows_of outlier_rows(const mai_runs_dims *dims, const mai_runs_view *view, size_t kv_head)
+{
+    return (rows_of){view->outlier + kv_head * MAI_SEGMENT * dims->k_bytes, dims->k_bytes};
+}
+
 /* `segment` is that of the runs' index / MAI_SEGMENT. The chain leads from the last to the first. */
 static void put_segment(const macattn *m, const mai_run_segment *segment, int32_t index,
                         int32_t n_runs, uint8_t *at)
@@ -175,7 +184,12 @@ static void put_segment(const macattn *m, const mai_run_segment *segment, int32_
         if (index == 0) put(at, segment->view.common + h * (size_t)dims->d, common);
         put(at + common + from * k.bytes, k.rows, own * k.bytes);
         put(at + common + n * k.bytes + from * v.bytes, v.rows, own * v.bytes);
-        at += runs_bytes(m, n_runs) / (size_t)dims->n_kv_heads;
+        if (dims->outliers) {
+            const rows_of outlier = outlier_rows(dims, &segment->view, h);
+            put(at + common + n * (k.bytes + v.bytes) + from * k.bytes, outlier.rows,
+                own * k.bytes);
+        }
+        at += runs_bytes(m, n_runs, dims->outliers) / (size_t)dims->n_kv_heads;
     }
 }
 
@@ -186,7 +200,7 @@ static uint8_t *put_runs(const macattn *m, const mai_slot *s, int layer, uint8_t
     at = put(at, &n_runs, sizeof n_runs);
     for (const mai_run_segment *x = s->runs[layer]; x; x = x->before)
         put_segment(m, x, --i, n_runs, at);
-    return at + runs_bytes(m, n_runs);
+    return at + runs_bytes(m, n_runs, m->runs_dims.outliers);
 }
 
 macattn_status macattn_slot_save(macattn *m, int32_t slot, void *buffer, size_t *size)
@@ -288,7 +302,8 @@ static macattn_status check_envelope(macattn *m, const uint8_t *data, size_t siz
     if (crc != crc32c(data, size - sizeof crc)) {
         return mai_fail(m, MACATTN_E_FORMAT, "the checksum does not agree: the data is corrupt");
     }
-    const save_header own = make_header(m, header->length, size);
+    save_header own = make_header(m, header->length, size);
+    own.outliers = header->outliers == 1;
     if (memcmp(header, &own, sizeof own) != 0) {
         return mai_fail(
             m, MACATTN_E_FORMAT,
@@ -355,7 +370,7 @@ static bool row_valid(macattn_dtype dtype, const uint8_t *row, size_t bytes, boo
     return true;
 }
 
-static bool rows_valid(const mai_runs_dims *dims, const uint8_t *at, size_t n)
+static bool rows_valid(const mai_runs_dims *dims, const uint8_t *at, size_t n, bool outliers)
 {
     for (size_t i = 0; i < n; i++, at += dims->k_bytes) {
         if (!row_valid(dims->k_dtype, at, dims->k_bytes, true)) return false;
@@ -363,49 +378,54 @@ static bool rows_valid(const mai_runs_dims *dims, const uint8_t *at, size_t n)
     for (size_t i = 0; i < n; i++, at += dims->v_bytes) {
         if (!row_valid(dims->v_dtype, at, dims->v_bytes, false)) return false;
     }
+    for (size_t i = 0; outliers && i < n; i++, at += dims->k_bytes) {
+        if (!row_valid(dims->k_dtype, at, dims->k_bytes, false)) return false;
+    }
     return true;
 }
 
 /* Where a layer's runs begin behind their number, and that number. */
-static macattn_status get_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+static macattn_status get_runs(macattn *m, const uint8_t *data, const save_header *header,
                                int layer, size_t *at, int32_t *n_runs)
 {
-    const size_t stop = size - sizeof(uint32_t);
+    const size_t stop = (size_t)header->total_bytes - sizeof(uint32_t);
     if (stop - *at < sizeof *n_runs) return mai_fail(m, MACATTN_E_FORMAT, "the data ends early");
     memcpy(n_runs, data + *at, sizeof *n_runs);
     *at += sizeof *n_runs;
-    if (*n_runs < 0 || *n_runs > length / MAI_RUN_TOKENS || runs_bytes(m, *n_runs) > stop - *at) {
+    if (*n_runs < 0 || *n_runs > header->length / MAI_RUN_TOKENS ||
+        runs_bytes(m, *n_runs, header->outliers) > stop - *at) {
         return mai_fail(m, MACATTN_E_FORMAT, "layer %d: %d runs do not fit", layer, (int)*n_runs);
     }
     return MACATTN_OK;
 }
 
-static macattn_status check_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+static macattn_status check_runs(macattn *m, const uint8_t *data, const save_header *header,
                                  size_t at)
 {
     const mai_runs_dims *dims = &m->runs_dims;
     for (int l = 0; l < m->cfg.n_layers; l++) {
         int32_t n = 0;
-        MAI_TRY(get_runs(m, data, size, length, l, &at, &n));
+        MAI_TRY(get_runs(m, data, header, l, &at, &n));
         for (int h = 0; n > 0 && h < dims->n_kv_heads; h++) {
             const uint8_t *head = data + at;
             const size_t common = sizeof(float) * (size_t)dims->d;
             if (!floats_finite(head, (size_t)dims->d) ||
-                !rows_valid(dims, head + common, (size_t)n)) {
+                !rows_valid(dims, head + common, (size_t)n, header->outliers)) {
                 return mai_fail(m, MACATTN_E_FORMAT, "layer %d, KV head %d: the runs make no sense",
                                 l, h);
             }
-            at += runs_bytes(m, n) / (size_t)dims->n_kv_heads;
+            at += runs_bytes(m, n, header->outliers) / (size_t)dims->n_kv_heads;
         }
     }
-    const size_t stop = size - sizeof(uint32_t);
+    const size_t stop = (size_t)header->total_bytes - sizeof(uint32_t);
     if (at != stop) return mai_fail(m, MACATTN_E_FORMAT, "%zu bytes are left over", stop - at);
     return MACATTN_OK;
 }
 
-/* The first `kept` of n saved runs. */
+/* The first `kept` of n saved runs; `outliers`: whether these have theirs, as they must if they are to
+ * be kept. */
 static void fill_runs(const macattn *m, mai_run_segment *newest, int32_t kept, int32_t n_runs,
-                      const uint8_t *at)
+                      bool outliers, const uint8_t *at)
 {
     const mai_runs_dims *dims = &m->runs_dims;
     const size_t n = (size_t)n_runs, common = sizeof(float) * (size_t)dims->d;
@@ -419,7 +439,11 @@ static void fill_runs(const macattn *m, mai_run_segment *newest, int32_t kept, i
             if (i == 0) memcpy(x->view.common + h * (size_t)dims->d, head, common);
             memcpy(k.rows, head + common + from * k.bytes, own * k.bytes);
             memcpy(v.rows, head + common + n * k.bytes + from * v.bytes, own * v.bytes);
-            head += runs_bytes(m, n_runs) / (size_t)dims->n_kv_heads;
+            if (dims->outliers) {
+                memcpy(outlier_rows(dims, &x->view, h).rows,
+                       head + common + n * (k.bytes + v.bytes) + from * k.bytes, own * k.bytes);
+            }
+            head += runs_bytes(m, n_runs, outliers) / (size_t)dims->n_kv_heads;
         }
     }
 }
@@ -441,21 +465,22 @@ static void release_loaded(macattn *m, loaded *x)
 }
 
 /* The data was checked. Without memory, what was taken is in `x`. */
-static macattn_status load_runs(macattn *m, const uint8_t *data, size_t size, int64_t length,
+static macattn_status load_runs(macattn *m, const uint8_t *data, const save_header *header,
                                 size_t at, loaded *x)
 {
-    const int32_t most = mai_runs_kept(&m->cfg, length);
+    const bool useful = header->outliers || !m->runs_dims.outliers;
+    const int32_t most = useful ? mai_runs_kept(&m->cfg, header->length) : 0;
     x->runs = mai_alloc_zero(&m->cfg, sizeof *x->runs * (size_t)m->cfg.n_layers);
     x->n_runs = mai_alloc_zero(&m->cfg, sizeof *x->n_runs * (size_t)m->cfg.n_layers);
     if (!x->runs || !x->n_runs) return MACATTN_E_NOMEM;
     for (int l = 0; l < m->cfg.n_layers; l++) {
         int32_t n = 0;
-        MAI_TRY(get_runs(m, data, size, length, l, &at, &n));
+        MAI_TRY(get_runs(m, data, header, l, &at, &n));
         x->n_runs[l] = n < most ? n : most;
         x->runs[l] = mai_run_segments_take(m, x->n_runs[l]);
         if (x->n_runs[l] > 0 && !x->runs[l]) return MACATTN_E_NOMEM;
-        fill_runs(m, x->runs[l], x->n_runs[l], n, data + at);
-        at += runs_bytes(m, n);
+        fill_runs(m, x->runs[l], x->n_runs[l], n, header->outliers, data + at);
+        at += runs_bytes(m, n, header->outliers);
     }
     return MACATTN_OK;
 }
@@ -495,10 +520,10 @@ macattn_status macattn_slot_load(macattn *m, int32_t slot, const void *data, siz
     size_t end;
     MAI_TRY(check_envelope(m, data, size, &header));
     MAI_TRY(walk(m, data, size, header.length, NULL, &end));
-    MAI_TRY(check_runs(m, data, size, header.length, end));
+    MAI_TRY(check_runs(m, data, &header, end));
     loaded x = {NULL, NULL, NULL};
     if (mai_keeps_rings(&m->cfg)) x.rings = take_rings(m);
-    macattn_status status = load_runs(m, data, size, header.length, end, &x);
+    macattn_status status = load_runs(m, data, &header, end, &x);
     if (mai_keeps_rings(&m->cfg) && !x.rings) status = MACATTN_E_NOMEM;
     if (status == MACATTN_OK) {
         if (x.rings) walk(m, data, size, header.length, x.rings, &end); /* was checked */

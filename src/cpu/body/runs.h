@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Runs of MAI_RUN_TOKENS tokens by their means: making them, what they promise to a query, and using
- * them instead of their tokens.
+/* Runs of MAI_RUN_TOKENS tokens by their means and outliers: making them, what they promise to a query,
+ * and using them instead of their tokens.
  *
- * Memory to read: k_bytes a run and KV head to score it, v_bytes to let it stand in, k_bytes again where
- * a summary is to be made; in q8_0 about a sixtieth each of the run's K and V in f16. The rows are
+ * Memory to read: k_bytes a run and KV head to score it, twice that with outliers, v_bytes to let it
+ * stand in, k_bytes again where a summary is to be made; in q8_0 about a sixtieth each of the run's K
+ * and V in f16. The rows are
  * those of a KV cache, so the tiles of decode (attend.h) serve here too, a run in the place of a token. */
 
-#define MAI_LOG_RUN 2.77258872223978123767 /* log MAI_RUN_TOKENS */
+#define MAI_LOG_RUN 2.77258872223978123767   /* log MAI_RUN_TOKENS */
+#define MAI_LOG2_REST 3.90689059560851852932 /* log2 (MAI_RUN_TOKENS - 1) */
 
 /* Work memory of score and stand_in. */
 typedef struct runs_state {
@@ -139,23 +141,72 @@ static void mean_row(macattn_dtype dtype, const char *const *rows, int64_t offse
     }
 }
 
+/* Any row to f32; zeros up to a multiple of VL. */
+static void row_to_f32(macattn_dtype dtype, const char *row, int64_t offset, int dim, float *out)
+{
+    float tile[TILE * MAI_MAX_DIM * 3 / 4];
+    if (!is_blocks(dtype)) {
+        load_padded(dtype, row + offset, dim, (dim + VL - 1) / VL * VL, out);
+        return;
+    }
+    const unpacked u = unpacked_in(tile, dim);
+    unpack_tile(dtype, &row, offset, dim, 0, 1, &u);
+    for (int j = 0; j < dim / VL; j++)
+        v_store(out + j * VL, scaled_vec(&u, has_least(dtype), dim, 0, j));
+}
+
+/* The one of a run's rows that is farthest from their mean, which has zeros up to a multiple of VL. */
+static void farthest_row(macattn_dtype dtype, const char *const *rows, int64_t offset, int dim,
+                         const float *mean, float *out)
+{
+    const int padded = (dim + VL - 1) / VL * VL;
+    float most = -1.0f, row[MAI_MAX_DIM];
+    for (int t = 0; t < MAI_RUN_TOKENS; t++) {
+        V sum = v_zero();
+        row_to_f32(dtype, rows[t], offset, dim, row);
+        for (int i = 0; i < padded; i += VL) {
+            const V off = v_sub(v_load(row + i), v_load(mean + i));
+            sum = v_fma(off, off, sum);
+        }
+        const float distance2 = v_reduce_add(sum);
+        if (!(distance2 > most)) continue;
+        most = distance2;
+        memcpy(out, row, sizeof(float) * (size_t)dim);
+    }
+}
+
+/* A key's row, relative to what all runs have in common. */
+static bool encode_key(const mai_runs_dims *dims, float *key, const float *common, char *row)
+{
+    for (int i = 0; i < dims->d; i++) key[i] -= common[i];
+    return encode_mean(dims->k_dtype, key, dims->d, row);
+}
+
 static void MAI_FN(summarise)(const mai_summarise_args *a)
 {
     const mai_runs_dims *dims = a->dims;
     const macattn_kv *kv = a->tokens.kv;
     const int d = dims->d, dv = dims->dv;
     const uint16_t nan16 = 0x7e00;
-    float *common = a->common + (size_t)a->kv_head * (size_t)d, mean[MAI_MAX_DIM];
+    float *common = a->common + (size_t)a->kv_head * (size_t)d;
+    float mean[MAI_MAX_DIM], outlier[MAI_MAX_DIM];
     for (int32_t run = a->run0; run < a->run1; run++) {
         const size_t at = (size_t)a->kv_head * MAI_SEGMENT + (size_t)(run & (MAI_SEGMENT - 1));
         char *k = a->to->k + at * dims->k_bytes, *v = a->to->v + at * dims->v_bytes;
         tile_rows rows; /* TILE and MAI_RUN_TOKENS are the same */
         load_rows(&a->tokens, (int64_t)run << MAI_RUN_SHIFT, MAI_RUN_TOKENS, &rows);
-        mean_row(a->shape->k_dtype, rows.k, a->kv_head * kv->k_head_stride, d, mean);
-        for (int i = 0; run == 0 && i < d; i++) common[i] = mean[i];
-        if (run == 0 && !floats_finite(mean, d)) memset(common, 0, sizeof(float) * (size_t)d);
-        for (int i = 0; i < d; i++) mean[i] -= common[i];
-        bool good = encode_mean(dims->k_dtype, mean, d, k);
+        const int64_t k_offset = a->kv_head * kv->k_head_stride;
+        memset(mean, 0, sizeof mean);
+        mean_row(a->shape->k_dtype, rows.k, k_offset, d, mean);
+        const bool finite = floats_finite(mean, d);
+        for (int i = 0; run == 0 && i < d; i++) common[i] = finite ? mean[i] : 0.0f;
+        bool good = true;
+        if (dims->outliers) {
+            memcpy(outlier, mean, sizeof(float) * (size_t)d);
+            if (finite) farthest_row(a->shape->k_dtype, rows.k, k_offset, d, mean, outlier);
+            good = encode_key(dims, outlier, common, a->to->outlier + at * dims->k_bytes);
+        }
+        good = encode_key(dims, mean, common, k) && good;
         mean_row(a->shape->v_dtype, rows.v, a->kv_head * kv->v_head_stride, dv, mean);
         good = encode_mean(dims->v_dtype, mean, dv, v) && good;
         if (!good) memcpy(k, &nan16, 2); /* a block's scale, or a value */
@@ -189,17 +240,52 @@ static void load_run_rows(const mai_runs_dims *dims, const mai_runs_view *segmen
     }
 }
 
+/* log2(2^a + 2^b); not a number if a is none. With z the smaller over the larger, log2(1 + z) as
+ * 2 / log 2 artanh(z / (2 + z)), whose argument is at most 1/3: what the series leaves out is below
+ * 2e-7. */
+MAI_INLINE V add_log2(V a, V b)
+{
+    const float c = (float)(2 * MAI_LOG2E);
+    const V off = v_sub(a, b), less = v_min(off, v_sub(v_zero(), off));
+    const V z = v_exp2(less), t = v_div(z, v_add(z, v_set1(2.0f))), t2 = v_mul(t, t);
+    V p = v_set1(c / 11);
+    p = v_fma(p, t2, v_set1(c / 9));
+    p = v_fma(p, t2, v_set1(c / 7));
+    p = v_fma(p, t2, v_set1(c / 5));
+    p = v_fma(p, t2, v_set1(c / 3));
+    p = v_fma(p, t2, v_set1(c));
+    return v_add(v_fma(p, t, v_max(a, b)), v_mul(off, v_zero()));
+}
+
+/* Of runs, in units of log 2 and less log2 MAI_RUN_TOKENS: `logit` of their means, `outlier` of these. */
+MAI_INLINE V with_outlier(V logit, V outlier, float softcap)
+{
+    const float n = MAI_RUN_TOKENS;
+    V rest = v_fma(v_sub(logit, outlier), v_set1(1 / (n - 1)), logit);
+    if (softcap > 0) {
+        rest = v_softcap(rest, softcap);
+        outlier = v_softcap(outlier, softcap);
+    }
+    return v_sub(add_log2(v_add(rest, v_set1((float)MAI_LOG2_REST)), outlier),
+                 v_set1((float)(MAI_LOG_RUN * MAI_LOG2E)));
+}
+
 /* A head's products of a tile of n runs to scores, and these to its running sum: m the maximum, in
- * units of log 2 as l. What is not a number stays out of the sum. */
-MAI_INLINE void finish_scores(const mai_shape *shape, float *x, float base, int n, float *m,
-                              float *l)
+ * units of log 2 as l. What is not a number stays out of the sum. `outliers` NULL: there are none. */
+MAI_INLINE void finish_scores(const mai_shape *shape, float *x, const float *outliers, float base,
+                              int n, float *m, float *l)
 {
     const V none = v_set1(-INFINITY);
     V y[TILE / VL], top = none, sum = v_zero();
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
         y[i] = v_add(v_load(x + i * VL), v_set1(base));
-        if (shape->softcap > 0) y[i] = v_softcap(y[i], shape->softcap);
+        if (outliers) {
+            const V outlier = v_add(v_load(outliers + i * VL), v_set1(base));
+            y[i] = with_outlier(y[i], outlier, shape->softcap);
+        } else if (shape->softcap > 0) {
+            y[i] = v_softcap(y[i], shape->softcap);
+        }
         v_store(x + i * VL, v_fma(y[i], v_set1((float)MAI_LN2), v_set1((float)MAI_LOG_RUN)));
         y[i] = v_max(y[i], none);
         if ((i + 1) * VL > n) y[i] = v_first_n(y[i], none, n > i * VL ? n - i * VL : 0);
@@ -221,6 +307,22 @@ static float dot_common(const float *q, const float *common, int d)
     double sum = 0;
     for (int i = 0; i < d; i++) sum += (double)q[i] * (double)common[i];
     return (float)sum;
+}
+
+/* Products of a tile's outliers with the queries, to s->k_weights. Their rows lie as those of the
+ * means do. */
+static void score_outliers(const mai_score_args *a, const mai_shape *shape, int32_t run, int n,
+                           const runs_state *s)
+{
+    const mai_runs_dims *dims = a->dims;
+    const char *rows[TILE];
+    for (int i = 0; i < TILE; i++) {
+        const int32_t nth = run + (i < n ? i : n - 1);
+        const size_t at = (size_t)a->kv_head * MAI_SEGMENT + (size_t)(nth & (MAI_SEGMENT - 1));
+        rows[i] = a->segments[nth >> MAI_SEGMENT_SHIFT].outlier + at * dims->k_bytes;
+    }
+    ahead nothing = fetch_nothing(a->scratch);
+    tile_scores(shape, rows, n, 0, a->q, shape->group, s->k_weights, s->work, &nothing);
 }
 
 static void MAI_FN(score)(const mai_score_args *a)
@@ -247,9 +349,11 @@ static void MAI_FN(score)(const mai_score_args *a)
         ahead next = rows[now ^ 1].n > 0 ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
                                          : fetch_nothing(a->scratch);
         tile_scores(&shape, rows[now].k, n, 0, a->q, group, s.tile, s.work, &next);
+        if (dims->outliers) score_outliers(a, &shape, run, n, &s);
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;
-            finish_scores(&shape, x, s.base[h], n, &s.m[h], &s.l[h]);
+            const float *outliers = dims->outliers ? s.k_weights + (size_t)h * TILE : NULL;
+            finish_scores(&shape, x, outliers, s.base[h], n, &s.m[h], &s.l[h]);
             memcpy(a->scores + h * a->stride + run, x, sizeof(float) * (size_t)n);
         }
     }
