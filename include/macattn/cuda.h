@@ -15,7 +15,9 @@
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8:
  *    in f16) and summed in f32; ring summaries and their means of keys are f32.
- *  - Selection: for f16 and bf16. With fp8 `select` is taken as 0; where it is 0, BUDGET's default band
+ *  - Selection: for f16 and bf16, without outliers yet: `select` 2 is taken as 1, and rare errors are larger
+ *    for that, so that a budget of 0.002 is advised instead of the default.
+ *    With fp8 `select` is taken as 0; where it is 0, BUDGET's default band
  *    is 2048. A group's means of runs are made when it first looks at them, and in
  *    macattn_cuda_capture. They lie in a pool that all slots share; a sequence for whose runs there is no
  *    room left selects nothing.

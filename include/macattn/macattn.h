@@ -201,7 +201,7 @@ typedef struct macattn_config {
     int64_t min_tokens;    /*!< rows with fewer tokens are computed in full (2048) */
     float tau;             /*!< PAPER: similarity asked for, in [0, 1] (0.45) */
     float budget;          /*!< BUDGET: error allowed in a head's output, relative to the root mean
-                                 square of the outputs of the layer's heads, in [0, 1] (0.002) */
+                                 square of the outputs of the layer's heads, in [0, 1] (0.01) */
 
     /* How to run. */
     int32_t n_threads; /*!< 0 = as many as there are CPUs this process may use; 1 to 1024 */

@@ -13,6 +13,8 @@ from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, 
 from ._settings import dtypes, new_config, read
 from .attention import Stats, fill_kv, kv_view, new_stats
 
+DEFAULT_BUDGET = 0.002
+
 
 
 class Batch:
@@ -58,7 +60,8 @@ class Batch:
 class CudaAttention(Owner):
     """Attention with reuse on a GPU: the object of cuda.h. Device memory is taken here alone.
 
-    Arguments are the library's settings, as for `Attention`, and
+    Arguments are the library's settings, as for `Attention`, but that `budget` is 0.002 unless it is given: the GPU selects
+    without outliers yet, whose lack makes rare large errors at more. And
       device     ordinal; None: the current device
       max_rows   rows a batch may have
       out_dtype  of outputs: "f32", "f16", "bf16"
@@ -74,7 +77,7 @@ class CudaAttention(Owner):
         if not has_cuda():
             raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
                                                        "package is built")
-        config, cuda = new_config(settings), _abi.CudaConfig()
+        config, cuda = new_config({"budget": DEFAULT_BUDGET} | settings), _abi.CudaConfig()
         check(library.macattn_cuda_config_init(_abi.byref(cuda)))
         if device is not None:
             cuda.device = device

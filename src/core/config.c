@@ -70,7 +70,7 @@ static const field fields[] = {
     STATE(fresh_tokens, INTEGER, 0, INT32_MAX / 2, 4, REUSE, "first tokens in no summary"),
     STATE(min_tokens, INTEGER, 0, 0x1p63, 2048, REUSE, "shorter sequences are computed in full"),
     STATE(tau, REAL, 0, 1, 0.45, PAPER, "similarity asked for"),
-    STATE(budget, REAL, 0, 1, 0.002, BUDGET, "error allowed in an output, relative to the layer's"),
+    STATE(budget, REAL, 0, 1, 0.01, BUDGET, "error allowed in an output, relative to the layer's"),
     RUNNING(n_threads, INTEGER, 0, MAX_THREADS, 0, "threads; 0: one per CPU"),
     RUNNING(spin_us, INTEGER, 0, 1000000, 100, "microseconds an idle thread spins"),
     STATE(lse_order, INTEGER, 0, 1, 1, REUSE, "whether a summary's lse follows the query; 0: not"),

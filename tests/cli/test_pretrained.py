@@ -18,6 +18,8 @@ BINARY = MODEL = None
 
 # What the default budget may add to the mean divergence, in nats, beyond what rounding alone makes of weights in four bits.
 PROMISE = 1e-3
+# Of any one position. Without the outliers of runs one of these 64 has 0.33.
+LARGEST = 0.1
 # llama.cpp's own kernel sums values in f16, so it is no nearer to exact than its rounding.
 FROM_LLAMA = 0.02
 
@@ -53,6 +55,7 @@ class Pretrained(unittest.TestCase):
         """And leaves things out from the first tokens on: the prompt has taught."""
         row, = self.eval('--text', self.text, '--policy', 'budget', '--context', '4k', '--tokens', '64', '--windows', '1')
         self.assertLess(row['kl_mean'], 1.5 * row['kl_floor'] + PROMISE)
+        self.assertLess(row['kl_max'], LARGEST)
         self.assertGreater(row['reused'] + row['selected'], 0.1)
         self.assertLess(row['bytes_read'], 0.95)
 

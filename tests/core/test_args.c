@@ -219,7 +219,7 @@ static void test_defaults(void **state)
     assert_int_equal(c.policy, MACATTN_POLICY_BUDGET);
     assert_int_equal(c.ring, 256);
     assert_int_equal(c.band, 256);
-    assert_true(c.budget == 0.002f);
+    assert_true(c.budget == 0.01f);
     assert_int_equal(c.fresh_tokens, 4);
     assert_int_equal(c.lse_order, 1);
     assert_int_equal(c.min_tokens, 2048);
