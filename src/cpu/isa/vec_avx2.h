@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "core/backend.h"
 
 #define VL 8
@@ -122,6 +123,31 @@ static inline V v_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
+/* Not by way of memory: a load from what was stored in pieces waits until all before it is done. */
+MAI_INLINE __m128i v_words_of_rows(const char *const *rows, int64_t at)
+{
+    __m128i x = _mm_setzero_si128();
+#define WORD_OF_ROW(i)                             \
+    do {                                           \
+        uint16_t word;                             \
+        memcpy(&word, rows[i] + at, 2);            \
+        x = _mm_insert_epi16(x, (short)word, (i)); \
+    } while (0)
+    WORD_OF_ROW(0);
+    WORD_OF_ROW(1);
+    WORD_OF_ROW(2);
+    WORD_OF_ROW(3);
+    WORD_OF_ROW(4);
+    WORD_OF_ROW(5);
+    WORD_OF_ROW(6);
+    WORD_OF_ROW(7);
+#undef WORD_OF_ROW
+    return x;
+}
+MAI_INLINE V v_f16_of_rows(const char *const *rows, int64_t at)
+{
+    return _mm256_cvtph_ps(v_words_of_rows(rows, at));
+}
 static inline V v_load_bf16(const void *p)
 {
     const __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -183,5 +209,122 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
         _mm256_storeu_si256((__m256i *)(dot + half * 8), acc);
     }
 }
+
+/* Words of body/whole.h. */
+
+#define TURN_TOKENS 8
+static inline void v_turn(const __m256i *x, uint8_t *quads)
+{
+    __m256i t[8];
+    for (int i = 0; i < 8; i += 4) { /* the halves: quads 0 to 3 and 4 to 7 of four tokens */
+        const __m256i a = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        const __m256i b = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+        const __m256i c = _mm256_unpacklo_epi32(x[i + 2], x[i + 3]);
+        const __m256i d = _mm256_unpackhi_epi32(x[i + 2], x[i + 3]);
+        t[i] = _mm256_unpacklo_epi64(a, c);
+        t[i + 1] = _mm256_unpackhi_epi64(a, c);
+        t[i + 2] = _mm256_unpacklo_epi64(b, d);
+        t[i + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(quads + i * 64),
+                            _mm256_permute2x128_si256(t[i], t[i + 4], 0x20));
+        _mm256_storeu_si256((__m256i *)(void *)(quads + (i + 4) * 64),
+                            _mm256_permute2x128_si256(t[i], t[i + 4], 0x31));
+    }
+}
+
+#ifdef __AVXVNNI__
+typedef __m256i whole_keys;
+typedef struct whole_sums {
+    __m256i part[3];
+} whole_sums;
+
+static inline whole_keys whole_load(const uint8_t *quad)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)quad);
+}
+static inline whole_sums whole_start(const int32_t *start)
+{
+    return (whole_sums){
+        {_mm256_set1_epi32(start[0]), _mm256_set1_epi32(start[1]), _mm256_set1_epi32(start[2])}};
+}
+/* Half of a block's values are added. */
+static inline void whole_half(whole_sums *s, const int32_t *start)
+{
+    (void)s, (void)start;
+}
+/* Four values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts)
+{
+    MAI_UNROLL for (int i = 0; i < 3; i++)
+    {
+        const __m256i q = _mm256_set1_epi32(parts[i]);
+        MAI_UNROLL for (int t = 0; t < n; t++)
+        {
+            s[t].part[i] = _mm256_dpbusd_avx_epi32(s[t].part[i], k[t], q);
+            IN_REGISTER(s[t].part[i]);
+        }
+    }
+}
+static inline V whole_value(const whole_sums *s, float base)
+{
+    const __m256i low = _mm256_add_epi32(_mm256_slli_epi32(s->part[1], 8), s->part[2]);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->part[0]), _mm256_set1_ps(base),
+                           _mm256_cvtepi32_ps(low));
+}
+#else
+typedef struct whole_keys {
+    __m256i bytes, even, odd; /* the latter as words */
+} whole_keys;
+typedef struct whole_sums {
+    __m256i high, low, first; /* of 32 bits; of 16; low of the first half, of 32 */
+} whole_sums;
+
+static inline whole_keys whole_load(const uint8_t *quad)
+{
+    const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)quad);
+    return (whole_keys){x, _mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)};
+}
+static inline whole_sums whole_start(const int32_t *start)
+{
+    return (whole_sums){_mm256_set1_epi32(start[0]), _mm256_set1_epi32(start[1]),
+                        _mm256_setzero_si256()};
+}
+/* Half of a block's values are added. */
+static inline void whole_half(whole_sums *s, const int32_t *start)
+{
+    s->first = _mm256_madd_epi16(s->low, _mm256_set1_epi16(1));
+    s->low = _mm256_set1_epi32(start[2]);
+}
+/* Four values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts)
+{
+    const __m256i even = _mm256_set1_epi32(parts[0]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].even, even));
+        IN_REGISTER(s[t].high);
+    }
+    const __m256i odd = _mm256_set1_epi32(parts[1]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].odd, odd));
+        IN_REGISTER(s[t].high);
+    }
+    const __m256i low = _mm256_set1_epi32(parts[2]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].low = _mm256_add_epi16(s[t].low, _mm256_maddubs_epi16(k[t].bytes, low));
+        IN_REGISTER(s[t].low);
+    }
+}
+static inline V whole_value(const whole_sums *s, float base)
+{
+    const __m256i low = _mm256_add_epi32(s->first, _mm256_madd_epi16(s->low, _mm256_set1_epi16(1)));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->high), _mm256_set1_ps(base),
+                           _mm256_cvtepi32_ps(low));
+}
+#endif
 
 #endif
