@@ -21,11 +21,11 @@
 #define QUADS (BLOCK / 4)
 #define TURNED_BYTES (TILE * BLOCK) /* of a block */
 
-/* A query in this form has the room of its d floats: parts of each four values, where a block's sums
- * start, w's sum over a block (for types with a least value), and the factor, which is NaN if the query
+/* A query in this form has the room of its d floats: its parts, in an order of the instruction set's within
+ * a block, where a block's sums start, w's sum over a block (for types with a least value), and the factor, which is NaN if the query
  * is not finite. */
 typedef struct whole_query {
-    int32_t *parts; /* [d / 4][3] */
+    int32_t *parts; /* [d / BLOCK][3 * QUADS] */
     int32_t *start; /* [d / BLOCK][3] */
     float *sums;    /* [d / BLOCK] */
     float *factor;
@@ -39,67 +39,6 @@ MAI_INLINE whole_query whole_query_in(char *whole, int head, int d)
     w.factor = w.sums + d / BLOCK;
     return w;
 }
-
-#ifdef __AVXVNNI__
-#    define WHOLE_BYTES 1
-#elif defined(__AVX512VNNI__)
-#    define WHOLE_BYTES 1
-#else
-#    define WHOLE_BYTES 0
-#endif
-
-/* The parts of a block's whole numbers x, and its start. */
-#if WHOLE_BYTES
-#    define MOST_WHOLE 8323072.0f /* 127 * 65536 */
-#    define WHOLE_BASE 65536.0f
-static void split_block(const float *x, int zero, int32_t *parts, int32_t *start)
-{
-    int8_t part[3][BLOCK];
-    int32_t sum[3] = {0, 0, 0};
-    for (int i = 0; i < BLOCK; i++) {
-        const int32_t w = (int32_t)x[i];
-        const int32_t c = ((w + 128) & 255) - 128, rest = (w - c) >> 8;
-        const int32_t b = ((rest + 128) & 255) - 128, a = (rest - b) >> 8;
-        part[0][i] = (int8_t)a;
-        part[1][i] = (int8_t)b;
-        part[2][i] = (int8_t)c;
-        sum[0] += a;
-        sum[1] += b;
-        sum[2] += c;
-    }
-    for (int k = 0; k < 3; k++) {
-        start[k] = -zero * sum[k];
-        for (int i = 0; i < QUADS; i++) memcpy(parts + 3 * i + k, part[k] + 4 * i, 4);
-    }
-}
-#else
-#    define MOST_WHOLE 2064321.0f /* 63 * 32767 */
-#    define WHOLE_BASE 63.0f
-static void split_block(const float *x, int zero, int32_t *parts, int32_t *start)
-{
-    int16_t high[BLOCK];
-    int8_t low[BLOCK];
-    int32_t sum = 0, low_sum[4] = {0, 0, 0, 0}; /* by half of the block, by half of a quad */
-    for (int i = 0; i < BLOCK; i++) {
-        const float a = rintf(x[i] * (1 / 63.0f));
-        high[i] = (int16_t)a;
-        low[i] = (int8_t)(x[i] - 63.0f * a);
-        sum += (int32_t)a;
-    }
-    for (int i = 0; i < BLOCK; i++) low_sum[i / (BLOCK / 2) * 2 + (i & 2) / 2] += low[i];
-    for (int i = 0; i < QUADS; i++) {
-        const int16_t pairs[4] = {high[4 * i], high[4 * i + 2], high[4 * i + 1], high[4 * i + 3]};
-        memcpy(parts + 3 * i, pairs, 8);
-        memcpy(parts + 3 * i + 2, low + 4 * i, 4);
-    }
-    start[0] = -zero * sum;
-    for (int i = 0; i < 2; i++) {
-        const int16_t pair[2] = {(int16_t)(-zero * low_sum[2 * i]),
-                                 (int16_t)(-zero * low_sum[2 * i + 1])};
-        memcpy(start + 1 + i, pair, 4);
-    }
-}
-#endif
 
 /* Query q [d] for keys of this type, to place `head` of `whole`. */
 static void whole_from_query(macattn_dtype type, const float *q, int d, char *whole, int head)
@@ -120,13 +59,14 @@ static void whole_from_query(macattn_dtype type, const float *q, int d, char *wh
     for (int b = 0; finite && b < d / BLOCK; b++) {
         float x[BLOCK];
         V sum = v_zero();
-        for (int i = 0; i < BLOCK; i += VL) {
+        MAI_UNROLL for (int i = 0; i < BLOCK; i += VL)
+        {
             const V w = v_round(v_mul(v_load(q + b * BLOCK + i), v_set1(inverse)));
             v_store(x + i, w);
             sum = v_add(sum, w);
         }
-        split_block(x, zero_byte(type), to.parts + b * QUADS * 3, to.start + 3 * b);
-        to.sums[b] = v_reduce_add(sum);
+        whole_split(x, zero_byte(type), to.parts + b * QUADS * 3, to.start + 3 * b);
+        if (has_least(type)) to.sums[b] = v_reduce_add(sum);
     }
 }
 
@@ -201,8 +141,7 @@ MAI_INLINE void whole_block(const bool least, const int hb, const unpacked *u, c
                     whole_load(quads + t * VL * 4);
                 MAI_UNROLL for (int h = 0; h < hb; h++)
                 {
-                    whole_add(sums + h * TILE_VECS, k, TILE_VECS, part[h]);
-                    part[h] += 3;
+                    whole_add(sums + h * TILE_VECS, k, TILE_VECS, part[h], QUADS / 2 * half + i);
                 }
             }
         }

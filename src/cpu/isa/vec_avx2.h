@@ -234,7 +234,45 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
     }
 }
 
+static inline int32_t sum_of_words(__m256i x)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+/* 32 numbers of 32 bits to bytes. */
+static inline __m256i bytes_of_words(const __m256i *x)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i y =
+        _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    return _mm256_permutevar8x32_epi32(y, order);
+}
+
 #ifdef __AVXVNNI__
+#    define MOST_WHOLE 8323072.0f /* 127 * 65536 */
+#    define WHOLE_BASE 65536.0f
+/* parts: [3][8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m256i part[3][4];
+    for (int i = 0; i < 4; i++) {
+        const __m256i w = _mm256_cvtps_epi32(_mm256_loadu_ps(x + 8 * i));
+        const __m256i c = _mm256_srai_epi32(_mm256_slli_epi32(w, 24), 24);
+        const __m256i rest = _mm256_srai_epi32(_mm256_sub_epi32(w, c), 8);
+        const __m256i b = _mm256_srai_epi32(_mm256_slli_epi32(rest, 24), 24);
+        part[0][i] = _mm256_srai_epi32(_mm256_sub_epi32(rest, b), 8);
+        part[1][i] = b;
+        part[2][i] = c;
+    }
+    for (int k = 0; k < 3; k++) {
+        const __m256i bytes = bytes_of_words(part[k]);
+        _mm256_storeu_si256((__m256i *)(void *)(parts + 8 * k), bytes);
+        start[k] = -zero * sum_of_words(_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(),
+                                                                _mm256_set1_epi8(1), bytes));
+    }
+}
+
 typedef __m256i whole_keys;
 typedef struct whole_sums {
     __m256i part[3];
@@ -254,16 +292,16 @@ static inline void whole_half(whole_sums *s, const int32_t *start)
 {
     (void)s, (void)start;
 }
-/* Four values of n vectors of tokens. */
-MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts)
+/* Quad i of a block's values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
 {
-    MAI_UNROLL for (int i = 0; i < 3; i++)
+    MAI_UNROLL for (int p = 0; p < 3; p++)
     {
-        const __m256i q = _mm256_set1_epi32(parts[i]);
+        const __m256i q = _mm256_set1_epi32(parts[8 * p + i]);
         MAI_UNROLL for (int t = 0; t < n; t++)
         {
-            s[t].part[i] = _mm256_dpbusd_avx_epi32(s[t].part[i], k[t], q);
-            IN_REGISTER(s[t].part[i]);
+            s[t].part[p] = _mm256_dpbusd_avx_epi32(s[t].part[p], k[t], q);
+            IN_REGISTER(s[t].part[p]);
         }
     }
 }
@@ -274,6 +312,36 @@ static inline V whole_value(const whole_sums *s, float base)
                            _mm256_cvtepi32_ps(low));
 }
 #else
+#    define MOST_WHOLE 2064321.0f /* 63 * 32767 */
+#    define WHOLE_BASE 63.0f
+/* parts: [8][2], words of values 0 and 2 of a quad, of 1 and 3; [8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m256i high[4], low[4];
+    for (int i = 0; i < 4; i++) {
+        const V w = _mm256_loadu_ps(x + 8 * i);
+        const V a = v_round(_mm256_mul_ps(w, _mm256_set1_ps(1 / WHOLE_BASE)));
+        low[i] = _mm256_cvtps_epi32(_mm256_fnmadd_ps(a, _mm256_set1_ps(WHOLE_BASE), w));
+        high[i] = _mm256_cvtps_epi32(a);
+    }
+    for (int i = 0; i < 4; i += 2) {
+        const __m256i pairs = _mm256_packs_epi32(_mm256_shuffle_epi32(high[i], 0xD8),
+                                                 _mm256_shuffle_epi32(high[i + 1], 0xD8));
+        _mm256_storeu_si256((__m256i *)(void *)(parts + 4 * i),
+                            _mm256_permute4x64_epi64(pairs, 0xD8));
+    }
+    const __m256i bytes = bytes_of_words(low);
+    _mm256_storeu_si256((__m256i *)(void *)(parts + 16), bytes);
+    start[0] = -zero * sum_of_words(_mm256_add_epi32(_mm256_add_epi32(high[0], high[1]),
+                                                     _mm256_add_epi32(high[2], high[3])));
+    __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes); /* a half is four quads */
+    sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4E));
+    sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0xB1));
+    sum = _mm256_mullo_epi16(sum, _mm256_set1_epi16((short)-zero));
+    start[1] = _mm256_extract_epi32(sum, 0);
+    start[2] = _mm256_extract_epi32(sum, 4);
+}
+
 typedef struct whole_keys {
     __m256i bytes, even, odd; /* the latter as words */
 } whole_keys;
@@ -297,22 +365,22 @@ static inline void whole_half(whole_sums *s, const int32_t *start)
     s->first = _mm256_madd_epi16(s->low, _mm256_set1_epi16(1));
     s->low = _mm256_set1_epi32(start[2]);
 }
-/* Four values of n vectors of tokens. */
-MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts)
+/* Quad i of a block's values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
 {
-    const __m256i even = _mm256_set1_epi32(parts[0]);
+    const __m256i even = _mm256_set1_epi32(parts[2 * i]);
     MAI_UNROLL for (int t = 0; t < n; t++)
     {
         s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].even, even));
         IN_REGISTER(s[t].high);
     }
-    const __m256i odd = _mm256_set1_epi32(parts[1]);
+    const __m256i odd = _mm256_set1_epi32(parts[2 * i + 1]);
     MAI_UNROLL for (int t = 0; t < n; t++)
     {
         s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].odd, odd));
         IN_REGISTER(s[t].high);
     }
-    const __m256i low = _mm256_set1_epi32(parts[2]);
+    const __m256i low = _mm256_set1_epi32(parts[16 + i]);
     MAI_UNROLL for (int t = 0; t < n; t++)
     {
         s[t].low = _mm256_add_epi16(s[t].low, _mm256_maddubs_epi16(k[t].bytes, low));

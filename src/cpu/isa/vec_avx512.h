@@ -237,6 +237,27 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
     }
 }
 
+#    define MOST_WHOLE 8323072.0f /* 127 * 65536 */
+#    define WHOLE_BASE 65536.0f
+/* parts: [3][8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m512i sum[3] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int i = 0; i < 2; i++) {
+        const __m512i w = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * i));
+        const __m512i c = _mm512_srai_epi32(_mm512_slli_epi32(w, 24), 24);
+        const __m512i rest = _mm512_srai_epi32(_mm512_sub_epi32(w, c), 8);
+        const __m512i b = _mm512_srai_epi32(_mm512_slli_epi32(rest, 24), 24);
+        const __m512i part[3] = {_mm512_srai_epi32(_mm512_sub_epi32(rest, b), 8), b, c};
+        for (int k = 0; k < 3; k++) {
+            _mm_storeu_si128((__m128i *)(void *)(parts + 8 * k + 4 * i),
+                             _mm512_cvtepi32_epi8(part[k]));
+            sum[k] = _mm512_add_epi32(sum[k], part[k]);
+        }
+    }
+    for (int k = 0; k < 3; k++) start[k] = -zero * _mm512_reduce_add_epi32(sum[k]);
+}
+
 typedef __m512i whole_keys;
 typedef struct whole_sums {
     __m512i part[3];
@@ -256,12 +277,12 @@ static inline void whole_half(whole_sums *s, const int32_t *start)
 {
     (void)s, (void)start;
 }
-/* Four values of n vectors of tokens. The instruction is written out because compilers load what it can
- * take from memory first. */
-MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts)
+/* Quad i of a block's values of n vectors of tokens. The instruction is written out because compilers load
+ * what it can take from memory first. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
 {
-    MAI_UNROLL for (int t = 0; t < n; t++) MAI_UNROLL for (int i = 0; i < 3; i++) __asm__(
-        "vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s[t].part[i]) : "v"(k[t]), "m"(parts[i]));
+    MAI_UNROLL for (int t = 0; t < n; t++) MAI_UNROLL for (int p = 0; p < 3; p++) __asm__(
+        "vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s[t].part[p]) : "v"(k[t]), "m"(parts[8 * p + i]));
 }
 static inline V whole_value(const whole_sums *s, float base)
 {
