@@ -5,6 +5,8 @@
 #
 # To add an instruction set: one line below, one file there, one line in the dispatch table.
 
+include(CheckCCompilerFlag)
+
 set(_avx2 -mavx2 -mfma -mf16c)
 set(_avx512 ${_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 
@@ -27,6 +29,13 @@ string(TOLOWER "${CMAKE_SYSTEM_PROCESSOR}" _processor)
 if(_processor MATCHES "^(x86_64|amd64)$")
   _macattn_isa(avx512vnni ${_avx512} -mavx512vnni)
   _macattn_isa(avx512 ${_avx512})
+  # GCC 11 and Clang 12 on.
+  check_c_compiler_flag(-mavxvnni MACATTN_COMPILES_AVXVNNI)
+  if(MACATTN_COMPILES_AVXVNNI)
+    _macattn_isa(avxvnni ${_avx2} -mavxvnni)
+    set_source_files_properties("${CMAKE_CURRENT_SOURCE_DIR}/src/cpu/dispatch.c" PROPERTIES
+      COMPILE_DEFINITIONS MAI_COMPILES_AVXVNNI)
+  endif()
   _macattn_isa(avx2 ${_avx2})
 elseif(_processor MATCHES "^(aarch64|arm64)$")
   _macattn_isa(neon -march=armv8-a)

@@ -44,7 +44,7 @@ static void measure(const machine_info *machine, double *read, double *fma)
     sample_list rates = {0}, peaks = {0};
     for (int i = 0; i < 7; i++) {
         sample_list_add(&rates, machine_read_gbps(team));
-        sample_list_add(&peaks, machine_fma_gflops(team));
+        sample_list_add(&peaks, machine_fma_gflops(team, NULL));
     }
     *read = sample_list_median(&rates);
     *fma = sample_list_median(&peaks);

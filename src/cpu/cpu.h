@@ -6,6 +6,7 @@
 int mai_cpu_has_avx2(void);       /* AVX2, FMA, F16C */
 int mai_cpu_has_avx512(void);     /* AVX-512 F, BW, DQ, VL and all of the above */
 int mai_cpu_has_avx512vnni(void); /* and VNNI */
+int mai_cpu_has_avxvnni(void);    /* AVX2, FMA, F16C and AVX-VNNI */
 int mai_cpu_has_neon(void);
 
 #endif

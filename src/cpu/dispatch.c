@@ -10,7 +10,9 @@
 
 /* The one list of instruction sets, best first. Adding one: a vocabulary isa/vec_NAME.h, a file
  * isa/NAME.c, a feature test below, its flags in cmake/Isa.cmake, and a line here. */
-#if defined(__x86_64__)
+#if defined(MAI_COMPILES_AVXVNNI)
+#    define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avxvnni) XX(avx2) XX(scalar)
+#elif defined(__x86_64__)
 #    define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avx2) XX(scalar)
 #elif defined(__aarch64__)
 #    define MAI_ISA_LIST(XX) XX(neon) XX(scalar)
@@ -65,6 +67,14 @@ int mai_cpu_has_avx2(void)
 {
     __builtin_cpu_init();
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+}
+
+/* Not every compiler's builtin knows this one. */
+int mai_cpu_has_avxvnni(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return mai_cpu_has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) &&
+           (eax & 1u << 4) != 0;
 }
 
 int mai_cpu_has_avx512(void)

@@ -5,7 +5,7 @@ $ macattn bench attend --heads 8/2 --head-dim 64 --context 100,300 --threads 1,2
     8/2    64        f16       300 *
     8/2    64        f16       100 *
     8/2    64        f16       300 *
-$ macattn bench attend --heads 8/2 --head-dim 64 --kv f16,bf16,q8_0,f32,f16/q8_0 --context 300 --threads 1 --reps 1 --json | fields heads=8/2 head_dim=64 kv context=300 batch=1 threads=1 us_median us_p10 us_p90 bytes gbps ceiling_gbps ceiling_share fma_peak_gflops gflops fma_share cache_us_median cache_gbps isa version cpu
+$ macattn bench attend --heads 8/2 --head-dim 64 --kv f16,bf16,q8_0,f32,f16/q8_0 --context 300 --threads 1 --reps 1 --json | fields heads=8/2 head_dim=64 kv context=300 batch=1 threads=1 us_median us_p10 us_p90 bytes gbps ceiling_gbps ceiling_share fma_peak_gflops gflops fma_share cache_us_median cache_gbps isa_fma_peak_gflops bound isa version cpu
 5 rows
 $ macattn bench attend --heads 4/1 --head-dim 96 --v-head-dim 64 --context 200 --batch 3 --page-size 16 --softcap 8 --threads 2 --reps 1 --json | fields head_dim=96 v_head_dim=64 batch=3 page_size=16 us_median
 1 rows

@@ -301,6 +301,123 @@ static void test_heads_alone(void **state)
     each_backend(alone);
 }
 
+/* Rows of blocks as no quantiser makes them: every byte, scales and least values of any size, 0, NaN and
+ * infinite; queries with one value far above the others, tiny ones, and such that are not finite, which
+ * must not change the other heads. */
+enum { ODD_TOKENS = 45, ODD_HEADS = 5, ODD_D = 96 };
+
+static char *odd_row(const tokens_case *c, bool keys, int64_t t)
+{
+    const macattn_kv *kv = &c->kv.view;
+    return keys ? c->kv.k.data + t * kv->k_token_stride : c->kv.v.data + t * kv->v_token_stride;
+}
+
+static void odd_scale(const tokens_case *c, bool keys, int64_t t, int32_t block, uint16_t bits)
+{
+    const macattn_dtype type = keys ? c->cfg.k_dtype : c->cfg.v_dtype;
+    memcpy(odd_row(c, keys, t) + (size_t)block * mai_dtype_block_bytes(type), &bits, 2);
+}
+
+static void odd_fill(const tokens_case *c, bool keys, test_rng *rng)
+{
+    const macattn_dtype type = keys ? c->cfg.k_dtype : c->cfg.v_dtype;
+    const size_t bytes = mai_dtype_block_bytes(type);
+    const bool least = type == MACATTN_DTYPE_Q4_1 || type == MACATTN_DTYPE_Q5_1;
+    /* so that values are of the size of 1 */
+    const float size = type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_IQ4_NL ? 0.02f : 0.2f;
+    for (int64_t t = 0; t < ODD_TOKENS; t++) {
+        for (int32_t b = 0; b < ODD_D / 32; b++) {
+            char *block = odd_row(c, keys, t) + (size_t)b * bytes;
+            const float x[2] = {(float)(test_uniform(rng) - 0.5) * size,
+                                (float)(test_uniform(rng) - 0.5)};
+            for (size_t i = 0; i < bytes; i++) block[i] = (char)test_below(rng, 256);
+            block[bytes - 1] = (char)-128;
+            test_encode(MACATTN_DTYPE_F16, x, least ? 2 : 1, block);
+        }
+    }
+}
+
+static void odd_queries(int kind, float *q, test_rng *rng)
+{
+    for (int i = 0; i < ODD_HEADS * ODD_D; i++) q[i] = (float)test_normal(rng);
+    if (kind == 4) {
+        for (int h = 0; h < ODD_HEADS; h++) q[h * ODD_D + 17 * h] *= 20;
+    }
+    if (kind == 5) {
+        for (int i = 0; i < ODD_HEADS * ODD_D; i++) q[i] *= i < 2 * ODD_D ? 1e-33f : 1e-20f;
+    }
+    if (kind == 6) q[ODD_D + 40] = NAN;
+    if (kind == 7) q[ODD_D + 40] = INFINITY;
+    if (kind == 7) memset(q + 2 * (size_t)ODD_D, 0, sizeof(float) * ODD_D);
+}
+
+static void odd_attend(const mai_backend *backend, const tokens_case *c, const float *q, float *out,
+                       float *lse)
+{
+    float loaded[ODD_HEADS * ODD_D];
+    test_memory scratch = scratch_for(backend, &c->shape);
+    for (size_t h = 0; h < ODD_HEADS; h++)
+        backend->load_q(&c->shape, q + h * ODD_D, (float)backend->q_factor(&c->shape),
+                        loaded + h * ODD_D);
+    const mai_attend_args args = {.shape = &c->shape,
+                                  .tokens = c->tokens,
+                                  .t1 = ODD_TOKENS,
+                                  .kv1 = 1,
+                                  .q = loaded,
+                                  .out = out,
+                                  .out_stride = ODD_D,
+                                  .lse = lse,
+                                  .scratch = scratch.data};
+    memset(out, 0xff, sizeof(float) * ODD_HEADS * ODD_D);
+    backend->attend(&args);
+    test_release(&scratch);
+}
+
+static void odd_blocks(const mai_backend *backend)
+{
+    test_rng rng = {12};
+    for (int i = 0; i < 8 * (N_KV_TYPES - 3); i++) {
+        const int kind = i % 8;
+        macattn_config cfg = kernel_config(ODD_HEADS, 1, ODD_D, ODD_D);
+        cfg.q_dtype = MACATTN_DTYPE_F32;
+        cfg.k_dtype = cfg.v_dtype = kv_types[3 + i / 8];
+        tokens_case c;
+        tokens_create(&c, &cfg, ODD_TOKENS, 0, &rng);
+        odd_fill(&c, true, &rng);
+        odd_fill(&c, false, &rng);
+        for (int64_t t = 0; kind == 1 && t < ODD_TOKENS; t += 3) {
+            odd_scale(&c, true, t, 1, 0x0000);
+            odd_scale(&c, false, t + 1, 2, 0x8000);
+            odd_scale(&c, true, t + 2, 0, 0x0001); /* the least above 0 */
+        }
+        if (kind == 2) odd_scale(&c, true, 20, 2, 0x7e00);
+        if (kind == 3) odd_scale(&c, true, 33, 0, 0xfc00);
+        float q[ODD_HEADS * ODD_D], out[2][ODD_HEADS * ODD_D], lse[2][ODD_HEADS];
+        odd_queries(kind, q, &rng);
+        odd_attend(backend, &c, q, out[0], lse[0]);
+        for (int32_t h = 0; h < ODD_HEADS; h++) {
+            expect_range(&c, h, (const char *)(q + (size_t)h * ODD_D), 0, ODD_TOKENS,
+                         out[0] + h * ODD_D, NULL, lse[0][h], backend->name);
+        }
+        if (kind >= 6) {
+            q[ODD_D + 40] = 1;
+            odd_attend(backend, &c, q, out[1], lse[1]);
+            for (int32_t h = 0; h < ODD_HEADS; h += h ? 1 : 2) {
+                test_same_bits("beside a query that is not finite", out[0] + h * ODD_D,
+                               out[1] + h * ODD_D, ODD_D * 4);
+                test_same_bits("its lse", &lse[0][h], &lse[1][h], 4);
+            }
+        }
+        test_kv_destroy(&c.kv);
+    }
+}
+
+static void test_odd_blocks(void **state)
+{
+    (void)state;
+    each_backend(odd_blocks);
+}
+
 /* Under a soft cap a logit is right to a few units of its own last place, whatever the cap and
  * however small or large the logit: the lse of a single token, which is its logit, shows it. The
  * token stands in every place of a tile in turn. */
@@ -866,17 +983,12 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),
-        cmocka_unit_test(test_load_q),
-        cmocka_unit_test(test_attend),
-        cmocka_unit_test(test_heads_alone),
-        cmocka_unit_test(test_softcap_logits),
-        cmocka_unit_test(test_softcap_ranges),
-        cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_match),
-        cmocka_unit_test(test_match_not_finite),
-        cmocka_unit_test(test_insert),
-        cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_table),          cmocka_unit_test(test_load_q),
+        cmocka_unit_test(test_attend),         cmocka_unit_test(test_heads_alone),
+        cmocka_unit_test(test_odd_blocks),     cmocka_unit_test(test_softcap_logits),
+        cmocka_unit_test(test_softcap_ranges), cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_match),          cmocka_unit_test(test_match_not_finite),
+        cmocka_unit_test(test_insert),         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_merge_nan),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);

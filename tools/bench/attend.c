@@ -39,6 +39,7 @@ static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
                                         {"ceiling_share", "share", 6, 3},
                                         {"cache_gbps", "in cache", 8, 2},
                                         {"fma_share", "fma", 6, 3},
+                                        {"bound", "bound", 12, 0},
                                         {"peer_us_median", "peer us", 10, 1},
                                         {"speedup_vs_peer", "speedup", 7, 2},
                                         {0}};
@@ -253,7 +254,7 @@ static bool check(bench_session *session, attend_row *a, double *error, double *
 /* ------------------------------------------------------------------------------------ timing -- */
 
 typedef struct attend_times {
-    sample_list us, peer, ceiling, fma, cache;
+    sample_list us, peer, ceiling, fma, isa_fma, cache;
 } attend_times;
 
 /* Plans one long decode row whose pages are the few that fit into half of a core's L2. Returns the
@@ -344,10 +345,21 @@ static void measure(bench_session *session, attend_row *a, attend_times *times)
         /* Spread over the row, so that a machine that changes shows in the ceilings too. */
         if ((double)times->ceiling.n <= CEILING_SAMPLES * bench_share_done(session, rep, spent)) {
             sample_list_add(&times->ceiling, machine_read_gbps(session->team));
-            sample_list_add(&times->fma, machine_fma_gflops(session->team));
+            sample_list_add(&times->fma, machine_fma_gflops(session->team, NULL));
+            sample_list_add(&times->isa_fma, machine_fma_gflops(session->team, a->cfg.isa));
             time_in_cache(session, a, times);
         }
     }
+}
+
+/* What keeps a row from being faster: reading memory takes as long as all of the kernel's work does on
+ * data in cache; or of that work the multiply-adds of its instruction set take at least half; or the
+ * rest does (conversions, loads, softmax). In microseconds; `cache` NAN: not measured, then the row's own
+ * time stands for it. */
+static const char *bound_by(double us, double memory, double cache, double fma)
+{
+    double work = isnan(cache) ? us : cache;
+    return memory >= work ? "memory" : fma >= work / 2 ? "multiply-add" : "conversion";
 }
 
 static void print_row(bench_session *session, const attend_row *a, const attend_times *times,
@@ -392,6 +404,12 @@ static void print_row(bench_session *session, const attend_row *a, const attend_
     report_add_real(row, "cache_gbps", cache_bytes / cache_us * 1e-3);
     report_add_real(row, "cache_share", gbps / (cache_bytes / cache_us * 1e-3));
     report_add_real(row, "cache_fma_share", per_token * CACHE_TOKENS / cache_us * 1e-3 / fma);
+    double isa_fma = sample_list_median(&times->isa_fma);
+    double tokens = (double)a->n_tokens * s->batch;
+    report_add_real(row, "isa_fma_peak_gflops", isa_fma);
+    report_add_text(row, "bound",
+                    bound_by(us, bytes / ceiling * 1e-3, cache_us * tokens / CACHE_TOKENS,
+                             per_token * seen / isa_fma * 1e-3));
     report_add_real(row, "error", error);
     if (a->other) {
         report_add_text(row, "peer", session->options->peer);
@@ -420,6 +438,7 @@ static void attend_shape(bench_session *session, const bench_shape *shape)
     sample_list_free(&times.peer);
     sample_list_free(&times.ceiling);
     sample_list_free(&times.fma);
+    sample_list_free(&times.isa_fma);
     sample_list_free(&times.cache);
     unmake(&a);
 }

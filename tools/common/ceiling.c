@@ -255,6 +255,25 @@ static fma_fn best_fma(void)
     return fma_plain;
 }
 
+/* Of an instruction set that this machine has. */
+static fma_fn fma_of(const char *isa)
+{
+#if defined(__x86_64__)
+    if (strncmp(isa, "avx512", 6) == 0) {
+        return fma_avx512;
+    }
+    if (strncmp(isa, "avx", 3) == 0) {
+        return fma_avx2;
+    }
+#elif defined(__aarch64__)
+    if (strcmp(isa, "neon") == 0) {
+        return fma_neon;
+    }
+#endif
+    (void)isa;
+    return fma_plain;
+}
+
 /* -------------------------------------------------------------------------------------- team -- */
 
 typedef void (*team_work)(machine_team *team, int thread);
@@ -342,8 +361,9 @@ const char *machine_read_variant(const machine_team *team)
     return team->variant;
 }
 
-double machine_fma_gflops(machine_team *team)
+double machine_fma_gflops(machine_team *team, const char *isa)
 {
+    team->fma = isa ? fma_of(isa) : best_fma();
     double us = team_run_us(team, multiply);
     return 2.0 * ACCUMULATORS * FMA_ROUNDS * (double)team->lanes * team->n_threads / us * 1e-3;
 }
@@ -388,7 +408,6 @@ machine_team *machine_team_create(int n_threads)
     team->n_threads = n_threads;
     team->threads = memory_alloc((size_t)n_threads * sizeof *team->threads);
     team->members = memory_alloc((size_t)n_threads * sizeof *team->members);
-    team->fma = best_fma();
     /* A last-level cache may be larger than a virtual machine is told: far larger is safe. */
     team->bytes = MACHINE_COLD_BYTES > 8 * info.llc ? MACHINE_COLD_BYTES : 8 * info.llc;
     if (team->bytes > info.memory / 8) {

@@ -21,7 +21,8 @@ double machine_read_gbps(machine_team *team);
 /* What that variant is, in words. */
 const char *machine_read_variant(const machine_team *team);
 
-/* f32 fused multiply-adds in registers, in 1e9 operations (2 for each multiply-add) a second. */
-double machine_fma_gflops(machine_team *team);
+/* f32 fused multiply-adds in registers, in 1e9 operations (2 for each multiply-add) a second, in the
+ * vectors of an instruction set of the library's (macattn_isa_name); NULL: the widest there are. */
+double machine_fma_gflops(machine_team *team, const char *isa);
 
 #endif /* MACATTN_TOOLS_COMMON_CEILING_H */

@@ -110,7 +110,7 @@ MAI_INLINE ahead share_of_next(const tile_rows *next, const char *const *rows,
  * they are one block whichever they are. */
 typedef struct attend_state {
     void *work;       /* of tile.h */
-    float *q;         /* [n_heads][d] queries */
+    tile_queries q;   /* [n_heads] */
     float **o;        /* [n_heads] running output */
     float **kbar;     /* [n_heads] running sum of keys; NULL: not wanted */
     float *scores;    /* [n_heads][TILE] */
@@ -124,8 +124,8 @@ typedef struct attend_state {
 static size_t attend_scratch_bytes(const mai_shape *shape)
 {
     const size_t floats = (size_t)shape->d + 2 * TILE + 1 + VL;
-    return (size_t)shape->n_heads *
-               (2 * sizeof(float *) + sizeof(float) * floats + 2 * sizeof(int)) +
+    return (size_t)shape->n_heads * (2 * sizeof(float *) + sizeof(float) * floats +
+                                     whole_bytes(shape->d) + 2 * sizeof(int)) +
            (size_t)shape->n_kv_heads * sizeof(int);
 }
 
@@ -133,8 +133,9 @@ static attend_state attend_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t hq = (size_t)shape->n_heads;
     attend_state s = {.work = scratch};
-    s.q = (float *)(void *)((char *)scratch + tile_work_bytes(shape));
-    s.scores = s.q + hq * (size_t)shape->d;
+    s.q.q = (float *)(void *)((char *)scratch + tile_work_bytes(shape));
+    s.q.whole = (char *)(s.q.q + hq * (size_t)shape->d);
+    s.scores = (float *)(void *)(s.q.whole + hq * whole_bytes(shape->d));
     s.k_weights = s.scores + hq * TILE;
     s.o = (float **)(void *)(s.k_weights + hq * TILE);
     s.kbar = s.o + hq;
@@ -174,7 +175,10 @@ static bool pack_active(const mai_attend_args *a, const attend_state *s, int64_t
             const int64_t skip = a->start ? a->start[h] - t : 0;
             if (skip > 0) all = false;
             if (skip >= n) continue;
-            if (s->active[at] != h) memcpy(s->q + (size_t)at * d, a->q + (size_t)h * d, 4 * d);
+            if (s->active[at] != h) {
+                memcpy(s->q.q + (size_t)at * d, a->q + (size_t)h * d, 4 * d);
+                prepare_query(shape->k_dtype, shape->d, &s->q, at);
+            }
             s->active[at] = h;
             s->first[at] = skip > 0 ? (int)skip : 0;
             s->o[at] = a->out + h * a->out_stride;
@@ -216,8 +220,8 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         if (s->n_active[kv_head] == 0) continue;
         ahead share = share_of_next(next, next->k, a, whole, kv_head, kv->k_token_stride,
                                     kv->k_head_stride, k_bytes);
-        tile_scores(shape, rows->k, n, kv_head * kv->k_head_stride,
-                    s->q + (size_t)h * (size_t)shape->d, s->n_active[kv_head],
+        const tile_queries q = queries_from(&s->q, shape->d, (size_t)h);
+        tile_scores(shape, rows->k, n, kv_head * kv->k_head_stride, &q, s->n_active[kv_head],
                     s->scores + (size_t)h * TILE, s->work, &share);
     }
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {

@@ -7,10 +7,7 @@
  * them in f32 took longer, the stores and the room in the first-level cache being worth more than the
  * conversions). In the sums the scale goes into the weights, once for a block of 32 values and not for
  * every vector of it.
- *
- * Products of whole numbers were weighed by counting, not tried: two products of 8 bits hold 16 bits of
- * the query, some three bits less than the tests' tolerance asks for; three hold enough, and on AVX2
- * need more instructions than multiplying in f32. */
+ */
 
 #define BLOCK 32 /* values */
 
@@ -34,14 +31,23 @@ MAI_INLINE size_t block_bytes(macattn_dtype type)
     return 2 + (has_least(type) ? 2 : 0) + (has_high_bits(type) ? 4 : 0) + BLOCK / 2;
 }
 
+/* The byte that means 0 where values are unsigned bytes. */
+MAI_INLINE int zero_byte(macattn_dtype type)
+{
+    return type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_IQ4_NL ? 128
+           : type == MACATTN_DTYPE_Q4_0                               ? 8
+           : type == MACATTN_DTYPE_Q5_0                               ? 16
+                                                                      : 0;
+}
+
 /* The 32 whole numbers of a block. Of two values in a byte, the low half belongs to the first 16. */
 #if defined(__AVX2__)
-MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
+/* As unsigned bytes, of which one means 0: zero_byte. */
+MAI_INLINE __m256i block_bytes_of(macattn_dtype type, const char *block)
 {
     if (type == MACATTN_DTYPE_Q8_0) {
-        _mm256_storeu_si256((__m256i *)(void *)out,
-                            _mm256_loadu_si256((const __m256i *)(const void *)(block + 2)));
-        return;
+        return _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)(block + 2)),
+                                _mm256_set1_epi8(-128));
     }
     const __m128i halves =
         _mm_loadu_si128((const __m128i *)(const void *)(block + block_bytes(type) - BLOCK / 2));
@@ -49,7 +55,7 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
         _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(halves, 4), halves), _mm256_set1_epi8(15));
     if (type == MACATTN_DTYPE_IQ4_NL) {
         const __m256i table = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-            -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113));
+            1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15));
         x = _mm256_shuffle_epi8(table, x);
     }
     if (has_high_bits(type)) { /* bit i of four bytes to byte i */
@@ -62,9 +68,13 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
         const __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(spread, mask), mask);
         x = _mm256_or_si256(x, _mm256_and_si256(set, _mm256_set1_epi8(16)));
     }
-    if (type == MACATTN_DTYPE_Q4_0) x = _mm256_sub_epi8(x, _mm256_set1_epi8(8));
-    if (type == MACATTN_DTYPE_Q5_0) x = _mm256_sub_epi8(x, _mm256_set1_epi8(16));
-    _mm256_storeu_si256((__m256i *)(void *)out, x);
+    return x;
+}
+
+MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
+{
+    const __m256i zero = _mm256_set1_epi8((char)zero_byte(type));
+    _mm256_storeu_si256((__m256i *)(void *)out, _mm256_sub_epi8(block_bytes_of(type, block), zero));
 }
 #else
 MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
@@ -84,7 +94,7 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
             low |= (int)(bits >> i & 1u) << 4;
             high |= (int)(bits >> (i + BLOCK / 2) & 1u) << 4;
         }
-        const int zero = type == MACATTN_DTYPE_Q4_0 ? 8 : type == MACATTN_DTYPE_Q5_0 ? 16 : 0;
+        const int zero = type == MACATTN_DTYPE_IQ4_NL ? 0 : zero_byte(type);
         out[i] = (int8_t)(type == MACATTN_DTYPE_IQ4_NL ? table[low] : low - zero);
         out[i + BLOCK / 2] = (int8_t)(type == MACATTN_DTYPE_IQ4_NL ? table[high] : high - zero);
     }
@@ -114,27 +124,29 @@ static unpacked unpacked_in(void *work, int dim)
     return u;
 }
 
+/* Scales, and least values, of all TILE tokens. */
+MAI_INLINE void unpack_scales(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
+                              const unpacked *u)
+{
+    for (int b = 0; b < dim / BLOCK; b++, offset += (int64_t)block_bytes(type)) {
+        for (int t = 0; t < TILE; t += VL) {
+            v_store(u->scale + b * TILE + t, v_f16_of_rows(rows + t, offset));
+            if (has_least(type))
+                v_store(u->least + b * TILE + t, v_f16_of_rows(rows + t, offset + 2));
+        }
+    }
+}
+
 MAI_INLINE void unpack_rows(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
                             int t0, int t1, const unpacked *u)
 {
-    uint16_t scale[MAI_MAX_DIM / BLOCK * TILE], least[MAI_MAX_DIM / BLOCK * TILE];
-    const int n_blocks = dim / BLOCK;
     for (int t = t0; t < t1; t++) {
         const char *block = rows[t] + offset;
         int8_t *to = u->values + (size_t)t * (size_t)dim;
-        for (int b = 0; b < n_blocks; b++, block += block_bytes(type)) {
-            memcpy(&scale[b * TILE + t], block, 2);
-            if (has_least(type)) memcpy(&least[b * TILE + t], block + 2, 2);
+        for (int b = 0; b < dim / BLOCK; b++, block += block_bytes(type))
             unpack_values(type, block, to + b * BLOCK);
-        }
     }
-    for (int b = 0; b < n_blocks; b++) {
-        for (int t = t0 / VL * VL; t < t1; t += VL) {
-            const int at = b * TILE + t;
-            v_store(u->scale + at, v_load_f16(scale + at));
-            if (has_least(type)) v_store(u->least + at, v_load_f16(least + at));
-        }
-    }
+    unpack_scales(type, rows, offset, dim, u);
 }
 
 static void unpack_tile(macattn_dtype type, const char *const *rows, int64_t offset, int dim,
@@ -168,6 +180,7 @@ MAI_INLINE V scaled_vec(const unpacked *u, const bool least, int dim, int t, int
                  : v_mul(x, v_set1(u->scale[at]));
 }
 
+#if WHOLE_HEADS == 0
 /* dot_block of tile.h over tokens [t0, t0 + tb). */
 MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, const int tb,
                              int t0, const float *q, int d, V *sums, ahead *next)
@@ -223,45 +236,98 @@ MAI_INLINE void score_unpacked(const unpacked *u, const bool least, const float 
         const float *x = q + (size_t)h * (size_t)d;
         block = next_block(n_heads - h, MOST_HEADS);
         switch (block) {
-#define SCORE_UNPACKED(hb) \
+#    define SCORE_UNPACKED(hb) \
     case hb: score_unpacked_block(u, least, hb, x, d, n, s, next); break;
             EACH_BLOCK(SCORE_UNPACKED)
-#undef SCORE_UNPACKED
+#    undef SCORE_UNPACKED
         }
     }
 }
+#endif
 
 /* ---------------------------------------------------------------------------------------- sums -- */
 
-/* pv_block of tile.h. `w`: weights [BLOCK][hb][TILE] with the scales, or with `least` those of all
- * blocks [hb][TILE], without. */
-MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, const int nv,
-                            int dim, int t0, int t1, const float *w, float *const *o, int j,
-                            ahead *next)
+/* Where a tile's whole numbers are: unpacked, or for q8_0 still in the rows. */
+typedef struct whole_rows {
+    const unpacked *u;
+    const char *const *rows;
+    int64_t offset;
+} whole_rows;
+
+/* Vector j of token t, which is the first of a block or lies in one with all that are read from here. */
+MAI_INLINE const char *whole_at(const whole_rows *v, const bool in_place, int dim, int t, int j)
+{
+    if (!in_place) return (const char *)v->u->values + (size_t)t * (size_t)dim + (size_t)j * VL;
+    return v->rows[t] + v->offset + j / BLOCK_VECS * (2 + BLOCK) + 2 + j % BLOCK_VECS * VL;
+}
+
+/* How far the i-th vector behind it is; a constant. */
+MAI_INLINE int64_t whole_step(const bool in_place, const int i)
+{
+    return in_place ? i / BLOCK_VECS * (2 + BLOCK) + i % BLOCK_VECS * VL : i * VL;
+}
+
+/* pv_block of tile.h for types without a least value. `w`: weights [dim / BLOCK][hb][TILE], which have
+ * the scales in them. */
+MAI_INLINE void pv_whole(const whole_rows *v, const bool in_place, const int hb, const int nv,
+                         int dim, int t0, int t1, const float *w, float *const *o, int j,
+                         ahead *next)
 {
     V acc[MOST_SUMS];
-    const int every = nv * VL >= 64 ? 1 : nv * VL >= 32 ? 2 : 4; /* tokens that a line lasts */
+    const int lines = nv * VL / LINE, every = nv * VL >= 32 ? 2 : 4; /* tokens that a line lasts */
+    const int same = nv < BLOCK_VECS ? nv : BLOCK_VECS; /* vectors that share a weight */
+    MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
+        acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
+    for (int t = t0; t < t1; t++) {
+        const char *from = whole_at(v, in_place, dim, t, j);
+        POINTER_IN_REGISTER(from);
+        if (lines > 0) fetch_lines(next, lines);
+        if (lines == 0 && t % every == 0) fetch_line(next);
+        MAI_UNROLL for (int i = 0; i < nv; i += same)
+        {
+            const float *weight = w + (j + i) / BLOCK_VECS * hb * TILE + t;
+            V wait[MOST_SUMS];
+            if (hb < same) {
+                MAI_UNROLL for (int h = 0; h < hb; h++) wait[h] = v_set1(weight[h * TILE]);
+            } else {
+                MAI_UNROLL for (int k = 0; k < same; k++)
+                {
+                    wait[k] = v_load_i8(from + whole_step(in_place, i + k));
+                    IN_REGISTER(wait[k]);
+                }
+            }
+            MAI_UNROLL for (int k = 0; k < (hb < same ? same : hb); k++)
+            {
+                V x = hb < same ? v_load_i8(from + whole_step(in_place, i + k))
+                                : v_set1(weight[k * TILE]);
+                if (hb > 1 && same > 1) IN_REGISTER(x);
+                MAI_UNROLL for (int m = 0; m < (hb < same ? hb : same); m++)
+                {
+                    const int at = hb < same ? m * nv + i + k : k * nv + i + m;
+                    acc[at] = v_fma(wait[m], x, acc[at]);
+                }
+            }
+        }
+    }
+    MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
+        v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
+}
+
+/* The same for types with a least value; w [hb][TILE]. */
+MAI_INLINE void pv_least(const unpacked *u, const int hb, const int nv, int dim, int t0, int t1,
+                         const float *w, float *const *o, int j, ahead *next)
+{
+    V acc[MOST_SUMS];
+    const int every = nv * VL >= 64 ? 1 : nv * VL >= 32 ? 2 : 4;
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
         acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
     for (int t = t0; t < t1; t++) {
         V wait[MOST_SUMS];
         if (t % every == 0) fetch_line(next);
-        MAI_UNROLL for (int i = 0; i < nv; i++)
+        MAI_UNROLL for (int i = 0; i < nv; i++) wait[i] = scaled_vec(u, true, dim, t, j + i);
+        MAI_UNROLL for (int h = 0; h < hb; h++)
         {
-            const int8_t *at = u->values + (size_t)t * (size_t)dim + (size_t)(j + i) * VL;
-            wait[i] = least ? scaled_vec(u, least, dim, t, j + i) : v_load_i8(at);
-            if (hb >= nv) continue;
-            MAI_UNROLL for (int h = 0; h < hb; h++)
-            {
-                const int b = least ? 0 : (j + i) / BLOCK_VECS;
-                acc[h * nv + i] =
-                    v_fma(v_set1(w[(b * hb + h) * TILE + t]), wait[i], acc[h * nv + i]);
-            }
-        }
-        MAI_UNROLL for (int h = 0; hb >= nv && h < hb; h++)
-        {
-            const int b = least ? 0 : j / BLOCK_VECS;
-            V x = v_set1(w[(b * hb + h) * TILE + t]);
+            V x = v_set1(w[h * TILE + t]);
             if (nv > 1) IN_REGISTER(x);
             MAI_UNROLL for (int i = 0; i < nv; i++) acc[h * nv + i] =
                 v_fma(x, wait[i], acc[h * nv + i]);
@@ -271,38 +337,59 @@ MAI_INLINE void pv_unpacked(const unpacked *u, const bool least, const int hb, c
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
 }
 
-MAI_INLINE void sum_unpacked_block(const unpacked *u, const bool least, const int hb, int dim,
-                                   int t0, int t1, const float *p, float *const *o, ahead *next)
+MAI_INLINE void sum_whole_block(const whole_rows *v, const bool in_place, const int hb, int dim,
+                                int t0, int t1, const float *p, float *const *o, ahead *next)
 {
-    /* Where a head's vectors share a weight they lie in one block. */
-    const int most = SUM_VECS(hb), nv = hb >= most && most > BLOCK_VECS ? BLOCK_VECS : most;
-    const int n_vec = dim / VL;
-    const float *w = p;
-    if (!least) {
-        for (int b = 0; b < dim / BLOCK; b++) {
-            MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
-                v_store(u->weights + (b * hb + h) * TILE + t,
-                        v_mul(v_load(p + h * TILE + t), v_load(u->scale + b * TILE + t)));
-        }
-        w = u->weights;
+    const int nv = SUM_VECS(hb), n_vec = dim / VL;
+    const unpacked *u = v->u;
+    for (int b = 0; b < dim / BLOCK; b++) {
+        MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
+            v_store(u->weights + (b * hb + h) * TILE + t,
+                    v_mul(v_load(p + h * TILE + t), v_load(u->scale + b * TILE + t)));
     }
     int j = 0;
-    for (; j + nv <= n_vec; j += nv) pv_unpacked(u, least, hb, nv, dim, t0, t1, w, o, j, next);
-    for (; nv > 1 && j < n_vec; j++) pv_unpacked(u, least, hb, 1, dim, t0, t1, w, o, j, next);
+    for (; j + nv <= n_vec; j += nv)
+        pv_whole(v, in_place, hb, nv, dim, t0, t1, u->weights, o, j, next);
+    for (; nv > 1 && j < n_vec; j++)
+        pv_whole(v, in_place, hb, 1, dim, t0, t1, u->weights, o, j, next);
+}
+
+MAI_INLINE void sum_least_block(const unpacked *u, const int hb, int dim, int t0, int t1,
+                                const float *p, float *const *o, ahead *next)
+{
+    const int nv = SUM_VECS(hb), n_vec = dim / VL;
+    int j = 0;
+    for (; j + nv <= n_vec; j += nv) pv_least(u, hb, nv, dim, t0, t1, p, o, j, next);
+    for (; nv > 1 && j < n_vec; j++) pv_least(u, hb, 1, dim, t0, t1, p, o, j, next);
 }
 
 /* sum_tile of tile.h. */
-MAI_INLINE void sum_unpacked(const unpacked *u, const bool least, int dim, int n_heads, int t0,
-                             int t1, const float *p, float *const *o, ahead *next)
+MAI_INLINE void sum_whole(const whole_rows *v, const bool in_place, int dim, int n_heads, int t0,
+                          int t1, const float *p, float *const *o, ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
         const float *w = p + (size_t)h * TILE;
         block = next_block(n_heads - h, MOST_HEADS);
         switch (block) {
-#define SUM_UNPACKED(hb) \
-    case hb: sum_unpacked_block(u, least, hb, dim, t0, t1, w, o + h, next); break;
-            EACH_BLOCK(SUM_UNPACKED)
-#undef SUM_UNPACKED
+#define SUM_WHOLE(hb) \
+    case hb: sum_whole_block(v, in_place, hb, dim, t0, t1, w, o + h, next); break;
+            EACH_BLOCK(SUM_WHOLE)
+#undef SUM_WHOLE
+        }
+    }
+}
+
+MAI_INLINE void sum_least(const unpacked *u, int dim, int n_heads, int t0, int t1, const float *p,
+                          float *const *o, ahead *next)
+{
+    for (int h = 0, block; h < n_heads; h += block) {
+        const float *w = p + (size_t)h * TILE;
+        block = next_block(n_heads - h, MOST_HEADS);
+        switch (block) {
+#define SUM_LEAST(hb) \
+    case hb: sum_least_block(u, hb, dim, t0, t1, w, o + h, next); break;
+            EACH_BLOCK(SUM_LEAST)
+#undef SUM_LEAST
         }
     }
 }

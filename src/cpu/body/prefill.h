@@ -16,7 +16,8 @@ typedef struct prefill_block {
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
     bool keys;                                  /* sum up keys in this pass */
     void *work;                                 /* of tile.h */
-    float *q, *o, *kbar, *m, *l;                /* [row]; l [row][VL] */
+    tile_queries q;                             /* [row] */
+    float *o, *kbar, *m, *l;                    /* [row]; l [row][VL] */
     float *scores, *k_weights;                  /* [row][TILE]; the latter: of head_sums */
     float *o_row[PREFILL_MAX_ROWS], *kbar_row[PREFILL_MAX_ROWS];
 } prefill_block;
@@ -29,7 +30,8 @@ static int prefill_queries(const mai_shape *shape)
 static size_t prefill_scratch_bytes(const mai_shape *shape)
 {
     const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
-    return rows * sizeof(float) * (2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 1 + VL);
+    const size_t floats = 2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 1 + VL;
+    return rows * (sizeof(float) * floats + whole_bytes(shape->d));
 }
 
 static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
@@ -41,8 +43,9 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     b->keys = a->capture0 < a->q1 && a->far_keys;
     const size_t rows = (size_t)b->n_queries * (size_t)b->group;
     b->work = a->scratch;
-    b->q = (float *)(void *)((char *)a->scratch + tile_work_bytes(shape));
-    b->o = b->q + rows * (size_t)shape->d;
+    b->q.q = (float *)(void *)((char *)a->scratch + tile_work_bytes(shape));
+    b->q.whole = (char *)(b->q.q + rows * (size_t)shape->d);
+    b->o = (float *)(void *)(b->q.whole + rows * whole_bytes(shape->d));
     b->kbar = b->o + rows * (size_t)shape->dv;
     b->scores = b->kbar + rows * (size_t)shape->d;
     b->k_weights = b->scores + rows * TILE;
@@ -53,7 +56,8 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
         const int query = a->q0 + (int)i / b->group,
                   head = a->kv_head * b->group + (int)i % b->group;
         load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
-               b->q + i * (size_t)shape->d);
+               b->q.q + i * (size_t)shape->d);
+        prepare_query(shape->k_dtype, shape->d, &b->q, (int)i);
         b->o_row[i] = b->o + i * (size_t)shape->dv;
         b->kbar_row[i] = b->kbar + i * (size_t)shape->d;
         b->m[i] = -INFINITY;
@@ -94,8 +98,8 @@ static void prefill_tile(const prefill_block *b, int query, int n_queries, int64
     }
     const int n_rows = n_queries * b->group;
     float *scores = b->scores + row * TILE;
-    tile_scores(shape, rows[0].k, n, k_offset, b->q + row * (size_t)shape->d, n_rows, scores,
-                b->work, &k_next);
+    const tile_queries q = queries_from(&b->q, shape->d, row);
+    tile_scores(shape, rows[0].k, n, k_offset, &q, n_rows, scores, b->work, &k_next);
     for (int i = 0; i < n_rows; i++) {
         const head_sums sums = prefill_sums(b, row + (size_t)i);
         softmax_tile(scores + (size_t)i * TILE, 0, n, shape, &sums);

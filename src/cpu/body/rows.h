@@ -4,31 +4,11 @@
 #ifndef MAI_ROWS_H
 #define MAI_ROWS_H
 
+#include "../isa/compiler.h"
 #include "core/backend.h"
 
 #define MAI_LOG2E 1.44269504088896340736
 #define MAI_LN2 0.69314718055994530942
-
-#if defined(__clang__)
-#    define MAI_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#    define MAI_UNROLL _Pragma("GCC unroll 64")
-#endif
-#define MAI_INLINE static inline __attribute__((always_inline))
-
-/* A macro, not a function: gcc takes a function that only prefetches for one without effect, and drops
- * the calls. */
-#define v_prefetch(p) __builtin_prefetch((p), 0, 3)
-
-/* Keep a vector that is used several times in a register: compilers would rather have every use of it
- * load it again, and loads are what there are too few of. */
-#if defined(__x86_64__)
-#    define IN_REGISTER(x) __asm__("" : "+x"(x))
-#elif defined(__aarch64__)
-#    define IN_REGISTER(x) __asm__("" : "+w"(x))
-#else
-#    define IN_REGISTER(x) ((void)0)
-#endif
 
 /* Vector j of a row, i.e. elements [j*VL, (j+1)*VL), of compile-time type, of those of
  * blocks only q8_0. */
@@ -46,6 +26,20 @@ MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
     case MACATTN_DTYPE_F32:
     default: return v_load_f32(row + (size_t)j * VL * 4);
     }
+}
+
+/* Bytes of a row before vector j; of q8_0 before its block. */
+MAI_INLINE int64_t vecs_bytes(macattn_dtype type, int j)
+{
+    if (type == MACATTN_DTYPE_Q8_0) return (int64_t)(j * VL / 32) * 34;
+    return (int64_t)j * VL * (type == MACATTN_DTYPE_F32 ? 4 : 2);
+}
+
+/* Vector j + i of a row, of n read together from j on, which is a multiple of n; `from`: vecs_bytes behind
+ * the row. i and n are constants. */
+MAI_INLINE V row_vec_from(macattn_dtype type, const char *from, const int n, int j, const int i)
+{
+    return row_vec(type, from, type == MACATTN_DTYPE_Q8_0 && n * VL % 32 ? j % (32 / VL) + i : i);
 }
 
 /* The last `n` < VL elements of a row (head_dim is a multiple of 8); rest 0. */

@@ -13,6 +13,7 @@
 /* Work memory of score and stand_in. */
 typedef struct runs_state {
     void *work;                   /* of tile.h */
+    tile_queries q;               /* [group] */
     float **o, **kbar;            /* [group]; kbar NULL: not wanted */
     float *tile, *k_weights;      /* [group][TILE] */
     float *m, *l, *base, *slopes; /* [group]; l [group][VL] */
@@ -20,14 +21,18 @@ typedef struct runs_state {
 
 static size_t runs_scratch_bytes(const mai_shape *shape)
 {
-    return (size_t)shape->group * (2 * sizeof(float *) + sizeof(float) * (2 * TILE + 3 + VL));
+    const size_t floats = (size_t)shape->d + 2 * TILE + 3 + VL;
+    return (size_t)shape->group *
+           (2 * sizeof(float *) + sizeof(float) * floats + whole_bytes(shape->d));
 }
 
 static runs_state runs_state_in(void *scratch, const mai_shape *shape)
 {
     const size_t group = (size_t)shape->group;
     runs_state s = {.work = scratch};
-    void *after = (char *)scratch + tile_work_bytes(shape);
+    s.q.q = (float *)(void *)((char *)scratch + tile_work_bytes(shape));
+    s.q.whole = (char *)(s.q.q + group * (size_t)shape->d);
+    void *after = s.q.whole + group * whole_bytes(shape->d);
     s.o = after;
     s.kbar = s.o + group;
     s.tile = (float *)(s.kbar + group);
@@ -322,7 +327,7 @@ static void score_outliers(const mai_score_args *a, const mai_shape *shape, int3
         rows[i] = a->segments[nth >> MAI_SEGMENT_SHIFT].outlier + at * dims->k_bytes;
     }
     ahead nothing = fetch_nothing(a->scratch);
-    tile_scores(shape, rows, n, 0, a->q, shape->group, s->k_weights, s->work, &nothing);
+    tile_scores(shape, rows, n, 0, &s->q, shape->group, s->k_weights, s->work, &nothing);
 }
 
 static void MAI_FN(score)(const mai_score_args *a)
@@ -338,6 +343,9 @@ static void MAI_FN(score)(const mai_score_args *a)
                        a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
         s.m[h] = -INFINITY;
         s.l[h] = 0;
+        memcpy(s.q.q + (size_t)h * (size_t)shape.d, a->q + (size_t)h * (size_t)shape.d,
+               sizeof(float) * (size_t)shape.d);
+        prepare_query(shape.k_dtype, shape.d, &s.q, h);
     }
     tile_rows rows[2];
     int now = 0;
@@ -348,7 +356,7 @@ static void MAI_FN(score)(const mai_score_args *a)
                       &rows[now ^ 1]);
         ahead next = rows[now ^ 1].n > 0 ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
                                          : fetch_nothing(a->scratch);
-        tile_scores(&shape, rows[now].k, n, 0, a->q, group, s.tile, s.work, &next);
+        tile_scores(&shape, rows[now].k, n, 0, &s.q, group, s.tile, s.work, &next);
         if (dims->outliers) score_outliers(a, &shape, run, n, &s);
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;

@@ -57,6 +57,17 @@ MAI_INLINE void fetch_line(ahead *next)
     next->n_rows--;
 }
 
+/* n lines, a constant: as long as a row lasts without a question for each. */
+MAI_INLINE void fetch_lines(ahead *next, const int n)
+{
+    if (next->end && next->at + n * LINE < next->end) {
+        MAI_UNROLL for (int i = 0; i < n; i++) v_prefetch(next->at + i * LINE);
+        next->at += n * LINE;
+        return;
+    }
+    for (int i = 0; i < n && next->end; i++) fetch_line(next);
+}
+
 /* Nothing: `harmless` may be fetched again and again. */
 MAI_INLINE ahead fetch_nothing(const char *harmless)
 {
@@ -191,20 +202,22 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
     for (int t = t0; t < t1; t++) {
         V wait[MOST_SUMS];
-        if (t % every == 0) fetch_line(next);
-        MAI_UNROLL for (int i = 1; i < lines; i++) fetch_line(next);
+        const char *from = rows[t] + offset + vecs_bytes(type, j);
+        POINTER_IN_REGISTER(from);
+        if (lines > 0) fetch_lines(next, lines);
+        if (lines == 0 && t % every == 0) fetch_line(next);
         if (hb < nv) {
             MAI_UNROLL for (int h = 0; h < hb; h++) wait[h] = v_set1(p[h * TILE + t]);
         } else {
             MAI_UNROLL for (int i = 0; i < nv; i++)
             {
-                wait[i] = row_vec(type, rows[t] + offset, j + i);
+                wait[i] = row_vec_from(type, from, nv, j, i);
                 IN_REGISTER(wait[i]);
             }
         }
         MAI_UNROLL for (int i = 0; i < (hb < nv ? nv : hb); i++)
         {
-            V x = hb < nv ? row_vec(type, rows[t] + offset, j + i) : v_set1(p[i * TILE + t]);
+            V x = hb < nv ? row_vec_from(type, from, nv, j, i) : v_set1(p[i * TILE + t]);
             if (hb > 1 && nv > 1) IN_REGISTER(x);
             MAI_UNROLL for (int k = 0; k < (hb < nv ? hb : nv); k++)
             {
@@ -260,11 +273,9 @@ MAI_INLINE void sum_tile(macattn_dtype type, const char *const *rows, int64_t of
 
 #include "blocks.h"
 
-/* Types whose tiles are unpacked first. */
-MAI_INLINE bool unpacks(macattn_dtype type)
-{
-    return is_blocks(type) && !(Q8_IN_PLACE && type == MACATTN_DTYPE_Q8_0);
-}
+#if WHOLE_HEADS > 0
+#    include "whole.h"
+#endif
 
 /* What tile_scores and tile_sums work in. */
 static size_t tile_work_bytes(const mai_shape *shape)
@@ -282,23 +293,60 @@ static size_t tile_work_bytes(const mai_shape *shape)
         }                           \
     } while (0)
 
-/* Scores of n_heads heads, q [n_heads][d], for n tokens. */
+/* Queries as tile_scores wants them. `whole`: the place of whole_bytes for each. */
+typedef struct tile_queries {
+    float *q; /* [n_heads][d] */
+    char *whole;
+} tile_queries;
+
+/* Bytes of a query beside its floats. */
+static size_t whole_bytes(int d)
+{
+    return WHOLE_HEADS > 0 ? sizeof(float) * (size_t)d : 0;
+}
+
+/* Call when query `head` is in its place, for keys of this type. */
+static void prepare_query(macattn_dtype type, int d, const tile_queries *q, int head)
+{
+#if WHOLE_HEADS > 0
+    if (is_blocks(type)) whole_from_query(type, q->q + (size_t)head * (size_t)d, d, q->whole, head);
+#else
+    (void)type, (void)d, (void)q, (void)head;
+#endif
+}
+
+/* The queries from `head` on. */
+static tile_queries queries_from(const tile_queries *q, int d, size_t head)
+{
+    return (tile_queries){q->q + head * (size_t)d, q->whole + head * whole_bytes(d)};
+}
+
+/* Scores of n_heads heads, prepared, for n tokens. */
 static void tile_scores(const mai_shape *shape, const char *const *rows, int n, int64_t offset,
-                        const float *q, int n_heads, float *scores, void *work, ahead *next)
+                        const tile_queries *queries, int n_heads, float *scores, void *work,
+                        ahead *next)
 {
     const macattn_dtype type = shape->k_dtype;
     const int n_up = (n + HSUM - 1) / HSUM * HSUM;
-    if (unpacks(type)) {
+    const float *q = queries->q;
+#if WHOLE_HEADS > 0
+    if (is_blocks(type)) {
+        score_whole(type, rows, offset, q, queries->whole, shape->d, n_heads, scores, work, next);
+        return;
+    }
+#else
+    if (is_blocks(type) && !(Q8_SCALED && type == MACATTN_DTYPE_Q8_0)) {
         const unpacked u = unpacked_in(work, shape->d);
         unpack_tile(type, rows, offset, shape->d, 0, n_up, &u);
-#define SCORES_LEAST(dim) score_unpacked(&u, true, q, dim, n_heads, n_up, scores, next)
-#define SCORES_BLOCKS(dim) score_unpacked(&u, false, q, dim, n_heads, n_up, scores, next)
+#    define SCORES_LEAST(dim) score_unpacked(&u, true, q, dim, n_heads, n_up, scores, next)
+#    define SCORES_BLOCKS(dim) score_unpacked(&u, false, q, dim, n_heads, n_up, scores, next)
         if (has_least(type))
             FOR_DIM(shape->d, SCORES_LEAST);
         else
             FOR_DIM(shape->d, SCORES_BLOCKS);
         return;
     }
+#endif
 #define SCORES(type, dim) score_tile(type, rows, offset, q, dim, n_heads, n_up, scores, next)
 #define SCORES_F32(dim) SCORES(MACATTN_DTYPE_F32, dim)
 #define SCORES_F16(dim) SCORES(MACATTN_DTYPE_F16, dim)
@@ -308,7 +356,7 @@ static void tile_scores(const mai_shape *shape, const char *const *rows, int n, 
     case MACATTN_DTYPE_F32: FOR_DIM(shape->d, SCORES_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(shape->d, SCORES_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(shape->d, SCORES_BF16); break;
-#if Q8_IN_PLACE
+#if Q8_SCALED && WHOLE_HEADS == 0
     case MACATTN_DTYPE_Q8_0: FOR_DIM(shape->d, SCORES_Q8_0); break;
 #endif
     default: break; /* not on the CPU */
@@ -320,29 +368,37 @@ static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int6
                       int n_heads, int t0, int t1, const float *p, float *const *o, void *work,
                       ahead *next)
 {
-    if (unpacks(type)) {
-        const unpacked u = unpacked_in(work, dim);
-        unpack_tile(type, rows, offset, dim, t0, t1, &u);
-#define SUMS_LEAST(dim) sum_unpacked(&u, true, dim, n_heads, t0, t1, p, o, next)
-#define SUMS_BLOCKS(dim) sum_unpacked(&u, false, dim, n_heads, t0, t1, p, o, next)
-        if (has_least(type))
-            FOR_DIM(dim, SUMS_LEAST);
-        else
-            FOR_DIM(dim, SUMS_BLOCKS);
-        return;
-    }
 #define SUMS(type, dim) sum_tile(type, rows, offset, dim, n_heads, t0, t1, p, o, next)
 #define SUMS_F32(dim) SUMS(MACATTN_DTYPE_F32, dim)
 #define SUMS_F16(dim) SUMS(MACATTN_DTYPE_F16, dim)
 #define SUMS_BF16(dim) SUMS(MACATTN_DTYPE_BF16, dim)
 #define SUMS_Q8_0(dim) SUMS(MACATTN_DTYPE_Q8_0, dim)
+    if (is_blocks(type)) {
+        const unpacked u = unpacked_in(work, dim);
+        const whole_rows v = {&u, rows, offset};
+#define SUMS_IN_PLACE(dim) sum_whole(&v, true, dim, n_heads, t0, t1, p, o, next)
+#define SUMS_UNPACKED(dim) sum_whole(&v, false, dim, n_heads, t0, t1, p, o, next)
+#define SUMS_LEAST(dim) sum_least(&u, dim, n_heads, t0, t1, p, o, next)
+        if (type == MACATTN_DTYPE_Q8_0) {
+#if Q8_SCALED
+            FOR_DIM(dim, SUMS_Q8_0);
+#else
+            unpack_scales(type, rows, offset, dim, &u);
+            FOR_DIM(dim, SUMS_IN_PLACE);
+#endif
+            return;
+        }
+        unpack_tile(type, rows, offset, dim, t0, t1, &u);
+        if (has_least(type))
+            FOR_DIM(dim, SUMS_LEAST);
+        else
+            FOR_DIM(dim, SUMS_UNPACKED);
+        return;
+    }
     switch (type) {
     case MACATTN_DTYPE_F32: FOR_DIM(dim, SUMS_F32); break;
     case MACATTN_DTYPE_F16: FOR_DIM(dim, SUMS_F16); break;
     case MACATTN_DTYPE_BF16: FOR_DIM(dim, SUMS_BF16); break;
-#if Q8_IN_PLACE
-    case MACATTN_DTYPE_Q8_0: FOR_DIM(dim, SUMS_Q8_0); break;
-#endif
     default: break; /* not on the CPU */
     }
 }

@@ -16,9 +16,27 @@
  * What binds on AVX2 are loads: of 16 registers, 12 are sums, so a block of h heads by t tokens loads
  * h + t vectors for h * t multiply-adds, and two loads a cycle are what there is.
  *
- * Q8_IN_PLACE: q8_0 is converted where it lies and not unpacked (body/blocks.h). The share of the
- * instruction set's peak with K and V in the second-level cache, 32/8 and 12/2 heads of 128, in place
- * and unpacked: avx2 .46 and .52, .48 and .58; avx512 .42 and .45, .33 and .41. */
+ * Rows of block types, the share of the f32 multiply-add peak with K and V in the second-level cache, q8_0,
+ * d 128 (7: d 64), by heads; before, products in f32 of unpacked values (AVX2) or of values in place
+ * (AVX-512):
+ *
+ *                     scores 1    4    6    7       sums 1    4    6    7
+ *     avx2, before         .22  .55  .63  .50          .23  .62  .73  .55
+ *     avx2                 .36  .64  .70  .67          .36  .68  .80  .71
+ *     avxvnni              .41  .81  .91  .87          .36  .67  .77  .73
+ *     avx512vnni, before   .17  .48  .51  .44          .25  .54  .61  .62
+ *     avx512vnni           .24  .60  .69  .64          .27  .63  .66  .65
+ *
+ * WHOLE_HEADS: scores by products of whole numbers (body/whole.h), so many heads at a time; 0: in f32.
+ * A block of AVX2 is two heads by 16 tokens: more heads by 8 tokens would load a part of the query for
+ * every product. avx512 has no such products because processors that have nothing better run
+ * them on two units, as multiply-adds in f32.
+ *
+ * Q8_SCALED: values of q8_0 are multiplied by their scale where they lie, else the scale goes into the
+ * weights. Sums by 1, 4, 6, 7 heads with the scale in the weights: avx512vnni .23, .51, .59, .58.
+ *
+ * Lines of the next tile are fetched at each step, as many as the step's bytes, and a block's (about nine) at
+ * once while a tile is turned. */
 #ifndef MAI_TUNING_H
 #define MAI_TUNING_H
 
@@ -33,26 +51,35 @@
                 : (h))
 
 #if defined(TUNE_AVX2)
-#    define Q8_IN_PLACE 0
+#    define WHOLE_HEADS 2
+#    define Q8_SCALED 0
 #    define MOST_HEADS 6
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #elif defined(TUNE_AVX512)
-#    define Q8_IN_PLACE 1
+#    if defined(__AVX512VNNI__)
+#        define WHOLE_HEADS 8
+#    else
+#        define WHOLE_HEADS 0
+#    endif
+#    define Q8_SCALED 1
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
-#    define Q8_IN_PLACE 0
+#    define WHOLE_HEADS 0
+#    define Q8_SCALED 0
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #elif defined(TUNE_SCALAR)
-#    define Q8_IN_PLACE 0
+#    define WHOLE_HEADS 0
+#    define Q8_SCALED 0
 #    define MOST_HEADS 4
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #endif
+
 #define MOST_SUMS 16 /* accumulators of a block */
 
 #if MOST_HEADS == 4
@@ -61,6 +88,12 @@
 #    define EACH_BLOCK(XX) XX(1) XX(2) XX(3) XX(4) XX(5) XX(6)
 #else
 #    define EACH_BLOCK(XX) XX(1) XX(2) XX(3) XX(4) XX(5) XX(6) XX(7) XX(8)
+#endif
+
+#if WHOLE_HEADS == 2
+#    define EACH_WHOLE_BLOCK(XX) XX(1) XX(2)
+#elif WHOLE_HEADS == 8
+#    define EACH_WHOLE_BLOCK(XX) XX(1) XX(2) XX(3) XX(4) XX(5) XX(6) XX(7) XX(8)
 #endif
 
 #endif

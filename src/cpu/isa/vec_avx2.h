@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "core/backend.h"
 
 #define VL 8
@@ -122,6 +123,31 @@ static inline V v_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
+/* Not by way of memory: a load from what was stored in pieces waits until all before it is done. */
+MAI_INLINE __m128i v_words_of_rows(const char *const *rows, int64_t at)
+{
+    __m128i x = _mm_setzero_si128();
+#define WORD_OF_ROW(i)                             \
+    do {                                           \
+        uint16_t word;                             \
+        memcpy(&word, rows[i] + at, 2);            \
+        x = _mm_insert_epi16(x, (short)word, (i)); \
+    } while (0)
+    WORD_OF_ROW(0);
+    WORD_OF_ROW(1);
+    WORD_OF_ROW(2);
+    WORD_OF_ROW(3);
+    WORD_OF_ROW(4);
+    WORD_OF_ROW(5);
+    WORD_OF_ROW(6);
+    WORD_OF_ROW(7);
+#undef WORD_OF_ROW
+    return x;
+}
+MAI_INLINE V v_f16_of_rows(const char *const *rows, int64_t at)
+{
+    return _mm256_cvtph_ps(v_words_of_rows(rows, at));
+}
 static inline V v_load_bf16(const void *p)
 {
     const __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
@@ -183,5 +209,190 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
         _mm256_storeu_si256((__m256i *)(dot + half * 8), acc);
     }
 }
+
+/* Words of body/whole.h. */
+
+#define TURN_TOKENS 8
+static inline void v_turn(const __m256i *x, uint8_t *quads)
+{
+    __m256i t[8];
+    for (int i = 0; i < 8; i += 4) { /* the halves: quads 0 to 3 and 4 to 7 of four tokens */
+        const __m256i a = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+        const __m256i b = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+        const __m256i c = _mm256_unpacklo_epi32(x[i + 2], x[i + 3]);
+        const __m256i d = _mm256_unpackhi_epi32(x[i + 2], x[i + 3]);
+        t[i] = _mm256_unpacklo_epi64(a, c);
+        t[i + 1] = _mm256_unpackhi_epi64(a, c);
+        t[i + 2] = _mm256_unpacklo_epi64(b, d);
+        t[i + 3] = _mm256_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_si256((__m256i *)(void *)(quads + i * 64),
+                            _mm256_permute2x128_si256(t[i], t[i + 4], 0x20));
+        _mm256_storeu_si256((__m256i *)(void *)(quads + (i + 4) * 64),
+                            _mm256_permute2x128_si256(t[i], t[i + 4], 0x31));
+    }
+}
+
+static inline int32_t sum_of_words(__m256i x)
+{
+    __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 0xB1)));
+}
+/* 32 numbers of 32 bits to bytes. */
+static inline __m256i bytes_of_words(const __m256i *x)
+{
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i y =
+        _mm256_packs_epi16(_mm256_packs_epi32(x[0], x[1]), _mm256_packs_epi32(x[2], x[3]));
+    return _mm256_permutevar8x32_epi32(y, order);
+}
+
+#ifdef __AVXVNNI__
+#    define MOST_WHOLE 8323072.0f /* 127 * 65536 */
+#    define WHOLE_BASE 65536.0f
+/* parts: [3][8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m256i part[3][4];
+    for (int i = 0; i < 4; i++) {
+        const __m256i w = _mm256_cvtps_epi32(_mm256_loadu_ps(x + 8 * i));
+        const __m256i c = _mm256_srai_epi32(_mm256_slli_epi32(w, 24), 24);
+        const __m256i rest = _mm256_srai_epi32(_mm256_sub_epi32(w, c), 8);
+        const __m256i b = _mm256_srai_epi32(_mm256_slli_epi32(rest, 24), 24);
+        part[0][i] = _mm256_srai_epi32(_mm256_sub_epi32(rest, b), 8);
+        part[1][i] = b;
+        part[2][i] = c;
+    }
+    for (int k = 0; k < 3; k++) {
+        const __m256i bytes = bytes_of_words(part[k]);
+        _mm256_storeu_si256((__m256i *)(void *)(parts + 8 * k), bytes);
+        start[k] = -zero * sum_of_words(_mm256_dpbusd_avx_epi32(_mm256_setzero_si256(),
+                                                                _mm256_set1_epi8(1), bytes));
+    }
+}
+
+typedef __m256i whole_keys;
+typedef struct whole_sums {
+    __m256i part[3];
+} whole_sums;
+
+static inline whole_keys whole_load(const uint8_t *quad)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)quad);
+}
+static inline whole_sums whole_start(const int32_t *start)
+{
+    return (whole_sums){
+        {_mm256_set1_epi32(start[0]), _mm256_set1_epi32(start[1]), _mm256_set1_epi32(start[2])}};
+}
+/* Half of a block's values are added. */
+static inline void whole_half(whole_sums *s, const int32_t *start)
+{
+    (void)s, (void)start;
+}
+/* Quad i of a block's values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
+{
+    MAI_UNROLL for (int p = 0; p < 3; p++)
+    {
+        const __m256i q = _mm256_set1_epi32(parts[8 * p + i]);
+        MAI_UNROLL for (int t = 0; t < n; t++)
+        {
+            s[t].part[p] = _mm256_dpbusd_avx_epi32(s[t].part[p], k[t], q);
+            IN_REGISTER(s[t].part[p]);
+        }
+    }
+}
+static inline V whole_value(const whole_sums *s, float base)
+{
+    const __m256i low = _mm256_add_epi32(_mm256_slli_epi32(s->part[1], 8), s->part[2]);
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->part[0]), _mm256_set1_ps(base),
+                           _mm256_cvtepi32_ps(low));
+}
+#else
+#    define MOST_WHOLE 2064321.0f /* 63 * 32767 */
+#    define WHOLE_BASE 63.0f
+/* parts: [8][2], words of values 0 and 2 of a quad, of 1 and 3; [8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m256i high[4], low[4];
+    for (int i = 0; i < 4; i++) {
+        const V w = _mm256_loadu_ps(x + 8 * i);
+        const V a = v_round(_mm256_mul_ps(w, _mm256_set1_ps(1 / WHOLE_BASE)));
+        low[i] = _mm256_cvtps_epi32(_mm256_fnmadd_ps(a, _mm256_set1_ps(WHOLE_BASE), w));
+        high[i] = _mm256_cvtps_epi32(a);
+    }
+    for (int i = 0; i < 4; i += 2) {
+        const __m256i pairs = _mm256_packs_epi32(_mm256_shuffle_epi32(high[i], 0xD8),
+                                                 _mm256_shuffle_epi32(high[i + 1], 0xD8));
+        _mm256_storeu_si256((__m256i *)(void *)(parts + 4 * i),
+                            _mm256_permute4x64_epi64(pairs, 0xD8));
+    }
+    const __m256i bytes = bytes_of_words(low);
+    _mm256_storeu_si256((__m256i *)(void *)(parts + 16), bytes);
+    start[0] = -zero * sum_of_words(_mm256_add_epi32(_mm256_add_epi32(high[0], high[1]),
+                                                     _mm256_add_epi32(high[2], high[3])));
+    __m256i sum = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes); /* a half is four quads */
+    sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0x4E));
+    sum = _mm256_add_epi16(sum, _mm256_shuffle_epi32(sum, 0xB1));
+    sum = _mm256_mullo_epi16(sum, _mm256_set1_epi16((short)-zero));
+    start[1] = _mm256_extract_epi32(sum, 0);
+    start[2] = _mm256_extract_epi32(sum, 4);
+}
+
+typedef struct whole_keys {
+    __m256i bytes, even, odd; /* the latter as words */
+} whole_keys;
+typedef struct whole_sums {
+    __m256i high, low, first; /* of 32 bits; of 16; low of the first half, of 32 */
+} whole_sums;
+
+static inline whole_keys whole_load(const uint8_t *quad)
+{
+    const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)quad);
+    return (whole_keys){x, _mm256_and_si256(x, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(x, 8)};
+}
+static inline whole_sums whole_start(const int32_t *start)
+{
+    return (whole_sums){_mm256_set1_epi32(start[0]), _mm256_set1_epi32(start[1]),
+                        _mm256_setzero_si256()};
+}
+/* Half of a block's values are added. */
+static inline void whole_half(whole_sums *s, const int32_t *start)
+{
+    s->first = _mm256_madd_epi16(s->low, _mm256_set1_epi16(1));
+    s->low = _mm256_set1_epi32(start[2]);
+}
+/* Quad i of a block's values of n vectors of tokens. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
+{
+    const __m256i even = _mm256_set1_epi32(parts[2 * i]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].even, even));
+        IN_REGISTER(s[t].high);
+    }
+    const __m256i odd = _mm256_set1_epi32(parts[2 * i + 1]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].high = _mm256_add_epi32(s[t].high, _mm256_madd_epi16(k[t].odd, odd));
+        IN_REGISTER(s[t].high);
+    }
+    const __m256i low = _mm256_set1_epi32(parts[16 + i]);
+    MAI_UNROLL for (int t = 0; t < n; t++)
+    {
+        s[t].low = _mm256_add_epi16(s[t].low, _mm256_maddubs_epi16(k[t].bytes, low));
+        IN_REGISTER(s[t].low);
+    }
+}
+static inline V whole_value(const whole_sums *s, float base)
+{
+    const __m256i low = _mm256_add_epi32(s->first, _mm256_madd_epi16(s->low, _mm256_set1_epi16(1)));
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(s->high), _mm256_set1_ps(base),
+                           _mm256_cvtepi32_ps(low));
+}
+#endif
 
 #endif

@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "compiler.h"
 #include "core/backend.h"
 
 #define VL 16
@@ -101,6 +102,32 @@ static inline V v_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
+/* Not by way of memory: a load from what was stored in pieces waits until all before it is done. */
+MAI_INLINE __m128i v_words_of_rows(const char *const *rows, int64_t at)
+{
+    __m128i x = _mm_setzero_si128();
+#define WORD_OF_ROW(i)                             \
+    do {                                           \
+        uint16_t word;                             \
+        memcpy(&word, rows[i] + at, 2);            \
+        x = _mm_insert_epi16(x, (short)word, (i)); \
+    } while (0)
+    WORD_OF_ROW(0);
+    WORD_OF_ROW(1);
+    WORD_OF_ROW(2);
+    WORD_OF_ROW(3);
+    WORD_OF_ROW(4);
+    WORD_OF_ROW(5);
+    WORD_OF_ROW(6);
+    WORD_OF_ROW(7);
+#undef WORD_OF_ROW
+    return x;
+}
+MAI_INLINE V v_f16_of_rows(const char *const *rows, int64_t at)
+{
+    const __m128i low = v_words_of_rows(rows, at), high = v_words_of_rows(rows + 8, at);
+    return _mm512_cvtph_ps(_mm256_set_m128i(high, low));
+}
 static inline V v_load_bf16(const void *p)
 {
     __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
@@ -183,5 +210,86 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
     }
     _mm512_storeu_si512(dot, acc);
 }
+
+#ifdef __AVX512VNNI__
+/* Words of body/whole.h. */
+
+#    define TURN_TOKENS 16
+static inline void v_turn(const __m256i *x, uint8_t *quads)
+{
+    __m512i t[8];
+    for (int i = 0; i < 2;
+         i++) { /* tokens 8 i to 8 i + 3, and the four after them in the upper half */
+        __m512i w[4];
+        for (int j = 0; j < 4; j++)
+            w[j] = _mm512_inserti64x4(_mm512_castsi256_si512(x[8 * i + j]), x[8 * i + j + 4], 1);
+        const __m512i a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
+        const __m512i c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
+        t[4 * i] = _mm512_unpacklo_epi64(a, c);
+        t[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+        t[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+        t[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    /* quarters of t[i]: quad i, quad i + 4 of four tokens, the same of the next four */
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(quads + i * 64, _mm512_shuffle_i64x2(t[i], t[i + 4], 0x88));
+        _mm512_storeu_si512(quads + (i + 4) * 64, _mm512_shuffle_i64x2(t[i], t[i + 4], 0xDD));
+    }
+}
+
+#    define MOST_WHOLE 8323072.0f /* 127 * 65536 */
+#    define WHOLE_BASE 65536.0f
+/* parts: [3][8], four bytes each. */
+static inline void whole_split(const float *x, int zero, int32_t *parts, int32_t *start)
+{
+    __m512i sum[3] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int i = 0; i < 2; i++) {
+        const __m512i w = _mm512_cvtps_epi32(_mm512_loadu_ps(x + 16 * i));
+        const __m512i c = _mm512_srai_epi32(_mm512_slli_epi32(w, 24), 24);
+        const __m512i rest = _mm512_srai_epi32(_mm512_sub_epi32(w, c), 8);
+        const __m512i b = _mm512_srai_epi32(_mm512_slli_epi32(rest, 24), 24);
+        const __m512i part[3] = {_mm512_srai_epi32(_mm512_sub_epi32(rest, b), 8), b, c};
+        for (int k = 0; k < 3; k++) {
+            _mm_storeu_si128((__m128i *)(void *)(parts + 8 * k + 4 * i),
+                             _mm512_cvtepi32_epi8(part[k]));
+            sum[k] = _mm512_add_epi32(sum[k], part[k]);
+        }
+    }
+    for (int k = 0; k < 3; k++) start[k] = -zero * _mm512_reduce_add_epi32(sum[k]);
+}
+
+typedef __m512i whole_keys;
+typedef struct whole_sums {
+    __m512i part[3];
+} whole_sums;
+
+static inline whole_keys whole_load(const uint8_t *quad)
+{
+    return _mm512_loadu_si512(quad);
+}
+static inline whole_sums whole_start(const int32_t *start)
+{
+    return (whole_sums){
+        {_mm512_set1_epi32(start[0]), _mm512_set1_epi32(start[1]), _mm512_set1_epi32(start[2])}};
+}
+/* Half of a block's values are added. */
+static inline void whole_half(whole_sums *s, const int32_t *start)
+{
+    (void)s, (void)start;
+}
+/* Quad i of a block's values of n vectors of tokens. The instruction is written out because compilers load
+ * what it can take from memory first. */
+MAI_INLINE void whole_add(whole_sums *s, const whole_keys *k, int n, const int32_t *parts, int i)
+{
+    MAI_UNROLL for (int t = 0; t < n; t++) MAI_UNROLL for (int p = 0; p < 3; p++) __asm__(
+        "vpdpbusd %2%{1to16%}, %1, %0" : "+v"(s[t].part[p]) : "v"(k[t]), "m"(parts[8 * p + i]));
+}
+static inline V whole_value(const whole_sums *s, float base)
+{
+    const __m512i low = _mm512_add_epi32(_mm512_slli_epi32(s->part[1], 8), s->part[2]);
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(s->part[0]), _mm512_set1_ps(base),
+                           _mm512_cvtepi32_ps(low));
+}
+#endif
 
 #endif

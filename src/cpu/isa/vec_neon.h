@@ -128,6 +128,12 @@ static inline V v_load_f16(const void *p)
     memcpy(&h, p, 8);
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
+static inline V v_f16_of_rows(const char *const *rows, int64_t at)
+{
+    uint16_t x[4];
+    for (int i = 0; i < 4; i++) memcpy(&x[i], rows[i] + at, 2);
+    return v_load_f16(x);
+}
 static inline V v_load_bf16(const void *p)
 {
     uint16x4_t h;

@@ -5,6 +5,7 @@
  *   v_first_n(a, b, n): lanes i < n of a, the others of b; 0 <= n <= VL
  *   v_scale2(a, n): a * 2^n for whole n in [LEAST_POWER, 128]; 2^LEAST_POWER is 0, and may be from
  *     -127 on; 2^128 is infinite
+ *   v_f16_of_rows(rows, at): the f16 at byte `at` of VL rows
  *   v_any_above(a, b): whether a > b in any lane
  *   v_not_above(a, b): bit i is set unless a > b in lane i
  *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < HSUM, all by the same tree
@@ -142,6 +143,10 @@ static inline V v_load_f16(const void *p)
     uint16_t h;
     memcpy(&h, p, 2);
     return v_f16_scalar(h);
+}
+static inline V v_f16_of_rows(const char *const *rows, int64_t at)
+{
+    return v_load_f16(rows[0] + at);
 }
 static inline V v_load_bf16(const void *p)
 {

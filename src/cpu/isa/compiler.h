@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What vocabularies and bodies ask of the compiler. */
+#ifndef MAI_COMPILER_H
+#define MAI_COMPILER_H
+
+#if defined(__clang__)
+#    define MAI_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#    define MAI_UNROLL _Pragma("GCC unroll 64")
+#endif
+#define MAI_INLINE static inline __attribute__((always_inline))
+
+/* A macro, not a function: gcc takes a function that only prefetches for one without effect, and drops
+ * the calls. */
+#define v_prefetch(p) __builtin_prefetch((p), 0, 3)
+
+/* Keep a vector that is used several times in a register: compilers would rather have every use of it
+ * load it again, and loads are what there are too few of. Of whole numbers it also keeps the order of sums,
+ * which compilers would rather turn into sums of all products, more than there are registers. */
+#if defined(__AVX512F__)
+#    define IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(__x86_64__)
+#    define IN_REGISTER(x) __asm__("" : "+x"(x))
+#elif defined(__aarch64__)
+#    define IN_REGISTER(x) __asm__("" : "+w"(x))
+#else
+#    define IN_REGISTER(x) ((void)0)
+#endif
+
+/* The same for a pointer, so that what is read through it is addressed from it. */
+#define POINTER_IN_REGISTER(p) __asm__("" : "+r"(p))
+
+#endif
