@@ -4,7 +4,6 @@
 #ifndef MAI_ROWS_H
 #define MAI_ROWS_H
 
-#include "../isa/compiler.h"
 #include "core/backend.h"
 
 #define MAI_LOG2E 1.44269504088896340736
