@@ -101,18 +101,21 @@ def generate(configuration, model, prompt_file, n_predict, threads, context, ext
 
 
 class Server:
-    """llama-server with one sequence, asked for a stretch of work at a time. `stats` are the plug-in's, once it has ended."""
+    """llama-server with one sequence, asked for a stretch of work at a time. `stats` are the plug-in's, once it has ended.
+    `extra` goes to its environment, `options` to its command line; `program` is another llama-server than the pinned one."""
 
-    def __init__(self, configuration, model, threads, context, extra=None):
+    def __init__(self, configuration, model, threads, context, extra=None, options=(), program=None):
         self.folder = tempfile.TemporaryDirectory()
         self.stats_path, self.log_path = (pathlib.Path(self.folder.name) / name for name in ('stats.json', 'log'))
         self.stats = None
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.port = s.getsockname()[1]
-        arguments = ['-m', model, '-t', threads, '-c', context, '-np', 1, '--cache-ram', 0, '--no-webui', '--port', self.port]
+        if not program:
+            program, options = bin_dir() / 'llama-server', ['--no-webui', *options]
+        arguments = ['-m', model, '-t', threads, '-c', context, '-np', 1, '--cache-ram', 0, '--port', self.port, *options]
         with open(self.log_path, 'w', encoding='utf-8') as log:
-            self.process = subprocess.Popen([str(bin_dir() / 'llama-server'), *map(str, arguments)], stdout=log,
+            self.process = subprocess.Popen([str(program), *map(str, arguments)], stdout=log,
                                             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                             env=environment(configuration, model, self.stats_path, extra))
 
@@ -149,13 +152,18 @@ class Server:
         """Process a prompt, but what of it has been before. Returns milliseconds."""
         return self.ask('completion', prompt=tokens, n_predict=0, cache_prompt=True)['timings']['prompt_ms']
 
-    def write(self, tokens, n, ignore_end=False):
-        """Greedy continuation by at most n tokens of what has been read but for its last token, so that each token written
-        is one decode. Returns the tokens, whether they end the text, and milliseconds."""
-        reply = self.ask('completion', prompt=tokens, n_predict=n, cache_prompt=True, return_tokens=True, temperature=0,
-                         ignore_eos=ignore_end)
+    def write(self, tokens, n, ignore_end=False, **sampling):
+        """Continuation by at most n tokens, greedy unless `sampling` has it otherwise, of what has been read but for its last
+        token, so that each token written is one decode. Returns the tokens (none, if the program does not tell them),
+        whether they end the text, and milliseconds."""
+        reply = self.ask('completion', prompt=tokens, n_predict=n, cache_prompt=True, return_tokens=True, ignore_eos=ignore_end,
+                         **{'temperature': 0, **sampling})
         timings = reply['timings']
-        return reply['tokens'], reply['stop_type'] == 'eos', timings['prompt_ms'] + timings['predicted_ms']
+        return reply.get('tokens', []), reply.get('stop_type') == 'eos', timings['prompt_ms'] + timings['predicted_ms']
+
+    def keep(self, action, path):
+        """`save` or `restore` what was read, in a server with --slot-save-path."""
+        self.ask(f'slots/0?action={action}', filename=path)
 
     def stop(self):
         self.process.send_signal(signal.SIGINT)

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens a second of pretrained models in llama.cpp, by configurations in turns, as JSON lines.
+
+    models.py [--model coder-0.5b] [--text code] [--lengths 16384,32000] [--configurations llama.cpp,exact,budget,budget:0.01]
+              [--cache f16] OUT.jsonl
+
+Configurations: `llama.cpp` alone, `exact` (the plug-in's), `budget` and `budget:X` (reuse and selection within a stated error),
+`ik` (ik_llama.cpp, which fetch/get-ik-llama.sh builds). Each has a llama-server of its own. The prompt is a text of
+bench/models/texts.py; what is written after it is sampled, with the same seed, so that no text runs in circles.
+
+The prompt is read once by each server, but by `llama.cpp` alone only if nobody else can leave it its cache: `exact` does.
+With --prompt it is read by all of them, in turns of 1024 tokens, and its speed is reported, too.
+"""
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import figures
+import llama
+import turns
+
+PIECE = 1024
+TEXTS = llama.ROOT / 'bench' / 'models' / 'texts.py'
+SAMPLING = {'temperature': 0.8, 'seed': 1}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('out')
+    parser.add_argument('--model', default='coder-0.5b', help='a GGUF, or a name of fetch/models.json')
+    parser.add_argument('--text', default='code')
+    parser.add_argument('--lengths', type=lambda s: [int(x) for x in s.split(',')], default=[16384, 32000])
+    parser.add_argument('--configurations', type=lambda s: s.split(','), default=['llama.cpp', 'exact', 'budget', 'budget:0.01'])
+    parser.add_argument('--cache', default='f16', help='type of K and V')
+    parser.add_argument('--threads', type=int, default=os.cpu_count())
+    parser.add_argument('--rounds', type=int, default=8, help='turns of each configuration')
+    parser.add_argument('--tokens', type=int, default=32, help='tokens written in a turn')
+    parser.add_argument('--prompt', action='store_true', help='measure the prompt, too')
+    parser.add_argument('--hold', help='a command that keeps the machine quiet while tokens are written: it says a line when it '
+                                       'does, and ends when its input does')
+    return parser.parse_args()
+
+
+def ik_server():
+    out = subprocess.run([llama.ROOT / 'fetch' / 'get-ik-llama.sh', '--dir'], check=True, capture_output=True, text=True).stdout
+    return pathlib.Path(out.strip()) / 'build' / 'bin' / 'llama-server'
+
+
+def settings(configuration):
+    """What the plug-in is told."""
+    name, _, value = configuration.partition(':')
+    if name != 'budget':
+        return {}
+    return {'MACATTN_POLICY': 'budget', **({'MACATTN_BUDGET': value} if value else {})}
+
+
+def start(configuration, args, context, folder):
+    options = ['-fa', 'on', '-ctk', args.cache, '-ctv', args.cache, '--slot-save-path', folder]
+    if configuration == 'ik':
+        return llama.Server('llama.cpp', args.model, args.threads, context, None, options, ik_server())
+    name = 'llama.cpp' if configuration == 'llama.cpp' else 'macattn exact'
+    return llama.Server(name, args.model, args.threads, context, settings(configuration), options)
+
+
+def work_of(server, servers, threads, work):
+    processes = [s.process.pid for s in servers.values()]
+    before = turns.usage(processes)
+    tokens, ms = work()
+    return turns.Turn(ms / tokens, tokens, turns.taken(before, turns.usage(processes), threads))
+
+
+def read_in_turns(servers, tokens, threads):
+    read = {c: [] for c in servers}
+    for at in range(0, len(tokens), PIECE):
+        end = min(at + PIECE, len(tokens))
+        for c, server in servers.items():
+            read[c].append(work_of(server, servers, threads, lambda s=server: (end - at, s.read(tokens[:end]))))
+        print(f'read {end} of {len(tokens)}', file=sys.stderr)
+    return read
+
+
+def read_once(servers, tokens):
+    """`llama.cpp` gets what `exact` has read: neither remembers anything but K and V."""
+    for c, server in servers.items():
+        if c == 'llama.cpp' and 'exact' in servers:
+            continue
+        print(f'{c} reads {len(tokens)} tokens', file=sys.stderr)
+        server.read(tokens)
+        if c == 'exact' and 'llama.cpp' in servers:
+            server.keep('save', 'prompt')
+            servers['llama.cpp'].keep('restore', 'prompt')
+
+
+def write_in_turns(servers, prompt_tokens, args):
+    texts = {c: list(prompt_tokens) for c in servers}
+
+    def take(c):
+        def work():
+            written, _, ms = servers[c].write(texts[c], args.tokens, True, **SAMPLING)
+            texts[c] += written
+            return args.tokens, ms
+        return work_of(servers[c], servers, args.threads, work)
+
+    for c in servers:   # what a server does once
+        take(c)
+    hold = args.hold and subprocess.Popen(args.hold, shell=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        if hold:
+            hold.stdout.readline()
+        return turns.in_turns(list(servers), take, args.rounds)
+    finally:
+        if hold:
+            hold.communicate()
+
+
+def spread(done):
+    speeds = sorted(1e3 / turn.ms for turn in turns.undisturbed(done) or done)
+    return {'median': statistics.median(speeds), 'min': speeds[0], 'max': speeds[-1], 'turns': len(speeds),
+            'disturbed': len(done) - len(turns.undisturbed(done))}
+
+
+def ways(stats):
+    """Shares of (step, layer, KV head) that reused, selected, or read all; and of K and V's bytes that were read."""
+    n = sum(stats['groups'].values())
+    return {**{way: count / n for way, count in stats['groups'].items()}, 'bytes_read': stats['bytes_read_share']} if n else {}
+
+
+def measure(args, length, writer):
+    text = subprocess.run([sys.executable, TEXTS, args.text], check=True, capture_output=True, text=True).stdout
+    servers, read = {}, {}
+    context = 256 * -(-(length + (2 * args.rounds + 2) * args.tokens) // 256)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for c in args.configurations:
+                servers[c] = start(c, args, context, folder)
+            for server in servers.values():
+                server.wait()
+            tokens = next(iter(servers.values())).tokenize(text)[:length]
+            if len(tokens) < length:
+                raise llama.Failed(f'the text has only {len(tokens)} tokens')
+            if args.prompt:
+                read = read_in_turns(servers, tokens[:-1], args.threads)
+            else:
+                read_once(servers, tokens[:-1])
+            written = write_in_turns(servers, tokens, args)
+        finally:
+            for server in servers.values():
+                server.stop()
+    for c, done in written.items():
+        stats = servers[c].stats or {}
+        row = {'what': 'decode', 'configuration': c, 'settings': settings(c), 'cache': args.cache, 'text': args.text,
+               'prompt_tokens': length, 'tokens_per_second': spread(done)}
+        if c in read:
+            row['prompt_tokens_per_second'] = 1e3 * sum(t.tokens for t in read[c]) / sum(t.ms * t.tokens for t in read[c])
+            row['prompt_pieces'] = [round(1e3 / t.ms, 2) for t in read[c]]
+            row['prompt_taken'] = turns.taken_of_all(read[c])
+        if stats.get('steps'):
+            row.update(ways(stats))
+        if stats:
+            row['attention_ms_per_call'] = stats['decode']['ms'] / max(1, stats['decode']['calls'])
+        writer.row(**row)
+
+
+def main():
+    args = arguments()
+    try:
+        args.model = llama.find_model(args.model)[0]
+        args.repeat = args.rounds
+        writer = figures.Writer(args.out, args)
+        for length in args.lengths:
+            measure(args, length, writer)
+    except llama.Failed as error:
+        raise SystemExit(f'models.py: {error}') from error
+
+
+if __name__ == '__main__':
+    main()
