@@ -10,7 +10,29 @@
 #include "host.h"
 #include "settings/json.h"
 
-enum { MAX_BYTES = 1 << 24, MAX_SCALE = 1000000, CONFIG_VERSION = 1 };
+enum {
+    MAX_BYTES = 1 << 24,
+    MAX_SCALE = 1000000,
+    CONFIG_VERSION = 1,
+    KEY_BYTES = 32,
+    MOST_KEYS = 64
+};
+
+/* Keys that an object has had: of two values for one, neither is what was meant for certain. */
+typedef struct keys {
+    int n;
+    char seen[MOST_KEYS][KEY_BYTES];
+} keys;
+
+static bool next_key(json *j, keys *had, bool *first, char *key)
+{
+    if (!json_next_key(j, first, key, KEY_BYTES)) return false;
+    for (int i = 0; i < had->n; i++) {
+        if (strcmp(had->seen[i], key) == 0) return json_fail(j, "\"%s\" is there twice", key);
+    }
+    if (had->n < MOST_KEYS) memcpy(had->seen[had->n++], key, KEY_BYTES);
+    return true;
+}
 
 /* What the model has so much of, as a field of macattn_config. */
 static bool count(json *j, const char *key, const char *field, int32_t *value)
@@ -29,8 +51,9 @@ static bool count(json *j, const char *key, const char *field, int32_t *value)
 static bool read_model(json *j, plugin_model *model)
 {
     bool first = true;
-    char key[32];
-    while (json_next_key(j, &first, key, sizeof key)) {
+    char key[KEY_BYTES];
+    keys had = {0};
+    while (next_key(j, &had, &first, key)) {
         bool ok;
         if (strcmp(key, "layers") == 0) {
             ok = count(j, key, "n_layers", &model->n_layers);
@@ -96,7 +119,6 @@ static bool read_scale(json *j, plugin_settings *o)
 {
     bool first = true;
     size_t n = 0;
-    if (o->file_scale) return json_fail(j, "budget_scale is there twice");
     while (json_next_element(j, &first)) {
         if (!read_scale_row(j, o, &n)) return false;
     }
@@ -136,8 +158,9 @@ static bool read_key(json *j, const char *key, plugin_settings *o)
 static bool parse(json *j, plugin_settings *settings)
 {
     bool first = true, versioned = false;
-    char key[32];
-    while (json_next_key(j, &first, key, sizeof key)) {
+    char key[KEY_BYTES];
+    keys had = {0};
+    while (next_key(j, &had, &first, key)) {
         versioned = versioned || strcmp(key, "macattn_config") == 0;
         if (!read_key(j, key, settings)) return false;
     }
