@@ -19,7 +19,7 @@ import macattn.sglang
 class Object:
     """Stands in for macattn.CudaAttention."""
 
-    def __init__(self, device=None, max_rows=None, out_dtype=None, **settings):
+    def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
         self.settings, self.calls, self.resets, self.max_rows = settings, [], [], max_rows
 
     def reset(self, slot, stream):
@@ -166,6 +166,7 @@ def sglang(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.17")
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
+    monkeypatch.setattr(macattn.cuda, "run_bytes", lambda n_tokens, **settings: 2 * n_tokens)
     macattn.sglang.register()
     plain = {name: getattr(pool, name) for name in ("alloc", "free", "clear")}
 

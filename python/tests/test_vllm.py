@@ -96,7 +96,7 @@ class Worker:
 class Object:
     """Stands in for macattn.CudaAttention."""
 
-    def __init__(self, device=None, max_rows=None, out_dtype=None, **settings):
+    def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
         self.settings, self.calls, self.resets = settings, [], []
 
     def reset(self, slot, stream):
@@ -152,6 +152,7 @@ def vllm(monkeypatch):
         monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
+    monkeypatch.setattr(macattn.cuda, "run_bytes", lambda n_tokens, **settings: 2 * n_tokens)
     plugin = importlib.import_module("macattn.engines.vllm")
     monkeypatch.setattr(plugin, "stream", lambda: 7)
     monkeypatch.setattr(plugin.torch.cuda, "current_device", lambda: 0)
@@ -297,3 +298,14 @@ def test_other_versions_are_refused(vllm, monkeypatch):
     monkeypatch.delitem(sys.modules, "macattn.engines.vllm")
     with pytest.raises(ImportError, match="made for vLLM 0.26.x, 0.33.x; this is 0.25.1"):
         importlib.import_module("macattn.engines.vllm")
+
+
+def test_memory_counts_means_of_runs(vllm):
+    layers = sys.modules["macattn.serving.layers"]
+    settings = layers.read_settings({"policy": "budget", "max_slots": 4, "run_tokens": 1000}, 2000)
+    assert settings["run_tokens"] == 1000 and settings["budget"] == pytest.approx(0.002)
+    assert layers.memory(settings, None) == 4 * 1 + 4 * 2 * 2000
+    assert layers.memory(settings, 1000) == 4 * 1 + 2 * 1000
+    for wrong in (0, "many"):
+        with pytest.raises(ValueError, match="run_tokens"):
+            layers.read_settings({"run_tokens": wrong}, 2000)

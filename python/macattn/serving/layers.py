@@ -8,7 +8,7 @@ import torch
 from .._arrays import SHORT
 from .._library import load
 from .._settings import new_config, read
-from ..cuda import CudaAttention, state_bytes
+from ..cuda import DEFAULT_BUDGET, CudaAttention, run_bytes, state_bytes
 
 ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
 HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
@@ -18,12 +18,28 @@ MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_
 
 
 def read_settings(asked, max_tokens):
-    """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for."""
+    """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for. `run_tokens` is
+    CudaAttention's: tokens of all requests together whose means of runs there is room for."""
+    asked = dict(asked)
+    run_tokens = asked.pop("run_tokens", None)
+    if run_tokens is not None and (not isinstance(run_tokens, int) or run_tokens < 1):
+        raise ValueError(f"macattn: run_tokens is {run_tokens!r}; it must be a whole number above 0")
     for name in sorted(MODELS_OWN & asked.keys()):
         raise ValueError(f"macattn: {name} is the model's")
-    settings = {name: v for name, v in read(new_config({"policy": "exact", **asked})).items() if name not in MODELS_OWN}
+    config = read(new_config({"policy": "exact", "budget": DEFAULT_BUDGET, **asked}))
+    settings = {name: v for name, v in config.items() if name not in MODELS_OWN}
     settings["max_tokens"] = max(max_tokens, 2)
+    settings["run_tokens"] = run_tokens
     return settings
+
+
+def memory(settings, run_tokens):
+    """Bytes of device memory that rings and means of runs take."""
+    slots, tokens = settings["max_slots"], settings["max_tokens"]
+    runs = slots * run_bytes(tokens, **settings)
+    if run_tokens is not None:
+        runs = runs * min(run_tokens, slots * tokens) // (slots * tokens)
+    return slots * state_bytes(**settings) + runs
 
 
 class Group:
@@ -35,10 +51,12 @@ class Group:
         name = SHORT[str(dtype).removeprefix("torch.")]
         model = dict(n_layers=n_layers, n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, scale=scale, softcap=float(softcap),
                      q_dtype=name, k_dtype=name, v_dtype=name)
-        self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, **model, **settings)
+        config = model | {name: v for name, v in settings.items() if name != "run_tokens"}
+        run_tokens = settings["run_tokens"]
+        self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, run_tokens=run_tokens, **config)
         self.n_layers = n_layers
         self.reuses = self.attention.settings["policy"] != "exact"
-        self.state = state_bytes(**model, **settings) * self.attention.settings["max_slots"] if self.reuses else 0
+        self.state = memory(config, run_tokens) if self.reuses else 0
         self.match = torch.empty(max_rows, heads, dim, dtype=dtype, device=device) if self.reuses else None
 
 
