@@ -281,6 +281,8 @@ class errors(Case):
         self.refuse(2, "--ring does not take '5000' (0 to 4096)", *model, '--ring', '5000')
         self.refuse(2, "--lse-order does not take '2' (0 to 1)", *model, '--lse-order', '2')
         self.refuse(2, "--fresh does not take '-1'", *model, '--fresh', '-1')
+        self.refuse(2, "--select does not take '3' (0 to 2)", *model, '--select', '3')
+        self.refuse(2, "'--prog' requires an argument", *model, '--prog')   # not ambiguous with argp's own
         self.refuse(1, 'has no chat template', *model, '--chat')
         self.refuse(2, 'no K and V in f8_e4m3', *model, '--kv', 'f8_e4m3')
 

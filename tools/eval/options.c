@@ -47,6 +47,9 @@ static const struct argp_option options_table[] = {
      "where standard error is no terminal, a line of progress every S seconds (default 60; 0 = "
      "none)",
      5},
+    /* argp's own --program-name would make these ambiguous. */
+    {"progr", 0, NULL, OPTION_ALIAS | OPTION_HIDDEN, NULL, 0},
+    {"prog", 0, NULL, OPTION_ALIAS | OPTION_HIDDEN, NULL, 0},
     {0}};
 
 static void integer(struct argp_state *state, const char *name, const char *arg, int64_t min,
