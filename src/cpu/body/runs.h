@@ -146,29 +146,20 @@ static void mean_row(macattn_dtype dtype, const char *const *rows, int64_t offse
     }
 }
 
-/* Any row to f32; zeros up to a multiple of VL. */
-static void row_to_f32(macattn_dtype dtype, const char *row, int64_t offset, int dim, float *out)
-{
-    float tile[TILE * MAI_MAX_DIM * 3 / 4];
-    if (!is_blocks(dtype)) {
-        load_padded(dtype, row + offset, dim, (dim + VL - 1) / VL * VL, out);
-        return;
-    }
-    const unpacked u = unpacked_in(tile, dim);
-    unpack_tile(dtype, &row, offset, dim, 0, 1, &u);
-    for (int j = 0; j < dim / VL; j++)
-        v_store(out + j * VL, scaled_vec(&u, has_least(dtype), dim, 0, j));
-}
-
 /* The one of a run's rows that is farthest from their mean, which has zeros up to a multiple of VL. */
 static void farthest_row(macattn_dtype dtype, const char *const *rows, int64_t offset, int dim,
                          const float *mean, float *out)
 {
     const int padded = (dim + VL - 1) / VL * VL;
-    float most = -1.0f, row[MAI_MAX_DIM];
+    const bool blocks = is_blocks(dtype), least = has_least(dtype);
+    float tile[TILE * MAI_MAX_DIM * 3 / 4], most = -1.0f, row[MAI_MAX_DIM];
+    const unpacked u = unpacked_in(tile, dim);
+    if (blocks) unpack_tile(dtype, rows, offset, dim, 0, TILE, &u);
     for (int t = 0; t < MAI_RUN_TOKENS; t++) {
         V sum = v_zero();
-        row_to_f32(dtype, rows[t], offset, dim, row);
+        if (!blocks) load_padded(dtype, rows[t] + offset, dim, padded, row);
+        for (int j = 0; blocks && j < dim / VL; j++)
+            v_store(row + j * VL, scaled_vec(&u, least, dim, t, j));
         for (int i = 0; i < padded; i += VL) {
             const V off = v_sub(v_load(row + i), v_load(mean + i));
             sum = v_fma(off, off, sum);
