@@ -33,7 +33,8 @@ def test_greedy_text(smollm2):
     assert_same_text(text(use(model, "macattn"), ids[:, :300], max_new_tokens=20), expected)
 
 
-def test_a_budget_changes_predictions_little(smollm2):
+@pytest.mark.parametrize("budget, most", [(0.002, 1e-4), (0.01, 1e-3)])
+def test_a_budget_changes_predictions_little(smollm2, budget, most):
     """The text itself is fed, so that all see the same; the divergence is that of the next token's distribution."""
     model, ids = smollm2
     first, n = 700, 48
@@ -46,8 +47,8 @@ def test_a_budget_changes_predictions_little(smollm2):
             return torch.cat([model(ids[:, t:t + 1], past_key_values=cache).logits[:, -1] for t in range(first, first + n)])
 
     exact = predictions(policy="exact").log_softmax(-1)
-    reuse = predictions(policy="budget", min_tokens=0, band=128).log_softmax(-1)
+    reuse = predictions(policy="budget", budget=budget, min_tokens=0, band=128).log_softmax(-1)
     stats = macattn.transformers.stats(model)
     divergence = float((exact.exp() * (exact - reuse)).sum(-1).mean())
     assert 0 < stats["hits"] < stats["steps"] and stats["tokens_skipped"] > 0
-    assert divergence < 1e-4, f"{divergence} with {stats['hits'] / stats['steps']:.2f} hits"
+    assert divergence < most, f"{divergence} with {stats['hits'] / stats['steps']:.2f} hits"
