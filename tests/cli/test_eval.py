@@ -14,6 +14,8 @@ import tempfile
 import time
 import unittest
 
+from long_text import long_text
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
 BINARY = GGUF_PY = None
@@ -32,7 +34,7 @@ class Case(unittest.TestCase):
         self.addCleanup(self.folder.cleanup)
         self.path = pathlib.Path(self.folder.name)
         self.text = self.path / 'text'
-        pages = b'\n'.join(p.read_bytes() for p in sorted((ROOT / 'docs').glob('*.md')))
+        pages = long_text()
         self.text.write_bytes(b'\0short\0' + pages + b'\0\0' + pages[::-1])
 
     def run_macattn(self, *args, status=0, config=None):
@@ -308,7 +310,6 @@ class errors(Case):
         self.refuse(1, 'was not loaded', 'eval', '--model', MODEL, '--text', self.text, '--plugin', self.text)
         self.refuse(1, 'cannot write', 'eval', '--model', MODEL, '--text', self.text, '--json', '/none/rows')
         self.refuse(1, 'cannot write', 'tune', '--model', MODEL, '--text', self.text, '--output', '/none/config')
-        self.text.write_bytes(self.text.read_bytes()[:50_000])    # shorter than that, however long the documentation grows
         self.refuse(1, 'no document has the', 'eval', '--model', MODEL, '--text', self.text, *SHORT, '--context', '64k')
 
     def test_nothing_computed(self):

@@ -13,15 +13,18 @@ import sys
 import tempfile
 import unittest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from long_text import long_text
+
 BINARY = MODEL = None
 
 # What the default budget may add to the mean divergence, in nats, beyond what rounding alone makes of weights in four bits.
 PROMISE = 1e-3
-# Of any one position. Without the outliers of runs one of these 64 has 0.33.
+# Of any one position.
 LARGEST = 0.1
 # llama.cpp's own kernel sums values in f16, so it is no nearer to exact than its rounding.
 FROM_LLAMA = 0.02
+# Where the most likely token is another one, by how many nats it led: rounding decides near-ties and nothing else.
+NEAR_TIE = 0.5
 
 
 class Pretrained(unittest.TestCase):
@@ -30,7 +33,7 @@ class Pretrained(unittest.TestCase):
         self.addCleanup(self.folder.cleanup)
         self.path = pathlib.Path(self.folder.name)
         self.text = self.path / 'text'
-        self.text.write_bytes(b'\n'.join(p.read_bytes() for p in sorted((ROOT / 'docs').glob('*.md'))))
+        self.text.write_bytes(long_text())
 
     def eval(self, *args):
         rows = self.path / 'rows'
@@ -49,7 +52,8 @@ class Pretrained(unittest.TestCase):
         self.assertGreater(row['tokens'], 1)
         self.assertEqual(row['left_to_ggml'], 0)
         self.assertLess(row['kl_mean'], FROM_LLAMA)
-        self.assertGreaterEqual(row['top1_agreement'], 0.9)
+        self.assertLess(row['kl_max'], LARGEST)
+        self.assertLess(row['top1_margin_max'], NEAR_TIE)
 
     def test_the_default_budget_keeps_its_promise(self):
         """And leaves things out from the first tokens on: the prompt has taught."""
