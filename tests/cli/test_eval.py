@@ -227,7 +227,7 @@ class tune(Case):
         return json.loads(config.read_text()), done.stdout
 
     def test_pays_if_all_is_allowed(self):
-        config, text = self.tune('--kl', '1000', '--top1', '0')
+        config, text = self.tune('--kl', '1000', '--top1', '0', '--context', '1k')
         self.assertEqual(config['macattn_config'], 1)
         self.assertIn(config['policy'], ('paper', 'budget'))
         self.assertEqual({k: v for k, v in config['model'].items() if k != 'name'},
