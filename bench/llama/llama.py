@@ -100,6 +100,16 @@ def generate(configuration, model, prompt_file, n_predict, threads, context, ext
                 'stats': json.loads(stats.read_text()) if stats.exists() else None}
 
 
+def interrupt(process):
+    """Ends a server as Ctrl-C does, so that it writes its statistics; by force after a minute."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class Server:
     """llama-server with one sequence, asked for a stretch of work at a time. `stats` are the plug-in's, once it has ended.
     `extra` goes to its environment, `options` to its command line; `program` is another llama-server than the pinned one."""
@@ -166,12 +176,7 @@ class Server:
         self.ask(f'slots/0?action={action}', filename=path)
 
     def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        interrupt(self.process)
         if self.stats_path.exists():
             self.stats = json.loads(self.stats_path.read_text())
         self.folder.cleanup()

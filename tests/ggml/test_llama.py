@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / 'bench' / 'llama'))
+import llama  # noqa: E402
 import prompt  # noqa: E402
 
 MODEL = ROOT / 'model' / 'macattn-38m-q8_0.gguf'
@@ -80,12 +80,7 @@ class Server:
         raise AssertionError('llama-server does not answer')
 
     def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        llama.interrupt(self.process)
         self.log.close()
         self.stats = json.loads(self.stats_path.read_text()) if self.stats_path.exists() else None
         self.folder.cleanup()
