@@ -9,13 +9,20 @@
 int32_t mai_pick(const float *scores, int64_t stride, int group, int32_t first, int32_t n_runs,
                  const float *least, bool always, int32_t *list)
 {
-    int32_t n = 0;
+    enum { STEP = 32 };
+    int32_t n = 0, below[STEP];
     if (always) list[n++] = first - 1;
-    for (int32_t i = first; i < n_runs; i++) {
-        bool below = true;
-        for (int h = 0; h < group; h++) below &= scores[h * stride + i] < least[h];
-        list[n] = i; /* without a branch: what does not belong there is written over */
-        n += !below;
+    for (int32_t i = first; i < n_runs; i += STEP) {
+        const int32_t size = n_runs - i < STEP ? n_runs - i : STEP;
+        for (int32_t t = 0; t < STEP; t++) below[t] = 1;
+        for (int h = 0; h < group; h++) { /* so that compilers take several runs at a time */
+            const float *from = scores + h * stride + i, most = least[h];
+            for (int32_t t = 0; t < size; t++) below[t] &= from[t] < most;
+        }
+        for (int32_t t = 0; t < size; t++) {
+            list[n] = i + t; /* without a branch: what does not belong there is written over */
+            n += !below[t];
+        }
     }
     return n;
 }

@@ -230,12 +230,22 @@ static bool has_part(const mai_row_plan *p, const mai_choice *choice, int part)
     return part * list_part(choice) < choice->n_read;
 }
 
+/* The i-th part to hand out. What is listed waits for memory, what stands in is computed from the
+ * caches: in turns, so that threads do both at a time. */
+static int part_in_turn(int i)
+{
+    _Static_assert(MAI_LIST_PARTS == 2 * MAI_REST_PARTS, "two of the list to one of the rest");
+    if (i >= MAI_LIST_PARTS + MAI_REST_PARTS) return i;
+    return i % 3 == 2 ? MAI_LIST_PARTS + i / 3 : i / 3 * 2 + i % 3;
+}
+
 int mai_select_items(const mai_run *run, mai_item *items, int n)
 {
     for (int r = 0; r < run->plan->n_rows; r++) {
         for (int kv_head = 0; kv_head < run->m->shape.n_kv_heads; kv_head++) {
             const mai_choice *choice = mai_choice_of(run, r, kv_head);
-            for (int part = 0; choice->selects && part < MAI_SELECT_PARTS; part++) {
+            for (int i = 0; choice->selects && i < MAI_SELECT_PARTS; i++) {
+                const int part = part_in_turn(i);
                 if (has_part(&run->plan->rows[r], choice, part))
                     items[n++] = (mai_item){r, 0, kv_head, kv_head + 1, part};
             }

@@ -192,19 +192,20 @@ static bool pack_active(const mai_attend_args *a, const attend_state *s, int64_t
 
 /* Add a tile to the sums of keys of a kv head's heads. */
 static void attend_keys(const mai_attend_args *a, const attend_state *s, const tile_rows *rows,
-                        int kv_head, int t0)
+                        int kv_head, int t0, ahead *next)
 {
     const mai_shape *shape = a->shape;
     const int h = kv_head * shape->group;
-    ahead nothing = fetch_nothing(a->scratch);
     const float *weights = shape->softcap > 0 ? s->k_weights : s->scores;
     tile_sums(shape->k_dtype, shape->d, rows->k, kv_head * a->tokens.kv->k_head_stride,
               s->n_active[kv_head], t0, rows->n, weights + (size_t)h * TILE, s->kbar + h, s->work,
-              &nothing);
+              next);
 }
 
 /* One tile: scores of all heads, then their softmax, then the values. In this order the heads are
- * independent in each step, and no step waits for the end of a chain of the step before. */
+ * independent in each step, and no step waits for the end of a chain of the step before. Of listed
+ * runs the next tile's values are fetched in two halves, the second while keys are summed up, which
+ * reads nothing new: how many misses are under way at a time is what binds there. */
 static void attend_tile(const mai_attend_args *a, const attend_state *s, const tile_rows *rows,
                         const tile_rows *next)
 {
@@ -235,12 +236,17 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         if (s->n_active[kv_head] == 0) continue;
         ahead share = share_of_next(next, next->v, a, whole, kv_head, kv->v_token_stride,
                                     kv->v_head_stride, v_bytes);
+        ahead rest = fetch_nothing(a->scratch);
+        if (a->tokens.runs && wants_keys(a, kv_head) && next->n > 0) {
+            share.n_rows = TILE / 2 - 1;
+            rest = fetch_rows(next->v, kv_head * kv->v_head_stride, v_bytes, TILE / 2 * v_bytes);
+        }
         int t0 = n;
         for (int i = h; i < h + s->n_active[kv_head]; i++) t0 = s->first[i] < t0 ? s->first[i] : t0;
         tile_sums(shape->v_dtype, shape->dv, rows->v, kv_head * kv->v_head_stride,
                   s->n_active[kv_head], t0, n, s->scores + (size_t)h * TILE, s->o + h, s->work,
                   &share);
-        if (wants_keys(a, kv_head)) attend_keys(a, s, rows, kv_head, t0);
+        if (wants_keys(a, kv_head)) attend_keys(a, s, rows, kv_head, t0, &rest);
     }
 }
 

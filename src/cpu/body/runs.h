@@ -236,6 +236,21 @@ static void load_run_rows(const mai_runs_dims *dims, const mai_runs_view *segmen
     }
 }
 
+/* Halves [from, to) of a tile's rows, of `bytes` each. They mostly lie one after the other: then no
+ * line is fetched twice, and the lines are as many as the loops over a tile have steps for. */
+#define HALVES 2
+MAI_INLINE ahead fetch_halves(const char *const *rows, int n, size_t bytes, int from, int to,
+                              const char *harmless)
+{
+    const int64_t half = (int64_t)bytes * TILE / HALVES;
+    if (n <= 0) return fetch_nothing(harmless);
+    if (rows[TILE - 1] == rows[0] + (TILE - 1) * bytes)
+        return (ahead){.at = rows[0] + from * half, .end = rows[0] + to * half};
+    ahead next = fetch_rows(rows, 0, (int64_t)bytes, from * half);
+    next.n_rows -= (HALVES - to) * (TILE / HALVES);
+    return next;
+}
+
 /* log2(2^a + 2^b); not a number if a is none. With z the smaller over the larger, log2(1 + z) as
  * 2 / log 2 artanh(z / (2 + z)), whose argument is at most 1/3: what the series leaves out is below
  * 2e-7. */
@@ -266,13 +281,15 @@ MAI_INLINE V with_outlier(V logit, V outlier, float softcap)
                  v_set1((float)(MAI_LOG_RUN * MAI_LOG2E)));
 }
 
-/* A head's products of a tile of n runs to scores, and these to its running sum: m the maximum, in
- * units of log 2 as l. What is not a number stays out of the sum. `outliers` NULL: there are none. */
+/* A head's products of a tile of n runs to scores at `out`, and these to its running sum: m the
+ * maximum, in units of log 2 as l [VL], whose lanes add up to the sum. What is not a number stays
+ * out of that. `outliers` NULL: there are none. x is overwritten where n is less than a tile. */
 MAI_INLINE void finish_scores(const mai_shape *shape, float *x, const float *outliers, float base,
-                              int n, float *m, float *l)
+                              int n, float *m, float *l, float *out)
 {
     const V none = v_set1(-INFINITY);
-    V y[TILE / VL], top = none, sum = v_zero();
+    float *to = n < TILE ? x : out;
+    V y[TILE / VL], top = none, sum = v_load(l);
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
     {
         y[i] = v_add(v_load(x + i * VL), v_set1(base));
@@ -282,43 +299,59 @@ MAI_INLINE void finish_scores(const mai_shape *shape, float *x, const float *out
         } else if (shape->softcap > 0) {
             y[i] = v_softcap(y[i], shape->softcap);
         }
-        v_store(x + i * VL, v_fma(y[i], v_set1((float)MAI_LN2), v_set1((float)MAI_LOG_RUN)));
+        v_store(to + i * VL, v_fma(y[i], v_set1((float)MAI_LN2), v_set1((float)MAI_LOG_RUN)));
         y[i] = v_max(y[i], none);
         if ((i + 1) * VL > n) y[i] = v_first_n(y[i], none, n > i * VL ? n - i * VL : 0);
         top = v_max(top, y[i]);
     }
-    const float tile_max = v_reduce_max(top);
-    if (tile_max > *m) {
-        *l *= *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
+    if (v_any_above(top, v_set1(*m))) {
+        const float tile_max = v_reduce_max(top);
+        sum = v_mul(sum, v_set1(*m == -INFINITY ? 0.0f : exp2f(*m - tile_max)));
         *m = tile_max;
     }
     const V most = v_set1(*m == -INFINITY ? 0.0f : *m);
     MAI_UNROLL for (int i = 0; i < TILE / VL; i++) sum = v_add(sum, v_exp2(v_sub(y[i], most)));
-    *l += v_reduce_add(sum);
+    v_store(l, sum);
+    if (n < TILE) memcpy(out, x, sizeof(float) * (size_t)n);
 }
 
 /* q.common, in double: what runs have in common is large, and cancels. */
 static float dot_common(const float *q, const float *common, int d)
 {
-    double sum = 0;
-    for (int i = 0; i < d; i++) sum += (double)q[i] * (double)common[i];
-    return (float)sum;
+    enum { SUMS = 8 }; /* d is a multiple of it; none waits for another */
+    double sum[SUMS] = {0}, all = 0;
+    for (int i = 0; i < d; i += SUMS) {
+        for (int j = 0; j < SUMS; j++) sum[j] += (double)q[i + j] * (double)common[i + j];
+    }
+    for (int j = 0; j < SUMS; j++) all += sum[j];
+    return (float)all;
 }
 
-/* Products of a tile's outliers with the queries, to s->k_weights. Their rows lie as those of the
- * means do. */
-static void score_outliers(const mai_score_args *a, const mai_shape *shape, int32_t run, int n,
-                           const runs_state *s)
+/* Rows of up to TILE runs from `run` on, their outliers in the place of their values. */
+static void load_score_rows(const mai_score_args *a, int32_t run, tile_rows *rows)
 {
     const mai_runs_dims *dims = a->dims;
-    const char *rows[TILE];
-    for (int i = 0; i < TILE; i++) {
-        const int32_t nth = run + (i < n ? i : n - 1);
+    load_run_rows(dims, a->segments, a->kv_head, NULL, run, a->run1 - run, rows);
+    for (int i = 0; i < TILE && dims->outliers && rows->n > 0; i++) {
+        const int32_t nth = run + (i < rows->n ? i : rows->n - 1);
         const size_t at = (size_t)a->kv_head * MAI_SEGMENT + (size_t)(nth & (MAI_SEGMENT - 1));
-        rows[i] = a->segments[nth >> MAI_SEGMENT_SHIFT].outlier + at * dims->k_bytes;
+        rows->v[i] = a->segments[nth >> MAI_SEGMENT_SHIFT].outlier + at * dims->k_bytes;
     }
-    ahead nothing = fetch_nothing(a->scratch);
-    tile_scores(shape, rows, n, 0, &s->q, shape->group, s->k_weights, s->work, &nothing);
+}
+
+/* The queries, and sums of nothing. `shape`: of the means' keys. */
+static void begin_scores(const mai_score_args *a, const mai_shape *shape, const runs_state *s)
+{
+    const size_t d = (size_t)shape->d;
+    const float *common = a->segments[0].common + (size_t)a->kv_head * d;
+    for (int h = 0; h < shape->group; h++) {
+        const float *q = a->q + (size_t)h * d;
+        s->base[h] = dot_common(q, common, shape->d);
+        s->m[h] = -INFINITY;
+        v_store(s->l + h * VL, v_zero());
+        memcpy(s->q.q + (size_t)h * d, q, sizeof(float) * d);
+        prepare_query(shape->k_dtype, shape->d, &s->q, h);
+    }
 }
 
 static void MAI_FN(score)(const mai_score_args *a)
@@ -328,55 +361,55 @@ static void MAI_FN(score)(const mai_score_args *a)
     mai_shape shape = *a->shape; /* whose keys are means */
     shape.k_dtype = dims->k_dtype;
     const runs_state s = runs_state_in(a->scratch, a->shape);
-    for (int h = 0; h < group; h++) {
-        s.base[h] =
-            dot_common(a->q + (size_t)h * (size_t)shape.d,
-                       a->segments[0].common + (size_t)a->kv_head * (size_t)shape.d, shape.d);
-        s.m[h] = -INFINITY;
-        s.l[h] = 0;
-        memcpy(s.q.q + (size_t)h * (size_t)shape.d, a->q + (size_t)h * (size_t)shape.d,
-               sizeof(float) * (size_t)shape.d);
-        prepare_query(shape.k_dtype, shape.d, &s.q, h);
-    }
+    begin_scores(a, &shape, &s);
+    /* The next tile's outliers are fetched while the scores of this one are finished, a share for
+     * each head. */
+    const int tile_lines = (TILE * (int)dims->k_bytes + LINE - 1) / LINE;
+    const int lines = (tile_lines + group - 1) / group;
     tile_rows rows[2];
     int now = 0;
-    load_run_rows(dims, a->segments, a->kv_head, NULL, a->run0, a->run1 - a->run0, &rows[0]);
+    load_score_rows(a, a->run0, &rows[0]);
     for (int32_t run = a->run0; run < a->run1; run += TILE, now ^= 1) {
         const int n = rows[now].n;
-        load_run_rows(dims, a->segments, a->kv_head, NULL, run + TILE, a->run1 - run - TILE,
-                      &rows[now ^ 1]);
-        ahead next = rows[now ^ 1].n > 0 ? fetch_rows(rows[now ^ 1].k, 0, (int64_t)dims->k_bytes, 0)
-                                         : fetch_nothing(a->scratch);
-        tile_scores(&shape, rows[now].k, n, 0, &s.q, group, s.tile, s.work, &next);
-        if (dims->outliers) score_outliers(a, &shape, run, n, &s);
+        const tile_rows *next = &rows[now ^ 1];
+        load_score_rows(a, run + TILE, &rows[now ^ 1]);
+        ahead fetch = fetch_halves(next->k, next->n, dims->k_bytes, 0, dims->outliers ? 1 : HALVES,
+                                   a->scratch);
+        tile_scores(&shape, rows[now].k, n, 0, &s.q, group, s.tile, s.work, &fetch);
+        if (dims->outliers) {
+            fetch = fetch_halves(next->k, next->n, dims->k_bytes, 1, HALVES, a->scratch);
+            tile_scores(&shape, rows[now].v, n, 0, &s.q, group, s.k_weights, s.work, &fetch);
+            fetch = fetch_halves(next->v, next->n, dims->k_bytes, 0, HALVES, a->scratch);
+        }
         for (int h = 0; h < group; h++) {
             float *x = s.tile + (size_t)h * TILE;
             const float *outliers = dims->outliers ? s.k_weights + (size_t)h * TILE : NULL;
-            finish_scores(&shape, x, outliers, s.base[h], n, &s.m[h], &s.l[h]);
-            memcpy(a->scores + h * a->stride + run, x, sizeof(float) * (size_t)n);
+            finish_scores(&shape, x, outliers, s.base[h], n, &s.m[h], s.l + h * VL,
+                          a->scores + h * a->stride + run);
+            fetch_lines(&fetch, lines);
         }
     }
     for (int h = 0; h < group; h++) {
-        const double sum = ((double)s.m[h] + log2((double)s.l[h])) * MAI_LN2;
-        a->lse[h] = s.l[h] == 0 ? -INFINITY : (float)(sum + MAI_LOG_RUN);
+        const float l = v_reduce_add(v_load(s.l + h * VL));
+        const double sum = ((double)s.m[h] + log2((double)l)) * MAI_LN2;
+        a->lse[h] = l == 0 ? -INFINITY : (float)(sum + MAI_LOG_RUN);
     }
 }
 
 /* ------------------------------------------------------------------------------------ stand_in -- */
 
-/* A head's scores of the tile's runs, from `i` on in the list, in units of log 2. */
+/* A head's scores of the tile's n runs, from `i` on in the list, in units of log 2. */
 MAI_INLINE void gather_scores(const mai_stand_in_args *a, int h, int i, int n, float *out)
 {
-    const float *scores = a->scores + h * a->stride;
+    const float *scores = a->scores + h * a->stride, *from = scores + a->run0 + i;
     float x[TILE];
-    if (!a->runs) {
-        memcpy(x, scores + a->run0 + i, sizeof(float) * (size_t)n);
-    } else {
-        for (int t = 0; t < n; t++) x[t] = scores[a->runs[i + t]];
+    if (a->runs || n < TILE) {
+        for (int t = 0; t < TILE; t++)
+            x[t] = t >= n ? -INFINITY : a->runs ? scores[a->runs[i + t]] : from[t];
+        from = x;
     }
-    for (int t = n; t < TILE; t++) x[t] = -INFINITY;
-    for (int t = 0; t < TILE; t += VL)
-        v_store(out + t, v_mul(v_load(x + t), v_set1((float)MAI_LOG2E)));
+    MAI_UNROLL for (int t = 0; t < TILE; t += VL)
+        v_store(out + t, v_mul(v_load(from + t), v_set1((float)MAI_LOG2E)));
 }
 
 /* With a soft cap the means' keys count by its derivative. */
@@ -397,8 +430,10 @@ static void weigh_keys(const mai_stand_in_args *a, const runs_state *s, int h, i
 static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const mai_shape *plain,
                        int i, tile_rows *rows)
 {
-    float all[TILE] = {0};
-    int some = -1;
+    const uint32_t all = (uint32_t)(((uint64_t)1 << TILE) - 1);
+    V sum[TILE / VL];
+    uint32_t without = 0; /* runs, by bits */
+    MAI_UNROLL for (int t = 0; t < TILE / VL; t++) sum[t] = v_zero();
     for (int h = 0; h < a->shape->group; h++) {
         float *w = s->tile + (size_t)h * TILE;
         const head_sums sums = {.o = s->o[h],
@@ -409,15 +444,17 @@ static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const ma
         gather_scores(a, h, i, rows->n, w);
         softmax_tile(w, 0, rows->n, plain, &sums);
         if (a->keys && a->shape->softcap > 0) weigh_keys(a, s, h, i, rows->n);
-        for (int t = 0; t < TILE; t += VL) v_store(all + t, v_add(v_load(all + t), v_load(w + t)));
+        MAI_UNROLL for (int t = 0; t < TILE / VL; t++) sum[t] = v_add(sum[t], v_load(w + t * VL));
     }
+    MAI_UNROLL for (int t = 0; t < TILE / VL; t++) without |= v_not_above(sum[t], v_zero())
+                                                              << (t * VL);
+    if (without == all) return false;
+    if (without == 0) return true;
+    const int some = __builtin_ctz(~without);
     for (int t = 0; t < rows->n; t++) {
-        if (all[t] > 0) some = t;
+        if (without >> t & 1u) rows->k[t] = rows->k[some];
     }
-    for (int t = 0; t < rows->n && some >= 0; t++) {
-        if (!(all[t] > 0)) rows->k[t] = rows->k[some];
-    }
-    return some >= 0;
+    return true;
 }
 
 /* Weights are relative to `top`, which may be that of other runs: a sum this small is of no account
@@ -442,6 +479,13 @@ static void finish_stand_in(const mai_stand_in_args *a, const runs_state *s, int
     finish_head(a->shape, &sums, a->lse + h);
 }
 
+/* Rows of up to TILE of the runs, from the i-th on. */
+static void load_stand_in_rows(const mai_stand_in_args *a, int32_t i, tile_rows *rows)
+{
+    load_run_rows(a->dims, a->segments, a->kv_head, a->runs && i < a->n ? a->runs + i : NULL,
+                  a->run0 + i, a->n - i, rows);
+}
+
 static void MAI_FN(stand_in)(const mai_stand_in_args *a)
 {
     const mai_runs_dims *dims = a->dims;
@@ -459,23 +503,21 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
         v_store(s.l + h * VL, v_zero());
         memset(s.o[h], 0, sizeof(float) * width);
     }
-    ahead nothing = fetch_nothing(a->scratch);
     const bool capped = shape->softcap > 0;
     tile_rows rows[2];
     int now = 0;
-    load_run_rows(dims, a->segments, a->kv_head, a->runs, a->run0, a->n, &rows[0]);
+    load_stand_in_rows(a, 0, &rows[0]);
     for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
         const tile_rows *next = &rows[now ^ 1];
-        load_run_rows(dims, a->segments, a->kv_head,
-                      a->runs && a->n - i > TILE ? a->runs + i + TILE : a->runs, a->run0 + i + TILE,
-                      a->n - i - TILE, &rows[now ^ 1]);
-        ahead v_next = next->n > 0 ? fetch_rows(next->v, 0, (int64_t)dims->v_bytes, 0) : nothing;
+        load_stand_in_rows(a, i + TILE, &rows[now ^ 1]);
         if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
+        ahead fetch = fetch_halves(next->v, next->n, dims->v_bytes, 0, HALVES, a->scratch);
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
-                  s.work, &v_next);
+                  s.work, &fetch);
         if (a->keys) {
+            fetch = fetch_halves(next->k, next->n, dims->k_bytes, 0, HALVES, a->scratch);
             tile_sums(dims->k_dtype, shape->d, rows[now].k, 0, group, 0, rows[now].n,
-                      capped ? s.k_weights : s.tile, s.kbar, s.work, &nothing);
+                      capped ? s.k_weights : s.tile, s.kbar, s.work, &fetch);
         }
     }
     for (int h = 0; h < group; h++) finish_stand_in(a, &s, h);
