@@ -46,6 +46,16 @@ double test_normal(test_rng *rng)
     return sum * 1.7320508075688772;
 }
 
+macattn_dtype test_kv_type(test_rng *rng, int32_t dim)
+{
+    static const macattn_dtype plain[] = {MACATTN_DTYPE_F32, MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16};
+    static const macattn_dtype blocks[] = {MACATTN_DTYPE_Q8_0, MACATTN_DTYPE_Q4_0,
+                                           MACATTN_DTYPE_Q4_1, MACATTN_DTYPE_Q5_0,
+                                           MACATTN_DTYPE_Q5_1, MACATTN_DTYPE_IQ4_NL};
+    if (dim % 32 == 0 && test_below(rng, 2)) return blocks[test_below(rng, 6)];
+    return plain[test_below(rng, 3)];
+}
+
 uint64_t test_env(const char *name, uint64_t otherwise)
 {
     const char *text = getenv(name);

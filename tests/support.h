@@ -46,6 +46,9 @@ double test_uniform(test_rng *rng);           /* [0, 1) */
 double test_normal(test_rng *rng);            /* mean 0, variance 1 */
 uint64_t test_hash(uint64_t a, uint64_t b);   /* of two numbers: a seed of its own for each */
 
+/* A type for K or V rows of `dim` elements; every second one is of blocks, where they fit. */
+macattn_dtype test_kv_type(test_rng *rng, int32_t dim);
+
 /* An unsigned number from the environment, or `otherwise`. */
 uint64_t test_env(const char *name, uint64_t otherwise);
 

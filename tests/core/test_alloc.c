@@ -34,9 +34,13 @@ static void counted_free(void *user, void *ptr)
 static const test_sequence seq = {41, 4, 0.5};
 enum { CAPACITY = 400 };
 
+/* K and V are of other types each time. */
 static macattn_config alloc_config(allocator *a)
 {
+    static test_rng types = {8};
     macattn_config cfg = test_config(4, 2, 32);
+    cfg.k_dtype = test_kv_type(&types, 32);
+    cfg.v_dtype = test_kv_type(&types, 32);
     cfg.n_layers = 3;
     cfg.max_slots = 4;
     cfg.ring = 20;

@@ -39,14 +39,14 @@ static int64_t below(model *x, int64_t n)
 static macattn_config random_config(model *x)
 {
     static const int32_t heads[][2] = {{1, 1}, {2, 1}, {2, 2}, {4, 2}, {6, 2}, {5, 1}};
-    static const int32_t dims[] = {8, 8, 16, 24, 32};
+    static const int32_t dims[] = {8, 16, 24, 32, 32};
     const int32_t *h = heads[below(x, 6)];
     macattn_config cfg = test_config(h[0], h[1], dims[below(x, 5)]);
     cfg.n_layers = 1 + (int32_t)below(x, 2);
     cfg.v_head_dim = dims[below(x, 5)];
     cfg.q_dtype = (macattn_dtype)below(x, 3);
-    cfg.k_dtype = (macattn_dtype)below(x, 3);
-    cfg.v_dtype = (macattn_dtype)below(x, 3);
+    cfg.k_dtype = test_kv_type(&x->rng, cfg.head_dim);
+    cfg.v_dtype = test_kv_type(&x->rng, cfg.v_head_dim);
     cfg.softcap = below(x, 5) ? 0.0f : 6.0f;
     cfg.window = below(x, 12) ? 0 : 1 + below(x, 20);
     cfg.max_slots = SLOTS;

@@ -814,9 +814,8 @@ static macattn_config state_config(void)
 
 /* Slots with more than a segment of runs: cut, forked, saved and loaded, they hold what a slot holds
  * that has seen just their tokens. */
-static void test_state(void **state)
+static void state_of(const macattn_config *cfg)
 {
-    (void)state;
     enum { SEGMENT_TOKENS = MAI_SEGMENT * MAI_RUN_TOKENS, LONG = SEGMENT_TOKENS + 700 };
     static const int64_t cuts[] = {SEGMENT_TOKENS + 300,
                                    SEGMENT_TOKENS + 20,
@@ -824,8 +823,7 @@ static void test_state(void **state)
                                    SEGMENT_TOKENS - 500,
                                    100,
                                    19};
-    const macattn_config cfg = state_config();
-    world w = open_world(&cfg, 4, LONG, 1), fresh = open_world(&cfg, 4, LONG, 1);
+    world w = open_world(cfg, 4, LONG, 1), fresh = open_world(cfg, 4, LONG, 1);
     put_tokens(&w, 0, 0, LONG);
     put_tokens(&w, 1, 0, LONG);
     put_tokens(&fresh, 0, 0, LONG);
@@ -861,6 +859,21 @@ static void test_state(void **state)
     }
     close_world(&w);
     close_world(&fresh);
+}
+
+static void test_state(void **state)
+{
+    (void)state;
+    test_rng rng = {6};
+    macattn_config cfg = state_config();
+    state_of(&cfg);
+    cfg.n_heads = cfg.n_kv_heads = 1;
+    cfg.head_dim = 32;
+    for (int i = 0; i < (TEST_LIGHT ? 2 : 6); i++) {
+        cfg.k_dtype = test_kv_type(&rng, 32);
+        cfg.v_dtype = test_kv_type(&rng, 32);
+        state_of(&cfg);
+    }
 }
 
 /* Saved with another band or none at all, runs are taken over as far as they are wanted. What
@@ -965,7 +978,7 @@ static void test_bytes(void **state)
 
 /* ------------------------------------------------------------------------------ random program -- */
 
-enum { SLOTS = 4, SAVES = 2, ROOM = 300 };
+enum { SLOTS = 4, SAVES = 2, ROOM = 300, WORLDS = 12 };
 
 typedef struct program {
     world w;
@@ -1104,20 +1117,22 @@ static void test_random_program(void **state)
     const int n = TEST_LIGHT ? 400 : 3000;
     const uint64_t seed = test_env("MACATTN_TEST_SEED", 1);
     int64_t selections = 0, runs = 0;
-    for (int world_no = 0; world_no < 6; world_no++) {
+    for (int world_no = 0; world_no < WORLDS; world_no++) {
         program *x = room(1, sizeof *x);
         x->rng.state = test_hash(seed, (uint64_t)world_no);
         macattn_config cfg = state_config();
         cfg.n_heads = 2 + 2 * (int32_t)test_below(&x->rng, 2);
         cfg.head_dim = world_no % 2 ? 32 : 8;
         cfg.v_head_dim = world_no % 3 ? 32 : 24;
+        cfg.k_dtype = test_kv_type(&x->rng, cfg.head_dim);
+        cfg.v_dtype = test_kv_type(&x->rng, cfg.v_head_dim);
         cfg.band = 10 + (int32_t)test_below(&x->rng, 20);
         cfg.min_tokens = test_below(&x->rng, 2) * 60;
         cfg.fresh_tokens = (int32_t)test_below(&x->rng, 20);
         cfg.n_threads = 1 + world_no % 2;
         x->w = open_world(&cfg, SLOTS, ROOM, 80);
         x->w.b.batch.n_pages = SLOTS;
-        for (int i = 0; i < n / 6; i++) {
+        for (int i = 0; i < n / WORLDS; i++) {
             operation(x);
             for (int32_t s = 0; s < SLOTS; s++) check_slot(x, s);
         }

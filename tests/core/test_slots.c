@@ -11,11 +11,25 @@ enum { CAPACITY = 130, LAYERS = 2 };
 
 static const test_sequence seq = {21, 5, 0.6}, other_seq = {22, 4, 0.6};
 
+/* K and V are of other types in each test, and in each case of those that have several. */
+static test_rng types = {4};
+static macattn_dtype k_type, v_type;
+
+static int other_types(void **state)
+{
+    (void)state;
+    k_type = test_kv_type(&types, 32);
+    v_type = test_kv_type(&types, 32);
+    return 0;
+}
+
 /* Nothing falls out of the ring within CAPACITY tokens, so truncation gives back exactly what
  * was. */
 static macattn_config slots_config(void)
 {
     macattn_config cfg = test_config(4, 2, 32);
+    cfg.k_dtype = k_type;
+    cfg.v_dtype = v_type;
     cfg.n_layers = LAYERS;
     cfg.max_slots = 4;
     cfg.ring = 200;
@@ -132,6 +146,7 @@ static void test_truncate(void **state)
     for (size_t i = 0; i < sizeof keeps / sizeof keeps[0]; i++) {
         for (int by_prefill = 0; by_prefill < 2; by_prefill++) {
             const int64_t keep = keeps[i];
+            other_types(state);
             world w = world_create(), fresh = world_create();
             decode(&w, 0, &seq, 0, keep);
             decode(&fresh, 0, &seq, 0, keep);
@@ -274,7 +289,9 @@ static void test_fork_of_nothing(void **state)
 static void test_save_load(void **state)
 {
     (void)state;
-    for (int kind = 0; kind < 6; kind++) {
+    for (int i = 0; i < 12; i++) {
+        const int kind = i % 6;
+        other_types(state);
         macattn_config cfg = slots_config();
         cfg.q_dtype = (macattn_dtype)(kind % 3);
         cfg.fresh_tokens = kind == 3 ? 4 : 0;
@@ -341,6 +358,7 @@ static macattn_config tiny_config(void)
     cfg.n_heads = cfg.n_kv_heads = 1;
     cfg.n_layers = 1;
     cfg.head_dim = 8;
+    cfg.k_dtype = cfg.v_dtype = MACATTN_DTYPE_F16;
     cfg.ring = 5;
     cfg.band = 2;
     return cfg;
@@ -482,8 +500,8 @@ static void test_load_elsewhere(void **state)
         if (i == 3) c.head_dim = 64;
         if (i == 4) c.v_head_dim = 64;
         if (i == 5) c.q_dtype = MACATTN_DTYPE_F16;
-        if (i == 6) c.k_dtype = MACATTN_DTYPE_BF16;
-        if (i == 7) c.v_dtype = MACATTN_DTYPE_Q8_0;
+        while (i == 6 && c.k_dtype == cfg.k_dtype) c.k_dtype = test_kv_type(&types, 32);
+        while (i == 7 && c.v_dtype == cfg.v_dtype) c.v_dtype = test_kv_type(&types, 32);
         if (i == 8) c.scale = 0.5f;
         if (i == 9) c.softcap = 30;
         if (i == 10) c.fresh_tokens = 3;
@@ -624,24 +642,24 @@ static void test_continuing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reset),
-        cmocka_unit_test(test_truncate),
-        cmocka_unit_test(test_truncate_often),
-        cmocka_unit_test(test_truncate_nothing),
-        cmocka_unit_test(test_fork),
-        cmocka_unit_test(test_fork_in_one_batch),
-        cmocka_unit_test(test_fork_of_nothing),
-        cmocka_unit_test(test_save_load),
-        cmocka_unit_test(test_save_arguments),
-        cmocka_unit_test(test_load_corrupt),
-        cmocka_unit_test(test_load_forged),
-        cmocka_unit_test(test_load_bad_share),
-        cmocka_unit_test(test_load_elsewhere),
-        cmocka_unit_test(test_load_into_other_settings),
-        cmocka_unit_test(test_load_without_rings),
-        cmocka_unit_test(test_stale_plan),
-        cmocka_unit_test(test_plan_of_other_slots),
-        cmocka_unit_test(test_continuing),
+        cmocka_unit_test_setup(test_reset, other_types),
+        cmocka_unit_test_setup(test_truncate, other_types),
+        cmocka_unit_test_setup(test_truncate_often, other_types),
+        cmocka_unit_test_setup(test_truncate_nothing, other_types),
+        cmocka_unit_test_setup(test_fork, other_types),
+        cmocka_unit_test_setup(test_fork_in_one_batch, other_types),
+        cmocka_unit_test_setup(test_fork_of_nothing, other_types),
+        cmocka_unit_test_setup(test_save_load, other_types),
+        cmocka_unit_test_setup(test_save_arguments, other_types),
+        cmocka_unit_test_setup(test_load_corrupt, other_types),
+        cmocka_unit_test_setup(test_load_forged, other_types),
+        cmocka_unit_test_setup(test_load_bad_share, other_types),
+        cmocka_unit_test_setup(test_load_elsewhere, other_types),
+        cmocka_unit_test_setup(test_load_into_other_settings, other_types),
+        cmocka_unit_test_setup(test_load_without_rings, other_types),
+        cmocka_unit_test_setup(test_stale_plan, other_types),
+        cmocka_unit_test_setup(test_plan_of_other_slots, other_types),
+        cmocka_unit_test_setup(test_continuing, other_types),
     };
     return cmocka_run_group_tests_name("slots", tests, NULL, NULL);
 }

@@ -9,13 +9,18 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
-enum { HEADS = 4, KV_HEADS = 2, DIM = 16, TOKENS = 64, SLOTS = 3, PAGE = 8, PAGES = TOKENS / PAGE };
+enum { HEADS = 4, KV_HEADS = 2, DIM = 32, TOKENS = 64, SLOTS = 3, PAGE = 8, PAGES = TOKENS / PAGE };
 
 typedef struct program {
     const uint8_t *data;
     size_t size, at;
     macattn *m;
-    float q[8 * HEADS * DIM], out[8 * HEADS * DIM], kv[TOKENS * KV_HEADS * DIM];
+    float q[8 * HEADS * DIM], out[8 * HEADS * DIM];
+    union {
+        float align;
+        uint8_t bytes[TOKENS * KV_HEADS * DIM * sizeof(float)];
+    } kv; /* of whatever types */
+    macattn_dtype k_dtype, v_dtype;
     int32_t pages[SLOTS][PAGES];
     uint8_t *saved;
     size_t saved_size;
@@ -41,6 +46,13 @@ static void verify(program *p, macattn_status status)
     }
 }
 
+/* Mostly one that the CPU takes. */
+static macattn_dtype kv_type(program *p)
+{
+    const int type = number(p, MACATTN_DTYPE_F32, MACATTN_DTYPE_IQ4_NL);
+    return type == MACATTN_DTYPE_F8_E4M3 && byte(p) % 8 ? MACATTN_DTYPE_Q5_1 : (macattn_dtype)type;
+}
+
 static macattn *create(program *p)
 {
     macattn_config c;
@@ -50,7 +62,8 @@ static macattn *create(program *p)
     c.n_heads = HEADS;
     c.n_kv_heads = KV_HEADS;
     c.head_dim = DIM;
-    c.k_dtype = c.v_dtype = MACATTN_DTYPE_F32;
+    c.k_dtype = p->k_dtype = kv_type(p);
+    c.v_dtype = p->v_dtype = kv_type(p);
     c.max_slots = SLOTS;
     c.max_tokens = TOKENS;
     c.ring = number(p, 1, 9);
@@ -90,8 +103,16 @@ static macattn_status plan(program *p)
 static macattn_status attention(program *p, int which)
 {
     macattn_io io = {.struct_size = sizeof io, .q = p->q, .q_match = p->q, .out = p->out};
-    const int64_t head = DIM * 4, token = KV_HEADS * head;
-    io.kv = (macattn_kv){p->kv, p->kv, PAGE * token, token, head, PAGE * token, token, head};
+    const int64_t k = (int64_t)macattn_dtype_row_bytes(p->k_dtype, DIM),
+                  v = (int64_t)macattn_dtype_row_bytes(p->v_dtype, DIM);
+    io.kv = (macattn_kv){.k = p->kv.bytes,
+                         .v = p->kv.bytes,
+                         .k_page_stride = PAGE * KV_HEADS * k,
+                         .k_token_stride = KV_HEADS * k,
+                         .k_head_stride = k,
+                         .v_page_stride = PAGE * KV_HEADS * v,
+                         .v_token_stride = KV_HEADS * v,
+                         .v_head_stride = v};
     if (byte(p) % 8 == 0) io.q_match = NULL;
     if (byte(p) % 16 == 0) io.kv.k_token_stride = number(p, 0, 100);
     for (int i = 0; i < HEADS * DIM; i++) p->q[i] = (float)(byte(p) % 4) - 1.5f;
@@ -136,7 +157,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static program p;
     p = (program){.data = data, .size = size};
-    for (int i = 0; i < TOKENS * KV_HEADS * DIM; i++) p.kv[i] = (float)(i * 37 % 11) - 5;
+    /* As floats, as halves, and as scales of blocks: about 0 to 1. */
+    for (size_t i = 0; i < sizeof p.kv.bytes; i++) p.kv.bytes[i] = (uint8_t)(i * 37 % 61);
     for (int s = 0; s < SLOTS; s++) {
         for (int i = 0; i < PAGES; i++) p.pages[s][i] = (i * 3 + s) % PAGES;
     }

@@ -120,6 +120,15 @@ class Case(unittest.TestCase):
         self.assertEqual(len(chosen(want)), len(chosen(got)))
         return len(chosen(want))
 
+    def assert_same_memory(self, alone, said):
+        """Flash attention is on in both, and computing takes as much."""
+        sizes = []
+        for text in (alone, said):
+            self.assertEqual(re.findall('.*Flash Attention not supported.*', text), [])
+            # One line for each backend that shares the buffer.
+            sizes.append(set(re.findall(r'CPU compute buffer size = +([0-9.]+) MiB', text)))
+        self.assertEqual(*sizes)
+
 
 class options(Case):
     def test_bad_values_are_refused(self):
@@ -215,13 +224,32 @@ class texts(Case):
     def test_reuse_hits_and_stays_near(self):
         text = document(5000)
         want, _ = self.complete(text, False)
-        for cache in ('f16', 'q8_0'):
-            got, stats = self.complete(text, True, '-ctk', cache, '-ctv', cache, policy='paper', tau=0.9, audit=1)
-            self.assertGreater(stats['hit_ratio'], 0.1, cache)
-            self.assertEqual(stats['sequences']['mismatches'], 0, cache)
-            self.assertLess(stats['layers'][0]['error_max'], 0.05, cache)
+        for k, v in (('f16', 'f16'), ('q8_0', 'q5_1')):
+            got, stats = self.complete(text, True, '-ctk', k, '-ctv', v, policy='paper', tau=0.9, audit=1)
+            self.assertGreater(stats['hit_ratio'], 0.1, (k, v))
+            self.assertEqual(stats['sequences']['mismatches'], 0, (k, v))
+            self.assertLess(stats['layers'][0]['error_max'], 0.05, (k, v))
         self.assertGreater(len(chosen(got)), 0)
         self.assertEqual(len(chosen(want)), 48)
+
+    def test_types_of_cache(self):
+        """Every type of 4 or 5 bits as K and as V, alike and not: what ggml writes, and flash attention stays on. The two
+        programs at the same time."""
+        text = document(700)[:1200]
+        for k, v in (('q4_0', 'q4_0'), ('q4_1', 'q5_0'), ('q5_0', 'iq4_nl'), ('q5_1', 'q4_1'), ('iq4_nl', 'q5_1'), ('q5_0', 'f16')):
+            args = ('-c', 512, '-np', 1, '-t', 1, '--no-warmup', '-ctk', k, '-ctv', v, '-v')
+            with Server(*args, plugin=False) as alone, Server(*args, policy='exact') as exact:
+                with concurrent.futures.ThreadPoolExecutor(2) as pool:
+                    want, got = pool.map(lambda server: server.complete(text, 12, ignore_eos=True), (alone, exact))
+                self.assert_same_memory(alone.log_path.read_text(), exact.log_path.read_text())
+            n = self.assert_same_but_ties(want, got)
+            # ggml rounds the query to 8 bits, and what it rounds changes the cache of the next layer.
+            apart = [max(abs(math.exp(a[t]) - math.exp(b[t])) for t in a if t in b)
+                     for (_, a), (_, b) in zip(chosen(want)[:n + 1], chosen(got))]
+            self.assertLess(sum(apart) / len(apart), 0.1, (k, v))
+            self.assertGreaterEqual(exact.stats['decode']['calls'], 12 * 11, (k, v))
+            self.assertGreater(exact.stats['prefill']['calls'], 0, (k, v))
+            self.assertEqual(exact.stats['left_to_ggml']['calls'], 0, (k, v))
 
     def test_f32_cache_has_no_identity_and_stays_exact(self):
         text = document(3000)
@@ -259,15 +287,6 @@ class flash(Case):
             done = run('llama-completion', '-m', MODEL, '-p', 'Some words to begin with', '-n', 6, '-no-cnv', '-v', '-c', 1024,
                        '-t', 2, *args, env=environment(plugin, **settings), ok=ok)
             return done.stdout + done.stderr, json.loads(stats.read_text()) if plugin else None
-
-    def assert_same_memory(self, alone, said):
-        """Flash attention is on in both, and computing takes as much."""
-        sizes = []
-        for text in (alone, said):
-            self.assertEqual(re.findall('.*Flash Attention not supported.*', text), [])
-            # One line for each backend that shares the buffer.
-            sizes.append(set(re.findall(r'CPU compute buffer size = +([0-9.]+) MiB', text)))
-        self.assertEqual(*sizes)
 
     def test_stays_on(self):
         for args in ((), ('-ctk', 'f32', '-ctv', 'f32'), ('-ctk', 'q8_0', '-ctv', 'q8_0'), ('-ub', '1'), ('-ub', '1', '-ctk', 'f32')):
