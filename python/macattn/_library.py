@@ -6,8 +6,11 @@ reads the environment.
 """
 import ctypes as C
 import functools
+import operator
 import os
 import pathlib
+import threading
+import weakref
 
 from . import _abi
 
@@ -106,18 +109,67 @@ def check(status, sentence=b""):
         raise error(status, sentence() if callable(sentence) else sentence)
 
 
+def whole(value, what, bits=32):
+    """A whole number for the library. ctypes would take the lowest bits of one that is too large, without a word."""
+    try:
+        n = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{what} is {value!r}, no whole number") from None
+    if not -1 << bits - 1 <= n < 1 << bits - 1:
+        raise ArgumentError(_abi.E_RANGE, f"{what} is {n}; it must be a number of {bits} bits")
+    return n
+
+
 class Owner:
-    """What owns an object of the library: `_handle`, ended by functions whose names begin with `_prefix`."""
+    """What owns an object of the library: `_handle`, ended by functions whose names begin with `_prefix`. One thread at a
+    time is in the library with it: another one is refused, since what the two asked for would be mixed."""
 
     _prefix = "macattn"
     _handle = None
+    _gone = "the object is closed"
+    _survives_forks = False
+
+    def _own(self, library, handle):
+        self._library, self._handle, self._lock = library, handle, threading.Lock()
+        _owners.add(self)
+
+    def _enter(self):
+        """To be followed by self._lock.release()."""
+        if self._handle is None:
+            raise StateError(_abi.E_STATE, self._gone)
+        if not self._lock.acquire(blocking=False):
+            raise StateError(_abi.E_STATE, "another thread is in a call of this object, which one thread at a time can use")
+        if self._handle is None:  # that thread closed it
+            self._lock.release()
+            raise StateError(_abi.E_STATE, self._gone)
+
+    def _call(self, name, *arguments):
+        self._enter()
+        try:
+            self._check(getattr(self._library, f"{self._prefix}_{name}")(self._handle, *arguments))
+        finally:
+            self._lock.release()
 
     def close(self):
         """Free everything (on a CPU, end the threads; a device must have finished with the object). Also done by `with`, and
-        when the object is collected."""
+        when the object is collected. Every later call raises a StateError, but another close()."""
         if self._handle is not None:
-            getattr(self._library, self._prefix + "_destroy")(self._handle)
+            self._enter()
+            try:
+                handle, self._handle = self._handle, None
+                getattr(self._library, self._prefix + "_destroy")(handle)
+            finally:
+                self._lock.release()
+
+    def _forked(self):
+        if self._survives_forks:
+            self._lock = threading.Lock()
+        else:
             self._handle = None
+            self._gone = "the object was made before this process was forked, and its threads stayed behind: make another"
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(f"{type(self).__name__} owns memory and threads of the library: it can be neither copied nor pickled")
 
     def __enter__(self):
         return self
@@ -130,4 +182,15 @@ class Owner:
 
     def _check(self, status):
         if status != _abi.OK:
-            check(status, getattr(self._library, self._prefix + "_last_error")(self._handle))
+            raise error(status, getattr(self._library, self._prefix + "_last_error")(self._handle))
+
+
+_owners = weakref.WeakSet()
+
+
+def _forked():
+    for owner in tuple(_owners):
+        owner._forked()
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -68,7 +68,11 @@ def apply(config, values):
         if isinstance(value, str):
             status = library.macattn_setting_parse(_abi.byref(config), name.encode(), value.encode(), words, SENTENCE)
         else:
-            status = library.macattn_setting_set(_abi.byref(config), name.encode(), float(value), words, SENTENCE)
+            try:
+                number = float(value)
+            except (TypeError, ValueError, OverflowError):
+                raise TypeError(f"{name} is {value!r}, neither a number nor a name") from None
+            status = library.macattn_setting_set(_abi.byref(config), name.encode(), number, words, SENTENCE)
         check(status, words.value)
 
 

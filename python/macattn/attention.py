@@ -12,8 +12,8 @@ import threading
 import numpy as np
 
 from . import _abi
-from ._arrays import byte_view, expect, view
-from ._library import SENTENCE, ArgumentError, Owner, check, load, openmp as find_openmp
+from ._arrays import SHORT, byte_view, distinct, expect, is_packed, view, writable
+from ._library import SENTENCE, ArgumentError, Owner, StateError, check, load, openmp as find_openmp, whole
 from ._settings import dtypes, new_config, read
 
 
@@ -85,6 +85,17 @@ class _Plan:
     keep: object      # page tables, which the library borrows
 
 
+def _for_rows(n, values, what):
+    if len(values) != n:
+        raise ValueError(f"{what} has {len(values)} entries for {n} rows")
+    return values
+
+
+def _page_table(pages):
+    """A row's page numbers, copied: the library checks them once, and reads them until the next plan."""
+    return np.array([whole(p, "a page") for p in np.asarray(pages).reshape(-1).tolist()], np.int32)
+
+
 class Attention(Owner):
     """Attention with reuse on the CPU: the object of macattn.h, with its slots, rings and threads.
 
@@ -93,20 +104,24 @@ class Attention(Owner):
     run on the threads of the OpenMP runtime in this process (PyTorch's), if there is one, instead of own ones, which would
     have to fight them for the cores.
 
-    One thread at a time uses an object. Every method raises an `Error` with the library's sentence, and then has changed
-    nothing.
+    One thread at a time uses an object: a second one gets a StateError. Every method raises an `Error` with the library's
+    sentence, and then has changed nothing. An object does not outlive a fork of its process, in the child, unless it has
+    no threads of its own.
     """
 
     def __init__(self, *, isa: str | None = None, openmp: bool = False, **settings):
         library = load()
         config = new_config(settings)
+        if not isinstance(isa, (str, type(None))):
+            raise TypeError(f"isa is {isa!r}, not the name of an instruction set")
         config.isa = isa.encode() if isa else None
         if openmp and find_openmp():
             self._n_threads = _abi.i32()  # read at every call
             config.parallel_for, config.parallel_user = find_openmp(), _abi.address_of(self._n_threads)
         handle, words = _abi.address(), _abi.buffer(SENTENCE)
         check(library.macattn_create(_abi.byref(config), _abi.byref(handle), words, SENTENCE), lambda: words.value)
-        self._library, self._handle, self._plan = library, handle, None
+        self._own(library, handle)
+        self._plan = None
         resolved = _abi.sized(_abi.Config)
         self._check(library.macattn_get_config(handle, _abi.byref(resolved)))
         self.settings = read(resolved)
@@ -115,6 +130,7 @@ class Attention(Owner):
         if self.openmp:
             self._n_threads.value = self.settings["n_threads"]
         s = self.settings
+        self._survives_forks = s["n_threads"] == 1 or self.openmp
         self._io = _abi.sized(_abi.Io)
         self._q_shape = (s["n_heads"], s["head_dim"])
         self._out_shape = (s["n_heads"], s["v_head_dim"])
@@ -134,29 +150,35 @@ class Attention(Owner):
 
         A row must continue its slot: `truncate` first if tokens were taken back.
         """
-        n_tokens = [int(n) for n in n_tokens]
+        if np.ndim(n_tokens) == 0:
+            raise TypeError(f"n_tokens is {n_tokens!r}, not a number for each row")
+        n_tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
         n = len(n_tokens)
-        n_queries = [int(n_queries)] * n if np.ndim(n_queries) == 0 else [int(q) for q in n_queries]
-        slots = range(n) if slots is None else [int(s) for s in slots]
+        n_queries = ([whole(n_queries, "n_queries")] * n if np.ndim(n_queries) == 0 else
+                     _for_rows(n, [whole(q, "n_queries") for q in n_queries], "n_queries"))
+        slots = range(n) if slots is None else _for_rows(n, [whole(s, "a slot") for s in slots], "slots")
+        page_size = whole(page_size, "page_size")
         keep = None
         rows = (_abi.Row * n)()
         if page_size:
-            keep = [np.ascontiguousarray(p, dtype=np.int32) for p in pages]
+            if pages is None:
+                raise ArgumentError(_abi.E_ARG, f"pages of {page_size} tokens, but not which: `pages` is missing")
+            keep = _for_rows(n, [_page_table(p) for p in pages], "pages")
             for t, p in zip(n_tokens, keep):
                 if p.size * page_size < t:
                     raise ArgumentError(_abi.E_ARG, f"{p.size} pages of {page_size} tokens do not hold {t}")
             n_pages = max((int(p.max()) + 1 for p in keep if p.size), default=1)
         else:
-            pages = range(n) if pages is None else [int(p) for p in pages]
+            pages = range(n) if pages is None else _for_rows(n, [whole(p, "a page") for p in pages], "pages")
             n_pages = max(pages, default=0) + 1
-        for i, (row, slot, q, t) in enumerate(zip(rows, slots, n_queries, n_tokens, strict=True)):
+        for i, (row, slot, q, t) in enumerate(zip(rows, slots, n_queries, n_tokens)):
             row.slot, row.n_queries, row.n_tokens = slot, q, t
             if page_size:
                 row.pages = keep[i].ctypes.data
             else:
                 row.page = pages[i]
         batch = _abi.sized(_abi.Batch, n_rows=n, rows=rows, page_size=page_size, n_pages=max(n_pages, 1))
-        self._check(self._library.macattn_plan(self._handle, _abi.byref(batch)))
+        self._call("plan", _abi.byref(batch))
         self._plan = _Plan(sum(n_queries), n_pages, max(n_tokens, default=0), page_size, keep)
 
     # ------------------------------------------------------------------------------------------- attention
@@ -164,14 +186,14 @@ class Attention(Owner):
     def _fill(self, q, k, v, q_match, sinks, out, lse):
         plan, io, s = self._plan, self._io, self.settings
         if plan is None:
-            raise ArgumentError(_abi.E_ARG, "no plan: call plan() first")
-        q = expect(view(q), "q", self._q_dtype, 3)
+            raise StateError(_abi.E_STATE, "no plan: call plan() first")
+        q = distinct(expect(view(q), "q", self._q_dtype, 3), "q")
         if q.shape != (plan.n_rows, *self._q_shape):
             raise ValueError(f"q has shape {q.shape}, not {(plan.n_rows, *self._q_shape)}")
         io.q, io.q_row_stride, io.q_head_stride = q.pointer, q.strides[0], q.strides[1]
         io.q_match = None
         if q_match is not None:
-            m = expect(view(q_match), "q_match", self._q_dtype, 3)
+            m = distinct(expect(view(q_match), "q_match", self._q_dtype, 3), "q_match")
             if m.shape != q.shape:
                 raise ValueError(f"q_match has shape {m.shape}, not {q.shape}")
             io.q_match, io.q_match_row_stride, io.q_match_head_stride = m.pointer, m.strides[0], m.strides[1]
@@ -188,31 +210,30 @@ class Attention(Owner):
             if sinks.shape[0] != s["n_heads"]:
                 raise ValueError(f"sinks has {sinks.shape[0]} values, not {s['n_heads']}")
             io.sinks = sinks.pointer
-        o = expect(view(out), "out", "f32", 3)
+        o = writable(distinct(expect(view(out), "out", "f32", 3), "out"), "out")
         if o.shape != (plan.n_rows, *self._out_shape):
             raise ValueError(f"out has shape {o.shape}, not {(plan.n_rows, *self._out_shape)}")
         io.out, io.out_row_stride, io.out_head_stride = o.pointer, o.strides[0], o.strides[1]
         io.lse = None
         if lse is not None:
-            e = expect(view(lse), "lse", "f32", 2)
-            if e.shape != (plan.n_rows, s["n_heads"]) or e.strides != (4 * s["n_heads"], 4):
+            e = writable(expect(view(lse), "lse", "f32", 2), "lse")
+            if e.shape != (plan.n_rows, s["n_heads"]) or not is_packed(e):
                 raise ValueError(f"lse must be packed and have shape {(plan.n_rows, s['n_heads'])}")
             io.lse = e.pointer
         return (q, k, v, q_match, sinks)
 
-    def _run(self, function, layer, q, k, v, q_match, sinks, out, lse):
-        if out is None and self._plan is not None:
-            out = np.empty((self._plan.n_rows, *self._out_shape), np.float32)
-        if lse is True:
-            lse = np.empty((len(out), self._out_shape[0]), np.float32)
-            both = True
-        else:
-            both = lse is not None
-        keep = self._fill(q, k, v, q_match, sinks, out, lse)
-        arguments = (self._handle,) + (() if layer is None else (layer,)) + (_abi.byref(self._io),)
-        self._check(function(*arguments))
-        del keep
-        return (out, lse) if both else out
+    def _run(self, name, layer, q, k, v, q_match, sinks, out, lse):
+        self._enter()
+        try:
+            n_rows = self._plan.n_rows if self._plan else 0
+            out = np.empty((n_rows, *self._out_shape), np.float32) if out is None else out
+            lse = None if lse is False else np.empty((n_rows, self._out_shape[0]), np.float32) if lse is True else lse
+            keep = self._fill(q, k, v, q_match, sinks, out, lse)
+            self._check(getattr(self._library, name)(self._handle, *layer, _abi.byref(self._io)))
+            del keep
+        finally:
+            self._lock.release()
+        return out if lse is None else (out, lse)
 
     def attend(self, q, k, v, *, sinks=None, out=None, lse=None):
         """Exact attention of the planned rows. Uses and changes no slot.
@@ -223,66 +244,66 @@ class Attention(Owner):
         lse    [query rows, n_heads] float32, or True: natural logarithm of the sum of exponentials; then (out, lse) is
                returned, else out
         """
-        return self._run(self._library.macattn_attend, None, q, k, v, None, sinks, out, lse)
+        return self._run("macattn_attend", (), q, k, v, None, sinks, out, lse)
 
     def decode(self, layer, q, k, v, *, q_match=None, sinks=None, out=None, lse=None):
         """Attention of one token a row with reuse as the policy allows, remembering the queries. Once per layer and plan.
 
         q_match: q before RoPE; None: nothing is reused or remembered in this call. Otherwise as `attend`.
         """
-        return self._run(self._library.macattn_decode, layer, q, k, v, q_match, sinks, out, lse)
+        return self._run("macattn_decode", (whole(layer, "layer"),), q, k, v, q_match, sinks, out, lse)
 
     def prefill(self, layer, q, k, v, *, q_match=None, sinks=None, out=None, lse=None):
         """Exact causal attention of any number of queries a row, remembering the last `ring` of them. As `decode`."""
-        return self._run(self._library.macattn_prefill, layer, q, k, v, q_match, sinks, out, lse)
+        return self._run("macattn_prefill", (whole(layer, "layer"),), q, k, v, q_match, sinks, out, lse)
 
     def set_head_budget(self, layer, head, budget):
         """Policy budget: the relative error allowed in a head's output, 0 to 1; -1 stands for all layers or heads."""
-        self._check(self._library.macattn_set_head_budget(self._handle, layer, head, budget))
+        self._call("set_head_budget", whole(layer, "layer"), whole(head, "head"), budget)
 
     # ----------------------------------------------------------------------------------------------- slots
 
     def reset(self, slot):
         """Forget the sequence: needed whenever tokens it has seen move, change or are shifted."""
-        self._check(self._library.macattn_slot_reset(self._handle, slot))
+        self._call("slot_reset", whole(slot, "slot"))
 
     def truncate(self, slot, n_tokens):
         """Keep the first `n_tokens` tokens."""
-        self._check(self._library.macattn_slot_truncate(self._handle, slot, n_tokens))
+        self._call("slot_truncate", whole(slot, "slot"), whole(n_tokens, "n_tokens", 64))
 
     def fork(self, source, target):
         """Make slot `target` a copy of slot `source` (a shared prefix)."""
-        self._check(self._library.macattn_slot_fork(self._handle, source, target))
+        self._call("slot_fork", whole(source, "source"), whole(target, "target"))
 
     def length(self, slot) -> int:
         """Tokens of the sequence as of the newest decode or prefill."""
         n = _abi.i64()
-        self._check(self._library.macattn_slot_length(self._handle, slot, _abi.byref(n)))
+        self._call("slot_length", whole(slot, "slot"), _abi.byref(n))
         return n.value
 
     def save(self, slot) -> bytes:
         """The slot's state."""
-        size = _abi.size()
-        self._check(self._library.macattn_slot_save(self._handle, slot, None, _abi.byref(size)))
+        size, slot = _abi.size(), whole(slot, "slot")
+        self._call("slot_save", slot, None, _abi.byref(size))
         buffer = _abi.buffer(size.value)
-        self._check(self._library.macattn_slot_save(self._handle, slot, buffer, _abi.byref(size)))
+        self._call("slot_save", slot, buffer, _abi.byref(size))
         return buffer.raw[:size.value]
 
     def load(self, slot, data):
         """Replace the slot's state by a saved one, which is checked in full first."""
-        data = bytes(data)
-        self._check(self._library.macattn_slot_load(self._handle, slot, data, len(data)))
+        data = bytes(memoryview(data))
+        self._call("slot_load", whole(slot, "slot"), data, len(data))
 
     # ------------------------------------------------------------------------------------------ statistics
 
     def stats(self, layer=-1, head=-1) -> Stats:
         """Counters of one layer and head; -1 sums over all."""
         stats = new_stats()
-        self._check(self._library.macattn_stats_get(self._handle, layer, head, _abi.byref(stats)))
+        self._call("stats_get", whole(layer, "layer"), whole(head, "head"), _abi.byref(stats))
         return Stats.of(stats)
 
     def reset_stats(self):
-        self._check(self._library.macattn_stats_reset(self._handle))
+        self._call("stats_reset")
 
 
 # ------------------------------------------------------------------------------------------------------- functions
@@ -296,7 +317,9 @@ def _object(**settings):
     if objects is None:
         objects = _recent.objects = {}
     key = tuple(settings.items())
-    found = objects.pop(key, None) or Attention(policy="exact", **settings)
+    found = objects.pop(key, None)
+    if found is None or found._handle is None:  # closed: kept from before a fork
+        found = Attention(policy="exact", **settings)
     objects[key] = found
     while len(objects) > KEPT:
         objects.pop(next(iter(objects))).close()
@@ -309,15 +332,16 @@ def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=No
     q  [n_queries, n_heads, head_dim] or [batch, n_queries, n_heads, head_dim]; f32, f16 or bf16
     k  [tokens, n_kv_heads, head_dim] or [batch, tokens, n_kv_heads, head_dim]; f32, f16 or bf16
     v  likewise with v_head_dim
-    n_tokens  tokens of each sequence that are there, the new ones included (None: all). Query i is the token at
-              n_tokens - n_queries + i and sees the tokens up to and including itself
+    n_tokens  tokens of each sequence that are there, the new ones included: a number for all or one for each (None: all
+              tokens of k). Query i is the token at n_tokens - n_queries + i and sees the tokens up to and including itself
     scale     logit = scale * q.k; 0: 1 / sqrt(head_dim)
     softcap   > 0: logit = softcap * tanh(logit / softcap)
     window    > 0: a query sees its newest `window` tokens
     sinks     [n_heads] float32, a further logit per head
-    out, lse  as in `Attention.attend`, with q's leading dimensions: a float32 NumPy array unless given
+    out, lse  as in `Attention.attend`, with q's leading dimensions: a float32 NumPy array unless given. Empty for a batch
+              of none
 
-    The library's threads are kept for the next call of this thread with the same sizes.
+    No gradients are computed: a tensor that requires them is refused. The library's threads are kept for the next call of this thread with the same sizes.
     """
     q, k, v = view(q), view(k), view(v)
     single = len(q.shape) == 3
@@ -329,21 +353,29 @@ def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=No
     batch, n_queries, n_heads, head_dim = q.shape
     if k.shape[0] != batch or v.shape[0] != batch:
         raise ValueError(f"q, k, v hold {batch}, {k.shape[0]}, {v.shape[0]} sequences")
-    tokens = [k.shape[1]] * batch if n_tokens is None else [int(n) for n in n_tokens]
+    for what, a in (("q", q), ("k", k), ("v", v)):
+        if a.dtype not in SHORT.values():
+            raise TypeError(f"{what} has type {a.dtype}, not f32, f16 or bf16")
+    n_tokens = k.shape[1] if n_tokens is None else n_tokens
+    if np.ndim(n_tokens) == 0:
+        n_tokens = [n_tokens] * batch
+    tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
+    if len(tokens) != batch:
+        raise ValueError(f"n_tokens has {len(tokens)} numbers for {batch} sequences")
     if batch > 1 and n_queries > 1 and q.strides[0] != n_queries * q.strides[1]:
         raise ValueError("q's sequences and queries have no common stride: make it contiguous")
     m = _object(n_layers=1, n_heads=n_heads, n_kv_heads=k.shape[2], head_dim=head_dim, v_head_dim=v.shape[3],
                 q_dtype=q.dtype, k_dtype=k.dtype, v_dtype=v.dtype, scale=scale, softcap=softcap, window=window,
-                max_tokens=max(131072, *tokens), max_slots=1)
-    m.plan(tokens, slots=[-1] * batch, n_queries=n_queries)
+                max_tokens=max([131072, *tokens]), max_slots=1)
+    if batch:
+        m.plan(tokens, slots=[-1] * batch, n_queries=n_queries)
     q.shape = (batch * n_queries, n_heads, head_dim)
     q.strides = (q.strides[1] if n_queries > 1 else q.strides[0], *q.strides[2:])
     leading = (n_queries,) if single else (batch, n_queries)
     wanted = (*leading, n_heads, v.shape[3])
     if out is None:
         out = np.empty(wanted, np.float32)
-    if lse is True:
-        lse = np.empty((*leading, n_heads), np.float32)
+    lse = None if lse is False else np.empty((*leading, n_heads), np.float32) if lse is True else lse
     o, e = view(out), None if lse is None else view(lse)
     if o.shape != wanted or (e and e.shape != wanted[:-1]):
         raise ValueError(f"out and lse must have shapes {wanted} and {wanted[:-1]}")
@@ -353,7 +385,8 @@ def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=No
                 raise ValueError("out's and lse's sequences and queries need a common stride")
             a.shape = (batch * n_queries, *a.shape[2:])
             a.strides = (a.strides[1] if n_queries > 1 else a.strides[0], *a.strides[2:])
-    m.attend(q, k, v, sinks=sinks, out=o, lse=e)
+    if batch:
+        m.attend(q, k, v, sinks=sinks, out=o, lse=e)
     return out if lse is None else (out, lse)
 
 
@@ -363,23 +396,17 @@ def merge(ox, lx, oy, ly, *, out=None, lse=None):
     ox, oy [..., v_head_dim] and lx, ly [...], float32, packed; lse -inf is an empty range. Returns (out, lse).
     `out` may be `ox` or `oy`, `lse` may be `lx` or `ly`.
     """
-    out = np.empty_like(ox) if out is None else out
-    lse = np.empty_like(lx) if lse is None else lse
-    views = [view(a) for a in (ox, lx, oy, ly, out, lse)]
-    for a, like in zip(views, (views[0], views[1]) * 2 + (views[0], views[1])):
-        if a.dtype != "f32" or a.device is not None or a.shape != like.shape or not _is_packed(a):
+    views = [view(a) for a in (ox, lx, oy, ly)]
+    shapes = views[0].shape, views[1].shape
+    if shapes[0][:-1] != shapes[1] or not shapes[0]:
+        raise ValueError(f"outputs of shape {shapes[0]} do not go with lse of shape {shapes[1]}")
+    out = np.empty(shapes[0], np.float32) if out is None else out
+    lse = np.empty(shapes[1], np.float32) if lse is None else lse
+    views += [writable(view(out), "out"), writable(view(lse), "lse")]
+    for a, shape in zip(views, shapes * 3):
+        if a.dtype != "f32" or a.device is not None or a.shape != shape or not is_packed(a):
             raise ValueError("merge needs packed float32 arrays of equal shapes in host memory")
-    if views[0].shape[:-1] != views[1].shape:
-        raise ValueError(f"outputs of shape {views[0].shape} do not go with lse of shape {views[1].shape}")
-    n = int(np.prod(views[1].shape, dtype=np.int64))
-    check(load().macattn_merge(n, views[0].shape[-1], *(a.pointer for a in views)))
+    n = int(np.prod(shapes[1], dtype=np.int64))
+    if n:
+        check(load().macattn_merge(n, shapes[0][-1], *(a.pointer for a in views)))
     return out, lse
-
-
-def _is_packed(v):
-    step = v.itemsize
-    for n, stride in zip(reversed(v.shape), reversed(v.strides)):
-        if n > 1 and stride != step:
-            return False
-        step *= n
-    return True

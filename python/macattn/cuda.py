@@ -8,13 +8,12 @@ need to look at device memory.
 """
 
 from . import _abi
-from ._arrays import expect, view
-from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, path
+from ._arrays import distinct, expect, is_packed, view, writable
+from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, path, whole
 from ._settings import dtypes, new_config, read
 from .attention import Stats, fill_kv, kv_view, new_stats
 
 DEFAULT_BUDGET = 0.002
-
 
 
 class Batch:
@@ -31,8 +30,9 @@ class Batch:
 
     def __init__(self, n_tokens, *, slots=None, page_size=0, pages=None, page_indptr=None):
         lengths = view(n_tokens)
-        self.device, self.n_rows = lengths.device, lengths.shape[0]
+        self.device = lengths.device
         expect(lengths, "n_tokens", "int32", 1, self.device)
+        self.n_rows, page_size = lengths.shape[0], whole(page_size, "page_size")
         self._keep = [lengths]
         b = self.struct = _abi.sized(_abi.CudaBatch, n_rows=self.n_rows, n_tokens=lengths.pointer, page_size=page_size)
         if slots is not None:
@@ -43,9 +43,13 @@ class Batch:
             table = view(pages)
             if page_size and page_indptr is None:
                 expect(table, "pages", "int32", 2, self.device)
+                if table.shape[0] < self.n_rows:
+                    raise ValueError(f"pages has {table.shape[0]} rows, not {self.n_rows}")
                 b.page_table_stride = table.strides[0] // 4
             else:
                 expect(table, "pages", "int32", 1, self.device)
+                if page_size == 0 and table.shape[0] != self.n_rows:
+                    raise ValueError(f"pages has {table.shape[0]} values, not {self.n_rows}")
             b.pages = table.pointer
             self._keep.append(table)
 
@@ -80,17 +84,19 @@ class CudaAttention(Owner):
         config, cuda = new_config({"budget": DEFAULT_BUDGET} | settings), _abi.CudaConfig()
         check(library.macattn_cuda_config_init(_abi.byref(cuda)))
         if device is not None:
-            cuda.device = device
+            cuda.device = whole(device, "device")
         if max_rows is not None:
-            cuda.max_rows = max_rows
+            cuda.max_rows = whole(max_rows, "max_rows")
         if run_tokens is not None:
-            cuda.run_tokens = run_tokens
+            cuda.run_tokens = whole(run_tokens, "run_tokens", 64)
         if out_dtype is not None:
+            if out_dtype not in dtypes():
+                raise TypeError(f"out_dtype is {out_dtype!r}, none of {', '.join(dtypes())}")
             cuda.out_dtype = dtypes().index(out_dtype)
         handle, words = _abi.address(), _abi.buffer(SENTENCE)
         check(library.macattn_cuda_create(_abi.byref(config), _abi.byref(cuda), _abi.byref(handle), words, SENTENCE),
               lambda: words.value)
-        self._library, self._handle = library, handle
+        self._own(library, handle)
         s = self.settings = read(config)
         s["v_head_dim"] = s["v_head_dim"] or s["head_dim"]
         self.max_rows, self.out_dtype = cuda.max_rows, dtypes()[cuda.out_dtype]
@@ -103,23 +109,43 @@ class CudaAttention(Owner):
             if array is None:
                 setattr(io, name, None)
                 continue
-            a = expect(view(array), name, dtype, 3, where)
+            a = distinct(expect(view(array), name, dtype, 3, where), name)
             if a.shape != shape:
                 raise ValueError(f"{name} has shape {a.shape}, not {shape}")
             setattr(io, name, a.pointer)
             setattr(io, name + "_row_stride", a.strides[0])
             setattr(io, name + "_head_stride", a.strides[1])
-        fill_kv(io.kv, kv_view(k, "k", s["k_dtype"], s["n_kv_heads"], s["head_dim"], where),
-                kv_view(v, "v", s["v_dtype"], s["n_kv_heads"], s["v_head_dim"], where))
+        views = (distinct(kv_view(k, "k", s["k_dtype"], s["n_kv_heads"], s["head_dim"], where), "k"),
+                 distinct(kv_view(v, "v", s["v_dtype"], s["n_kv_heads"], s["v_head_dim"], where), "v"))
+        for name, a in zip("kv", views):
+            if batch.struct.page_size and a.shape[1] != batch.struct.page_size:
+                raise ValueError(f"{name} has pages of {a.shape[1]} tokens, the batch of {batch.struct.page_size}")
+            if not batch.struct.page_size and not batch.struct.pages and a.shape[0] < batch.n_rows:
+                raise ValueError(f"{name} has {a.shape[0]} sequences, the batch {batch.n_rows}")
+        fill_kv(io.kv, *views)
         io.k_scale, io.v_scale = k_scale, v_scale
-        io.sinks = expect(view(sinks), "sinks", "f32", 1, where).pointer if sinks is not None else None
-        io.lse = None
+        io.sinks = io.lse = None
+        if sinks is not None:
+            sinks = expect(view(sinks), "sinks", "f32", 1, where)
+            if sinks.shape[0] != s["n_heads"]:
+                raise ValueError(f"sinks has {sinks.shape[0]} values, not {s['n_heads']}")
+            io.sinks = sinks.pointer
         if lse is not None:
             e = expect(view(lse), "lse", "f32", 2, where)
-            if e.shape != shape[:2] or (n > 1 and e.strides[0] != 4 * shape[1]):
+            if e.shape != shape[:2] or not is_packed(e):
                 raise ValueError(f"lse must be packed and have shape {shape[:2]}")
             io.lse = e.pointer
         return _abi.byref(io)
+
+    def _run(self, name, before, batch, after, n, *arguments):
+        *arrays, stream = arguments
+        self._enter()
+        try:
+            io = self._fill(batch, n, *arrays)
+            call = getattr(self._library, "macattn_cuda_" + name)
+            self._check(call(self._handle, *before, _abi.byref(batch.struct), *after, io, stream))
+        finally:
+            self._lock.release()
 
     def attend(self, batch, q, k, v, *, out, stream, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
         """Exact attention of one query a row. Uses and changes no slot. One launch.
@@ -129,8 +155,7 @@ class CudaAttention(Owner):
         lse  [rows, n_heads] float32, written, or None
         k_scale, v_scale  fp8 only: K = k_scale * stored, likewise V
         """
-        io = self._fill(batch, batch.n_rows, q, k, v, None, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_attend(self._handle, _abi.byref(batch.struct), io, stream))
+        self._run("attend", (), batch, (), batch.n_rows, q, k, v, None, sinks, out, lse, k_scale, v_scale, stream)
         return out
 
     def decode(self, layer, batch, q, k, v, *, out, stream, q_match=None, sinks=None, lse=None, k_scale=1.0, v_scale=1.0):
@@ -138,8 +163,8 @@ class CudaAttention(Owner):
 
         q_match: q before RoPE; None: nothing is reused or remembered. Otherwise as `attend`.
         """
-        io = self._fill(batch, batch.n_rows, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_decode(self._handle, layer, _abi.byref(batch.struct), io, stream))
+        layer = whole(layer, "layer")
+        self._run("decode", (layer,), batch, (), batch.n_rows, q, k, v, q_match, sinks, out, lse, k_scale, v_scale, stream)
         return out
 
     def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream, sinks=None, k_scale=1.0, v_scale=1.0):
@@ -148,39 +173,42 @@ class CudaAttention(Owner):
         row     the batch row (a number) whose sequence it is; its n_tokens includes all n queries
         q, q_match, out [n, n_heads, head_dim], lse [n, n_heads]: the queries and their results; all are read
         """
-        n = view(q).shape[0]
-        io = self._fill(batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale)
-        self._check(self._library.macattn_cuda_capture(self._handle, layer, _abi.byref(batch.struct), row, n, io, stream))
+        layer, row, n = whole(layer, "layer"), whole(row, "row"), view(q).shape[0]
+        self._run("capture", (layer,), batch, (row, n), n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale, stream)
 
     def set_head_budget(self, layer, head, budget, *, stream=0):
         """Policy budget: the relative error allowed in a head's output; -1 stands for all layers or heads."""
-        self._check(self._library.macattn_cuda_set_head_budget(self._handle, layer, head, budget, stream))
+        self._call("set_head_budget", whole(layer, "layer"), whole(head, "head"), budget, stream)
 
     def reset(self, slot, *, stream=0):
         """Forget a sequence. In the stream's order, as all calls on slots."""
-        self._check(self._library.macattn_cuda_slot_reset(self._handle, slot, stream))
+        self._call("slot_reset", whole(slot, "slot"), stream)
 
     def truncate(self, slot, n_tokens, *, stream=0):
         """Keep what was remembered at the first `n_tokens` positions."""
-        self._check(self._library.macattn_cuda_slot_truncate(self._handle, slot, n_tokens, stream))
+        self._call("slot_truncate", whole(slot, "slot"), whole(n_tokens, "n_tokens", 64), stream)
 
     def fork(self, source, target, *, stream=0):
         """Make slot `target` a copy of slot `source`. Copies the rings."""
-        self._check(self._library.macattn_cuda_slot_fork(self._handle, source, target, stream))
+        self._call("slot_fork", whole(source, "source"), whole(target, "target"), stream)
 
     def decisions(self) -> int:
         """Device address of the newest decode's decisions, [rows, n_heads] of (start int32, entry int32, distance2
         float32, next int32); 0 if the object keeps no rings."""
-        return self._library.macattn_cuda_decisions(self._handle) or 0
+        self._enter()
+        try:
+            return self._library.macattn_cuda_decisions(self._handle) or 0
+        finally:
+            self._lock.release()
 
     def stats(self, layer=-1, head=-1) -> Stats:
         """Counters of one layer and head, -1 for all; times are 0. Waits for no stream of the caller's."""
         stats = new_stats()
-        self._check(self._library.macattn_cuda_stats_get(self._handle, layer, head, _abi.byref(stats)))
+        self._call("stats_get", whole(layer, "layer"), whole(head, "head"), _abi.byref(stats))
         return Stats.of(stats)
 
     def reset_stats(self, *, stream=0):
-        self._check(self._library.macattn_cuda_stats_reset(self._handle, stream))
+        self._call("stats_reset", stream)
 
 
 def state_bytes(**settings) -> int:
@@ -193,5 +221,5 @@ def state_bytes(**settings) -> int:
 def run_bytes(n_tokens, **settings) -> int:
     """Bytes of device memory that the means of runs of `n_tokens` tokens of one slot take over all layers."""
     config, size = new_config(settings), _abi.size()
-    check(load().macattn_cuda_run_bytes(_abi.byref(config), n_tokens, _abi.byref(size)))
+    check(load().macattn_cuda_run_bytes(_abi.byref(config), whole(n_tokens, "n_tokens", 64), _abi.byref(size)))
     return size.value

@@ -46,9 +46,9 @@ class Sequences:
             if oldest is None or oldest in step:
                 return
             self.free(oldest)
-        slot = self._free.pop()
-        self._attention.reset(slot, **self.call)
-        self._slots[request] = slot
+        slot = self._free[-1]
+        self._attention.reset(slot, **self.call)  # if this raises, the slot stays free
+        self._slots[request] = self._free.pop()
 
     def free(self, request):
         """The request has ended. Unknown ones are ignored."""
@@ -75,6 +75,6 @@ class Sequences:
         slot = self.slot(request)
         if slot < 0 or not self._free or child in self._slots:
             return False
+        self._attention.fork(slot, self._free[-1], **self.call)  # if this raises, the slot stays free
         self._slots[child] = self._free.pop()
-        self._attention.fork(slot, self._slots[child], **self.call)
         return True

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention on the CPU through NumPy, against float64."""
+import copy
+import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -196,7 +199,7 @@ def test_unknown_settings_and_instruction_sets():
 def test_bad_arrays():
     q, k = noise(1, 8, 64), noise(1, 50, 2, 64, dtype=np.float16)
     with macattn.Attention(policy="exact", **SHAPE) as m:
-        with pytest.raises(macattn.ArgumentError, match="no plan"):
+        with pytest.raises(macattn.StateError, match="no plan"):
             m.attend(q, k, k)
         m.plan([50])
         for arguments, kind, words in [
@@ -211,6 +214,176 @@ def test_bad_arrays():
             m.attend(q, k, k, out=np.empty((2, 8, 64), np.float32))
         with pytest.raises(macattn.ArgumentError, match="layer"):
             m.decode(2, q, k, k)
+
+
+@pytest.mark.parametrize("what", ["q", "q_match", "out"])
+def test_expanded_arrays_are_refused(what):
+    """Their strides of 0 are the library's sign for packed ones: it would read and write past their end."""
+    k, shape = noise(1, 50, 2, 64, dtype=np.float16), (1, 8, 64)
+    arrays = dict(q=noise(*shape), q_match=noise(*shape), out=poison(*shape))
+    arrays[what] = np.lib.stride_tricks.as_strided(arrays[what], shape, (2048, 0, 4))
+    with macattn.Attention(**SHAPE) as m:
+        m.plan([50])
+        with pytest.raises(ValueError, match=f"{what} is expanded"):
+            m.decode(0, arrays.pop("q"), k, k, **arrays)
+
+
+def test_strides_of_single_rows_may_be_anything():
+    q, k = noise(1, 8, 64), noise(1, 1, 2, 64)
+    out = macattn.attend(q, k[0], k[0])
+    odd = [np.lib.stride_tricks.as_strided(a, a.shape, (4,) * (a.ndim - 2) + a.strides[-2:]) for a in (q, k, k[0])]
+    assert np.array_equal(macattn.attend(odd[0], odd[2], odd[2]), out)
+    lse = np.lib.stride_tricks.as_strided(poison(1, 8), (1, 8), (64, 4))
+    with macattn.Attention(**{**SHAPE, "k_dtype": "f32", "v_dtype": "f32"}) as m:
+        m.plan([1])
+        assert np.array_equal(m.attend(odd[0], odd[1], odd[1], lse=lse)[0], out) and not np.isnan(lse).any()
+
+
+def test_arrays_that_are_not_what_their_memory_says():
+    q, k = noise(1, 8, 64), noise(50, 2, 64)
+    read_only = poison(1, 8, 64)
+    read_only.flags.writeable = False
+    for arguments, options, kind, words in [
+        ((q.astype(">f4"), k, k), {}, TypeError, "q has type >f4"), ((q, k, k.astype(">f4")), {}, TypeError, "v has type >f4"),
+        ((q, k, k.astype(float)), {}, TypeError, "v has type float64"),
+        ((np.ma.masked_array(q, mask=True), k, k), {}, TypeError, "masked"),
+        ((q, k, k), dict(out=read_only), ValueError, "out is read-only"),
+        ((q, k, k), dict(lse=read_only[..., 0]), ValueError, "read-only|adjacent"),
+    ]:
+        with pytest.raises(kind, match=words):
+            macattn.attend(*arguments, **options)
+    with pytest.raises(ValueError, match="out is read-only"):
+        macattn.merge(q, q[..., 0].copy(), q, q[..., 0].copy(), out=read_only)
+    assert np.isnan(read_only).all()
+
+
+def test_gradients_are_refused():
+    torch = pytest.importorskip("torch")
+    q, k = torch.randn(1, 8, 64, requires_grad=True), torch.randn(50, 2, 64)
+    with pytest.raises(TypeError, match="requires gradients"):
+        macattn.attend(q, k, k)
+    with torch.no_grad():
+        assert np.array_equal(macattn.attend(q, k, k), macattn.attend(q.detach(), k, k))
+
+
+def test_batches_of_none_and_one_length_for_all():
+    k = noise(3, 50, 2, 64)
+    q = noise(3, 1, 8, 64)
+    out, lse = macattn.attend(q[:0], k[:0], k[:0], lse=True)
+    assert out.shape == (0, 1, 8, 64) and lse.shape == (0, 1, 8)
+    assert np.array_equal(macattn.attend(q, k, k, n_tokens=20), macattn.attend(q, k, k, n_tokens=[20] * 3))
+    assert [a.shape for a in macattn.merge(out, lse, out, lse)] == [out.shape, lse.shape]
+    with pytest.raises(ValueError, match="n_tokens has 2 numbers for 3"):
+        macattn.attend(q, k, k, n_tokens=[20, 20])
+    with pytest.raises(ValueError, match="do not go with"):
+        macattn.merge(*[np.zeros((), np.float32)] * 4)
+
+
+@pytest.mark.parametrize("call, kind, words", [
+    (lambda m: m.plan([5], slots=[1 << 32]), macattn.ArgumentError, "a slot is 4294967296"),
+    (lambda m: m.plan([5], slots=[0.7]), TypeError, "a slot is 0.7, no whole number"),
+    (lambda m: m.plan([5.5]), TypeError, "n_tokens is 5.5"), (lambda m: m.plan(5), TypeError, "a number for each row"),
+    (lambda m: m.plan([(1 << 64) + 5]), macattn.ArgumentError, "64 bits"),
+    (lambda m: m.plan([5], n_queries=(1 << 32) + 1), macattn.ArgumentError, "n_queries is"),
+    (lambda m: m.plan([5], pages=[1 << 32]), macattn.ArgumentError, "a page is"),
+    (lambda m: m.plan([5], pages=[[1.5]], page_size=16), TypeError, "a page is 1.5"),
+    (lambda m: m.plan([5], page_size=16), macattn.ArgumentError, "`pages` is missing"),
+    (lambda m: m.plan([5], pages=[[1]], page_size=(1 << 32) + 16), macattn.ArgumentError, "page_size is"),
+    (lambda m: m.plan([5, 5], pages=[[1]], page_size=16), ValueError, "pages has 1 entries for 2 rows"),
+    (lambda m: m.plan([5], pages=[0, 1]), ValueError, "pages has 2 entries for 1 rows"),
+    (lambda m: m.plan([5], slots=[0, 1]), ValueError, "slots has 2 entries for 1 rows"),
+    (lambda m: m.plan([5, 5], n_queries=[1]), ValueError, "n_queries has 1 entries for 2 rows"),
+    (lambda m: m.reset(1 << 32), macattn.ArgumentError, "slot is"), (lambda m: m.fork(0, 1 << 32), macattn.ArgumentError, "target"),
+    (lambda m: m.decode(None, *[None] * 3), TypeError, "layer is None"),
+    (lambda m: m.stats(1 << 32), macattn.ArgumentError, "layer is"), (lambda m: m.load(0, 10), TypeError, "bytes"),
+])
+def test_numbers_are_neither_cut_off_nor_rounded(call, kind, words):
+    with macattn.Attention(max_slots=2, **SHAPE) as m, pytest.raises(kind, match=words):
+        call(m)
+
+
+def test_page_tables_are_copied():
+    q, k = noise(1, 8, 64), noise(3, 16, 2, 64, dtype=np.float16)
+    table = np.array([2, 1], np.int32)
+    with macattn.Attention(**SHAPE) as m:
+        m.plan([20], pages=[table], page_size=16)
+        expected = m.attend(q, k, k)
+        table[:] = 1 << 30
+        assert np.array_equal(m.attend(q, k, k), expected)
+
+
+def test_a_closed_object_says_so():
+    m = macattn.Attention(**SHAPE)
+    m.close()
+    m.close()
+    q = noise(1, 8, 64)
+    for call in (lambda: m.plan([1]), lambda: m.attend(q, q, q), lambda: m.decode(0, q, q, q), lambda: m.save(0),
+                 lambda: m.reset(0), lambda: m.length(0), lambda: m.stats()):
+        with pytest.raises(macattn.StateError, match="the object is closed"):
+            call()
+
+
+@pytest.mark.parametrize("make", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_objects_are_not_copied(make):
+    """Two of them would free one object of the library twice."""
+    with macattn.Attention(**SHAPE) as m:
+        with pytest.raises(TypeError, match="neither copied nor pickled"):
+            make(m)
+        m.plan([1])
+
+
+def test_two_threads_with_one_object():
+    """Each gets its own result, or a StateError."""
+    q, k = noise(1, 8, 64), noise(1, 2000, 2, 64, dtype=np.float16)
+    refused, unexpected = [], []
+    with macattn.Attention(policy="exact", **SHAPE) as m:
+        def run(n):
+            for _ in range(100):
+                try:
+                    m.plan([n])
+                    m.attend(q, k, k)
+                except macattn.StateError as e:
+                    refused.append(e)
+                except Exception as e:
+                    unexpected.append(e)
+        threads = [threading.Thread(target=run, args=(500 * (i + 1),)) for i in range(4)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert not unexpected and all("another thread" in str(e) for e in refused)
+        m._lock.acquire()
+        for call in (lambda: m.plan([1]), lambda: m.attend(q, k, k), lambda: m.stats(), m.close):
+            with pytest.raises(macattn.StateError, match="another thread"):
+                call()
+        m._lock.release()
+
+
+FORK = """
+import os, numpy as np, macattn
+q, k = np.ones((1, 8, 64), np.float32), np.ones((2000, 2, 64), np.float32)
+shape = dict(n_layers=1, n_heads=8, n_kv_heads=2, head_dim=64, k_dtype="f32", v_dtype="f32")
+objects = [macattn.Attention(n_threads=n, **shape) for n in (1, 2)]
+for m in objects:
+    m.plan([2000])
+macattn.attend(q, k, k)
+child = os.fork()
+if child == 0:
+    macattn.attend(q, k, k)  # on threads of the child's own
+    objects[0].attend(q, k[None], k[None])
+    try:
+        objects[1].attend(q, k[None], k[None])
+    except macattn.StateError as e:
+        assert "forked" in str(e)
+        objects.clear()
+        os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+objects[1].attend(q, k[None], k[None])
+"""
+
+
+def test_a_forked_process_does_not_wait_for_threads_it_has_not():
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)
 
 
 def test_import_takes_neither_torch_nor_a_gpu():

@@ -36,6 +36,27 @@ def test_the_slot_of_the_oldest_is_taken_but_never_within_a_step():
     assert s.fork("c", "d") and not s.fork("c", "e") and not s.fork("a", "f")
 
 
+def test_what_raises_leaves_no_request_with_a_strangers_slot():
+    slots = Slots(2)
+    s = macattn.Sequences(slots)
+    s.take(["a", "gone"])
+    slots.memory[s.slot("gone")] = "gone"
+    s.free("gone")
+
+    def refuse(*_):
+        raise macattn.OutOfMemoryError(-3, "no memory")
+    slots.fork = slots.reset = refuse
+    for call in (lambda: s.fork("a", "child"), lambda: s.take(["child"])):
+        try:
+            call()
+        except macattn.OutOfMemoryError:
+            assert s.slot("child") == -1 and len(s) == 1
+        else:
+            raise AssertionError("it did not raise")
+    del slots.fork, slots.reset
+    assert s.take(["child"]) != s.take(["a"]) and slots.memory[s.slot("child")] is None
+
+
 def test_no_request_ever_meets_anothers_memory():
     pick = random.Random(3)
     slots = Slots(5)
