@@ -463,6 +463,40 @@ def test_a_copy_begins_with_what_the_original_remembers(llama):
     assert torch.equal(run(llama, more[:, :1], copies[0]), run(llama, more[:, :1], cache))
 
 
+def shallow(cache):
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+def anew(cache):
+    new = DynamicCache()
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+@pytest.mark.parametrize("make", [shallow, anew, copy.copy])
+@pytest.mark.parametrize("settings", [{}, dict(REUSE, tau=0.995)], ids=["exact", "reuse"])
+def test_shallow_copies_go_their_own_ways(llama, make, settings):
+    """Layers that share K and V do not share what is written behind them, nor what is remembered."""
+    use(llama, "macattn", **{"max_slots": 3, **settings})
+    cache, ids, a, b = DynamicCache(), some_ids(1, 40), some_ids(1, 8, seed=4), some_ids(1, 8, seed=5)
+    step(llama, ids, cache)
+    other = make(cache)
+    if make is copy.copy:  # the very same layers
+        run(llama, a, other)
+        cache.crop(40)
+        found = [run(llama, b, cache)]
+        expected = [b]
+    else:
+        pairs = [(step(llama, a[:, i:i + 1], cache), step(llama, b[:, i:i + 1], other)) for i in range(8)]
+        found, expected = [torch.stack(logits) for logits in zip(*pairs)], [a, b]
+    for got, then in zip(found, expected):
+        alone = DynamicCache()
+        step(use(llama, "sdpa"), ids, alone)
+        torch.testing.assert_close(got, run(llama, then, alone), rtol=1e-3, atol=1e-3)
+
+
 def test_slots_are_freed_with_the_cache(llama):
     use(llama, "macattn", max_slots=2, **REUSE)
     for seed in range(6):

@@ -60,6 +60,7 @@ class GrowingLayer(DynamicLayer):
         super().__init__(*args, **kwargs)
         self._stores = None        # of K and V, [batch, heads, capacity, dim]
         self._kept, self._moved = 0, True  # since `history` was asked: tokens never taken back; whether rows moved
+        self._asked_by = None      # Tokens: deep copies of a cache have copies of theirs
         self.reordered = False     # by a beam search, which moves rows in every step
 
     def lazy_initialization(self, key_states, value_states):
@@ -92,11 +93,17 @@ class GrowingLayer(DynamicLayer):
             tokens.data_ptr() == store.data_ptr() and tokens.stride() == store.stride() and
             tokens.shape[:2] == store.shape[:2] for tokens, store in zip((self.keys, self.values), self._stores))
 
-    def history(self):
-        """(rows moved, tokens never taken back) since this was last asked."""
-        told = self._moved, self._kept
-        self._moved, self._kept = False, self.get_seq_length()
+    def history(self, tokens):
+        """(rows moved, tokens never taken back) since these Tokens last asked this."""
+        told = self._moved or self._asked_by is not tokens, self._kept
+        self._moved, self._kept, self._asked_by = False, self.get_seq_length(), tokens
         return told
+
+    def __copy__(self):
+        """Shares K and V, but not the room for more, which only one can write into."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__, _stores=None, _moved=True, _asked_by=None)
+        return new
 
     def reorder_cache(self, beam_idx):
         super().reorder_cache(beam_idx)
@@ -121,7 +128,8 @@ class Tokens:
 
     serials = itertools.count()
 
-    def __init__(self):
+    def __init__(self, cache=None):
+        self.cache = weakref.ref(cache) if cache is not None else lambda: None  # shallow copies have the same Tokens
         self.serial = next(Tokens.serials)
         self.users = weakref.WeakSet()  # the runners that know these rows
         weakref.finalize(self, Tokens._end, self.serial, self.users).atexit = False
@@ -132,7 +140,7 @@ class Tokens:
             runner.end(serial)
 
     def __deepcopy__(self, memo):
-        new = Tokens()
+        new = Tokens(memo.get(id(self.cache())))
         for runner in tuple(self.users):
             runner.copy(self, new)
         return new
@@ -161,8 +169,8 @@ def growing(cache, index):
     if type(layers[index]) is not GrowingLayer:
         return None, None
     tokens = cache.__dict__.get("_macattn_tokens")
-    if tokens is None:
-        tokens = cache._macattn_tokens = Tokens()
+    if tokens is None or tokens.cache() is not cache:
+        tokens = cache._macattn_tokens = Tokens(cache)
     return layers[index], tokens
 
 
@@ -256,7 +264,7 @@ class Runner:
     def _take(self, rows, tokens, cache_layer):
         if cache_layer.reordered:
             return None
-        moved, kept = cache_layer.history()
+        moved, kept = cache_layer.history(tokens)
         tokens.users.add(self)
         names = [(tokens.serial, row, start) for row, start in enumerate(rows.starts)]
         slots = self.sequences.take(names)
