@@ -49,7 +49,8 @@ def _short(dtype):
 
 
 def _of_torch(tensor):
-    if getattr(tensor, "requires_grad", False) and sys.modules["torch"].is_grad_enabled():
+    torch = sys.modules.get("torch")
+    if torch is not None and getattr(tensor, "requires_grad", False) and torch.is_grad_enabled():
         raise TypeError("a tensor that requires gradients: none are computed here. Use detach(), or torch.no_grad()")
     size = tensor.element_size()
     name = str(tensor.dtype).removeprefix("torch.")

@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """attn_implementation="macattn" on tiny random models: the text sdpa gives, and caches put through everything."""
 import copy
+import gc
+import io
+import pickle
 import random
+import threading
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import (DynamicCache, Gemma2Config, Gemma2ForCausalLM, GptOssConfig, GptOssForCausalLM, LlamaConfig,
-                          LlamaForCausalLM, MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config,
+from transformers import (BartConfig, BartForConditionalGeneration, DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache,
+                          Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, GptOssConfig, GptOssForCausalLM,
+                          LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen3Config,
                           Qwen3ForCausalLM, StaticCache)
 
 import macattn.transformers
-from macattn.engines.transformers import ENGINES, GrowingLayer, is_attention
+from macattn.engines.transformers import ENGINES, GrowingLayer, Tokens, is_attention
 
 SIZES = dict(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -164,18 +169,51 @@ def test_prompt_lookup(llama):
     assert_same_text(text(use(llama, "macattn"), ids, prompt_lookup_num_tokens=4), expected)
 
 
-def test_soft_cap_and_sinks():
-    ids = some_ids(2, 30)
-    more = dict(sliding_window=1024, query_pre_attn_scalar=16, attn_logit_softcapping=5.0)
-    gemma = make(Gemma2Config, Gemma2ForCausalLM, layer_types=["full_attention"] * 3, **more)
-    expected = text(use(gemma, "eager"), ids)
-    assert_same_text(text(use(gemma, "macattn"), ids), expected)
-    assert calls(gemma) == {"macattn": 3 * 24}
-    oss = make(GptOssConfig, GptOssForCausalLM, layer_types=["full_attention"] * 3, num_local_experts=2,
-               num_experts_per_tok=1, rope_parameters={"rope_type": "default", "rope_theta": 1e4})
-    expected = text(use(oss, "eager"), ids)
-    assert_same_text(text(use(oss, "macattn"), ids), expected)
-    assert calls(oss) == {"macattn": 3 * 24}
+def gemma2(**more):
+    return make(Gemma2Config, Gemma2ForCausalLM, query_pre_attn_scalar=16, attn_logit_softcapping=5.0, sliding_window=16,
+                **more)
+
+
+def gpt_oss(**more):
+    return make(GptOssConfig, GptOssForCausalLM, num_local_experts=2, num_experts_per_tok=1, sliding_window=16,
+                rope_parameters={"rope_type": "default", "rope_theta": 1e4}, **more)
+
+
+@pytest.mark.parametrize("model", [gemma2, gpt_oss])
+def test_soft_cap_and_sinks(model):
+    model, (ids, mask) = model(layer_types=["full_attention"] * 3), padded(2, 30)
+    expected = text(use(model, "eager"), ids, attention_mask=mask)
+    assert_same_text(text(use(model, "macattn"), ids, attention_mask=mask), expected)
+    assert calls(model) == {"macattn": 3 * 24}
+
+
+OTHERS = [  # whose queries are not found, and where the heads of K and V differ
+    (GPT2Config, GPT2LMHeadModel, dict(n_embd=64, n_layer=3, n_head=4, n_positions=200, vocab_size=300, initializer_range=0.2)),
+    (DeepseekV3Config, DeepseekV3ForCausalLM, dict(
+        vocab_size=300, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4, intermediate_size=96,
+        max_position_embeddings=200, q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=16, v_head_dim=16,
+        n_routed_experts=4, num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=32, initializer_range=0.2)),
+]
+
+
+@pytest.mark.parametrize("config, model, values", OTHERS, ids=lambda p: getattr(p, "__name__", ""))
+def test_models_whose_queries_are_not_found_are_exact(config, model, values):
+    torch.manual_seed(0)
+    model, (ids, mask) = model(config(bos_token_id=1, eos_token_id=2, pad_token_id=0, **values)).eval(), padded(2, 30)
+    expected = text(use(model, "sdpa"), ids, attention_mask=mask)
+    assert_same_text(text(use(model, "macattn", **REUSE), ids, attention_mask=mask), expected)
+    assert calls(model) == {"macattn": 3 * 24} and macattn.transformers.stats(model)["hits"] == 0
+
+
+def test_an_encoder_and_its_decoder():
+    torch.manual_seed(0)
+    model = BartForConditionalGeneration(BartConfig(
+        vocab_size=300, d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, max_position_embeddings=100, init_std=0.2, forced_eos_token_id=None)).eval()
+    ids, mask = padded(2, 30)
+    expected = text(use(model, "sdpa"), ids, attention_mask=mask)
+    assert_same_text(text(use(model, "macattn", **REUSE), ids, attention_mask=mask), expected)
+    assert calls(model)["macattn"] == 2 * 24 and calls(model)["sdpa: not causal"] >= 2 * 24
 
 
 # ------------------------------------------------------------------------------------------- what is left to sdpa
@@ -186,6 +224,81 @@ def test_sliding_windows_are_left_to_sdpa():
     expected = text(use(mistral, "sdpa"), ids)
     assert_same_text(text(use(mistral, "macattn"), ids), expected)
     assert calls(mistral) == {"sdpa: sliding window": 3 * 24}
+
+
+@pytest.mark.parametrize("model", [gemma2, gpt_oss])
+def test_what_is_beyond_sdpa_is_left_to_eager(model):
+    model, ids = model(), some_ids(2, 30)
+    full = sum(kind == "full_attention" for kind in model.config.layer_types)
+    assert 0 < full < 3
+    expected = text(use(model, "eager"), ids)
+    assert_same_text(text(use(model, "macattn"), ids), expected)
+    assert calls(model) == {"macattn": full * 24, "eager: sliding window": (3 - full) * 24}
+    weight, found = model.model.layers[0].self_attn.q_proj.weight, []
+    for name in ("eager", "macattn"):
+        use(model, name).zero_grad()
+        model(ids, labels=ids).loss.backward()
+        found.append(weight.grad.clone())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("lengths", [[9, 1], [2, 1], [9, 2], [9, 8], [1, 1]], ids=str)
+def test_right_padding(llama, lengths):
+    n = max(2, *lengths)
+    ids, mask = some_ids(2, n), torch.zeros(2, n, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    with torch.no_grad():
+        expected = use(llama, "sdpa")(ids, attention_mask=mask).logits
+        got = use(llama, "macattn")(ids, attention_mask=mask).logits
+    torch.testing.assert_close(got[mask.bool()], expected[mask.bool()], rtol=1e-3, atol=1e-3)
+
+
+def test_a_mask_that_its_caller_writes_into_is_read_again(llama):
+    ids, mask = some_ids(1, 12), torch.zeros(1, 1, 1, 16, dtype=torch.bool)
+
+    def logits(name):
+        cache = StaticCache(config=llama.config, max_cache_len=16)
+        use(llama, name)
+        mask.zero_()
+        found = []
+        for i in range(12):
+            mask[..., i] = True
+            with torch.no_grad():
+                found.append(llama(ids[:, i:i + 1], past_key_values=cache, attention_mask=mask,
+                                   position_ids=torch.tensor([[i]])).logits)
+        return torch.cat(found)
+    torch.testing.assert_close(logits("macattn"), logits("sdpa"), rtol=1e-3, atol=1e-3)
+
+
+def test_attention_weights_are_refused_loudly(llama, monkeypatch):
+    said = []
+    monkeypatch.setattr("macattn.engines.transformers.logger.warning_once", said.append)
+    with torch.no_grad():
+        use(llama, "macattn")(some_ids(1, 10), output_attentions=True)
+    assert said and "output_attentions=True" in said[0]
+
+
+def test_gradients_of_any_one_projection(llama):
+    """The first layer's queries need none where only its keys are trained."""
+    use(llama, "macattn").requires_grad_(False)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        weight = getattr(llama.model.layers[0].self_attn, name).weight.requires_grad_(True)
+        llama(ids := some_ids(2, 20), labels=ids).loss.backward()
+        assert weight.grad.abs().sum() > 0
+        weight.requires_grad_(False)
+    assert calls(llama) == {"sdpa: gradients": 9}
+
+
+def test_training_and_back(llama):
+    llama.config.attention_dropout = 0.1
+    for layer in llama.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    use(llama, "macattn").train()
+    with torch.no_grad():
+        llama(some_ids(1, 10))
+        llama.eval()(some_ids(1, 10))
+    assert calls(llama) == {"sdpa: dropout": 3, "macattn": 3}
 
 
 def test_gradients_are_left_to_sdpa(llama):
@@ -350,6 +463,40 @@ def test_a_copy_begins_with_what_the_original_remembers(llama):
     assert torch.equal(run(llama, more[:, :1], copies[0]), run(llama, more[:, :1], cache))
 
 
+def shallow(cache):
+    new = copy.copy(cache)
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+def anew(cache):
+    new = DynamicCache()
+    new.layers = [copy.copy(layer) for layer in cache.layers]
+    return new
+
+
+@pytest.mark.parametrize("make", [shallow, anew, copy.copy])
+@pytest.mark.parametrize("settings", [{}, dict(REUSE, tau=0.995)], ids=["exact", "reuse"])
+def test_shallow_copies_go_their_own_ways(llama, make, settings):
+    """Layers that share K and V do not share what is written behind them, nor what is remembered."""
+    use(llama, "macattn", **{"max_slots": 3, **settings})
+    cache, ids, a, b = DynamicCache(), some_ids(1, 40), some_ids(1, 8, seed=4), some_ids(1, 8, seed=5)
+    step(llama, ids, cache)
+    other = make(cache)
+    if make is copy.copy:  # the very same layers
+        run(llama, a, other)
+        cache.crop(40)
+        found = [run(llama, b, cache)]
+        expected = [b]
+    else:
+        pairs = [(step(llama, a[:, i:i + 1], cache), step(llama, b[:, i:i + 1], other)) for i in range(8)]
+        found, expected = [torch.stack(logits) for logits in zip(*pairs)], [a, b]
+    for got, then in zip(found, expected):
+        alone = DynamicCache()
+        step(use(llama, "sdpa"), ids, alone)
+        torch.testing.assert_close(got, run(llama, then, alone), rtol=1e-3, atol=1e-3)
+
+
 def test_slots_are_freed_with_the_cache(llama):
     use(llama, "macattn", max_slots=2, **REUSE)
     for seed in range(6):
@@ -398,6 +545,25 @@ def test_many_caches_at_random_never_meet_each_others_memory():
                 compared += 1
     stats = macattn.transformers.stats(model)
     assert compared > 15 and stats["hits"] > 200
+
+
+def test_the_same_prompt_again_meets_nothing_of_the_first(llama):
+    use(llama, "macattn", **REUSE)
+    first = text(llama, some_ids(2, 40)).sequences
+    text(llama, some_ids(2, 40, seed=5))
+    assert torch.equal(text(llama, some_ids(2, 40)).sequences, first)
+    assert macattn.transformers.stats(llama)["hits"] > 100
+
+
+def test_what_shares_a_cache_among_layers_and_chunks(llama):
+    """Drafts by the model's own first layers; prompts in chunks."""
+    ids = some_ids(1, 40)
+    expected = text(use(llama, "sdpa"), ids)
+    use(llama, "macattn", policy="paper", tau=0.995, min_tokens=0, band=8)
+    assert_same_text(text(llama, ids, assistant_early_exit=1), expected)
+    in_one = text(use(llama, "macattn", **REUSE), ids)
+    assert_same_text(text(llama, ids, prefill_chunk_size=7), in_one)
+    assert set(calls(llama)) == {"macattn"}
 
 
 # ---------------------------------------------------------------------------------------------------------- interface
@@ -454,3 +620,63 @@ def test_two_models_and_a_copy(llama):
     assert calls(llama) == calls(other) == {"macattn": 3 * 24}
     assert ENGINES[llama] is not ENGINES[twin] and calls(twin) == {"macattn": 3 * 24}
     assert macattn.transformers.stats(other)["hits"] > 0
+
+
+def hooks(model):
+    attention = model.model.layers[0].self_attn
+    return len(attention._forward_pre_hooks), len(attention.q_proj._forward_hooks)
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
+                         ids=["deepcopy", "pickle", "torch.save"])
+def test_copies_of_a_model(llama, again):
+    """They take the settings along, and each has hooks of its own."""
+    expected = text(use(llama, "macattn", **REUSE), some_ids(1, 40)).sequences
+    twin = again(again(llama))
+    assert torch.equal(text(twin, some_ids(1, 40)).sequences, expected)
+    assert macattn.transformers.stats(twin) | {n: 0 for n in TIMES} == macattn.transformers.stats(llama) | {n: 0 for n in TIMES}
+    assert hooks(twin) == hooks(llama) == (1, 1)
+    macattn.transformers.settings(twin, tau=0.5)
+    assert macattn.transformers.settings(llama)["tau"] == 0.0
+
+
+TIMES = ("match_ns", "attend_ns", "merge_ns", "judge_ns")
+
+
+def test_a_model_that_went_back_to_sdpa_keeps_no_cache_alive(llama):
+    def alive():
+        gc.collect()
+        return sum(type(o) in (GrowingLayer, Tokens) for o in gc.get_objects())
+    before = alive()
+    text(use(llama, "macattn"), some_ids(1, 10))
+    text(use(llama, "sdpa"), some_ids(1, 10))
+    assert alive() == before
+
+
+def test_threads_take_turns(llama):
+    use(llama, "macattn", max_slots=4, **REUSE)
+    prompts = [some_ids(1, 30 + i, seed=i) for i in range(4)]
+    expected = [text(llama, ids).sequences for ids in prompts]
+    found = [[] for _ in prompts]
+    threads = [threading.Thread(target=lambda ids, f: f.extend(text(llama, ids).sequences for _ in range(2)), args=a)
+               for a in zip(prompts, found)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for got, sequences in zip(found, expected):
+        assert len(got) == 2 and all(torch.equal(g, sequences) for g in got)
+
+
+def test_settings_of_no_model():
+    with pytest.raises(TypeError, match="'x' is no model"):
+        macattn.transformers.settings("x", policy="exact")
+    with pytest.raises(TypeError, match="budget is None"):
+        macattn.transformers.settings(budget=None)

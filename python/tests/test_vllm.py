@@ -286,7 +286,8 @@ def test_speculation_and_the_old_runner_are_exact(vllm, monkeypatch, capsys):
 
 def test_settings_are_checked(vllm, monkeypatch):
     for asked, kind, words in [({"buget": 1}, TypeError, "no setting 'buget'"), ({"n_heads": 2}, ValueError, "the model's"),
-                               ({"tau": 2.0}, macattn.ArgumentError, "tau is 2")]:
+                               ({"tau": 2.0}, macattn.ArgumentError, "tau is 2"),
+                               ("budget", ValueError, "the settings are 'budget', not names with values")]:
         monkeypatch.setattr(CONFIG, "additional_config", {"macattn": asked})
         vllm.engine.__init__()
         with pytest.raises(kind, match=words):

@@ -128,7 +128,7 @@ class Places:
 class Backend(TritonAttnBackend):
     def __init__(self, runner):
         super().__init__(runner)
-        asked = dict(getattr(runner.model_config.hf_config, "macattn", None) or {})
+        asked = getattr(runner.model_config.hf_config, "macattn", None) or {}
         settings = read_settings(asked, runner.model_config.context_len + 8)
         exact = {}
         if not runner.spec_algorithm.is_none():

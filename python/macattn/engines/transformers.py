@@ -9,7 +9,9 @@ What happens then:
   queries before RoPE.
 - Caches that grow by concatenation (DynamicCache, what generate() makes) grow in blocks instead: their layers are replaced.
 - Plain causal attention over a cache, also with left padding, is computed by the library. What it cannot express (other
-  masks, sliding windows, gradients, dropout) is left to transformers' own "sdpa", and counted by reason in `stats`.
+  masks, sliding windows, gradients, dropout) is left to transformers' own "sdpa" (soft caps and sinks: to the model's
+  "eager"), and counted by reason in `stats`.
+- One thread at a time is in a model's forward; others wait, and go on between its steps.
 - Each row of a cache is a sequence with a slot, unless the policy is exact. A slot is found by the cache and the row, never
   by lengths. Rolled back tokens (crop) take back what was remembered at them; whatever else a cache is put through
   (reordered beams, selected or repeated rows, a reset) makes its rows begin anew.
@@ -18,6 +20,7 @@ import collections
 import importlib.metadata
 import itertools
 import sys
+import threading
 import weakref
 
 import torch
@@ -35,6 +38,7 @@ from ..attention import Attention
 from ..cuda import Batch, CudaAttention
 from ..sequences import Sequences
 
+logger = transformers.utils.logging.get_logger(__name__)
 NAME = "macattn"
 LEAST = (5, 17)
 if tuple(int(n) for n in importlib.metadata.version("transformers").split(".")[:2]) < LEAST:
@@ -56,6 +60,7 @@ class GrowingLayer(DynamicLayer):
         super().__init__(*args, **kwargs)
         self._stores = None        # of K and V, [batch, heads, capacity, dim]
         self._kept, self._moved = 0, True  # since `history` was asked: tokens never taken back; whether rows moved
+        self._asked_by = None      # Tokens: deep copies of a cache have copies of theirs
         self.reordered = False     # by a beam search, which moves rows in every step
 
     def lazy_initialization(self, key_states, value_states):
@@ -88,11 +93,17 @@ class GrowingLayer(DynamicLayer):
             tokens.data_ptr() == store.data_ptr() and tokens.stride() == store.stride() and
             tokens.shape[:2] == store.shape[:2] for tokens, store in zip((self.keys, self.values), self._stores))
 
-    def history(self):
-        """(rows moved, tokens never taken back) since this was last asked."""
-        told = self._moved, self._kept
-        self._moved, self._kept = False, self.get_seq_length()
+    def history(self, tokens):
+        """(rows moved, tokens never taken back) since these Tokens last asked this."""
+        told = self._moved or self._asked_by is not tokens, self._kept
+        self._moved, self._kept, self._asked_by = False, self.get_seq_length(), tokens
         return told
+
+    def __copy__(self):
+        """Shares K and V, but not the room for more, which only one can write into."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__, _stores=None, _moved=True, _asked_by=None)
+        return new
 
     def reorder_cache(self, beam_idx):
         super().reorder_cache(beam_idx)
@@ -117,7 +128,8 @@ class Tokens:
 
     serials = itertools.count()
 
-    def __init__(self):
+    def __init__(self, cache=None):
+        self.cache = weakref.ref(cache) if cache is not None else lambda: None  # shallow copies have the same Tokens
         self.serial = next(Tokens.serials)
         self.users = weakref.WeakSet()  # the runners that know these rows
         weakref.finalize(self, Tokens._end, self.serial, self.users).atexit = False
@@ -128,7 +140,7 @@ class Tokens:
             runner.end(serial)
 
     def __deepcopy__(self, memo):
-        new = Tokens()
+        new = Tokens(memo.get(id(self.cache())))
         for runner in tuple(self.users):
             runner.copy(self, new)
         return new
@@ -157,8 +169,8 @@ def growing(cache, index):
     if type(layers[index]) is not GrowingLayer:
         return None, None
     tokens = cache.__dict__.get("_macattn_tokens")
-    if tokens is None:
-        tokens = cache._macattn_tokens = Tokens()
+    if tokens is None or tokens.cache() is not cache:
+        tokens = cache._macattn_tokens = Tokens(cache)
     return layers[index], tokens
 
 
@@ -192,9 +204,11 @@ def read_mask(mask, batch, queries, tokens):
     position = ends[:, None] - queries + torch.arange(queries, device=mask.device)  # of each query, [batch, queries]
     expected = (place >= starts[:, None, None]) & (place <= position[..., None])
     if not torch.equal(mask[:, 0], expected):
-        # Queries that are padding may see anything: nobody looks at what they give.
-        real = (position >= starts[:, None])[..., None]
-        if not torch.equal(mask[:, 0] & real, expected & real):
+        # Nobody looks at what queries give that are padding themselves. Those see nothing or, as transformers also has
+        # it, everything; one that sees some tokens is no padding (but the first token of a row padded on the right).
+        real, seen = position >= starts[:, None], mask[:, 0]
+        some = seen.any(-1) & ~seen.all(-1)
+        if not torch.equal(seen & real[..., None], expected & real[..., None]) or (some & ~real).any():
             return None
     starts, ends = (t.expand(batch).tolist() for t in (starts, ends))
     if min(e - s for s, e in zip(starts, ends)) < 1:
@@ -203,16 +217,18 @@ def read_mask(mask, batch, queries, tokens):
 
 
 class MaskReader:
-    """All layers of a step are given the same mask: it is read once."""
+    """All layers of a step are given the same mask: it is read once a step, and again in the next one, for which a caller
+    may have written into it."""
 
     def __init__(self):
-        self._of, self._shape, self._rows = None, None, None
+        self._of, self._shape, self._rows, self._last = None, None, None, 0
 
-    def __call__(self, mask, *shape):
+    def __call__(self, layer, mask, *shape):
         same = self._of() is mask if self._of else mask is None
-        if not same or self._shape != shape or self._rows is None:
+        if not same or layer <= self._last or self._shape != shape or self._rows is None:
             self._of, self._shape = weakref.ref(mask) if mask is not None else None, shape
             self._rows = read_mask(mask, *shape)
+        self._last = layer
         return self._rows
 
 
@@ -248,7 +264,7 @@ class Runner:
     def _take(self, rows, tokens, cache_layer):
         if cache_layer.reordered:
             return None
-        moved, kept = cache_layer.history()
+        moved, kept = cache_layer.history(tokens)
         tokens.users.add(self)
         names = [(tokens.serial, row, start) for row, start in enumerate(rows.starts)]
         slots = self.sequences.take(names)
@@ -404,7 +420,8 @@ class Engine:
     """A model's settings, runners and counters."""
 
     def __init__(self, model, modules):
-        self.own = {}
+        self.own = model.__dict__.setdefault("_macattn_settings", {})  # where copies of the model take them along
+        self.lock = threading.RLock()
         self.runners = {}
         self.read_mask = MaskReader()
         self.calls = collections.Counter()
@@ -447,7 +464,8 @@ SITES = weakref.WeakKeyDictionary()    # attention module: Site
 
 
 class Site:
-    """An attention module: where it is in the model, and what its hooks saw in the call under way."""
+    """An attention module: where it is in the model (None: nowhere the library computes, its calls are but counted), and what
+    its hooks saw in the call under way."""
 
     def __init__(self, engine, layer):
         self.engine, self.layer = engine, layer
@@ -488,22 +506,39 @@ def is_rope_of(raw, query, rope, module):
 
 
 def is_attention(module):
-    return isinstance(getattr(module, "layer_idx", None), int) and any(hasattr(module, n) for n in ("q_proj", "qkv_proj"))
+    return isinstance(getattr(module, "layer_idx", None), int) and "Attention" in type(module).__name__
+
+
+def source_of_queries(module):
+    """The module in an attention module that gives the queries before RoPE, or None: then nothing can be reused."""
+    found = (getattr(module, name, None) for name in ("q_norm", "q_proj", "qkv_proj"))
+    return next((m for m in found if isinstance(m, torch.nn.Module)), None)
 
 
 def prepare(model):
     """Give a model an engine and its attention modules hooks."""
-    modules = [m for m in model.modules() if is_attention(m) and getattr(m, "sliding_window", None) is None]
-    engine = next((SITES[m].engine for m in modules if m in SITES), None) or Engine(model, modules)
+    windows, modules = [], []
+    for m in filter(is_attention, model.modules()):
+        (modules if getattr(m, "sliding_window", None) is None else windows).append(m)
+    engine = next((SITES[m].engine for m in modules + windows if m in SITES), None) or Engine(model, modules)
     ENGINES[model] = engine
+    for module in windows:
+        SITES.setdefault(module, Site(engine, None))
     for layer, module in enumerate(modules):
         if module in SITES:
             continue
         SITES[module] = Site(engine, layer)
-        module.register_forward_pre_hook(before_attention, with_kwargs=True)
-        norm = getattr(module, "q_norm", None)
-        source = norm if isinstance(norm, torch.nn.Module) else getattr(module, "q_proj", None) or module.qkv_proj
-        source.register_forward_hook(QueryHook(module))
+        source = source_of_queries(module)
+        if before_attention not in module._forward_pre_hooks.values():  # a copy of a model comes with its hooks
+            module.register_forward_pre_hook(before_attention, with_kwargs=True)
+        if source is not None and not any(isinstance(hook, QueryHook) for hook in source._forward_hooks.values()):
+            source.register_forward_hook(QueryHook(module))
+
+
+def site_of(module):
+    """The module's Site, while its model uses macattn."""
+    site = SITES.get(module)
+    return site if site is not None and getattr(getattr(module, "config", None), "_attn_implementation", NAME) == NAME else None
 
 
 class QueryHook:
@@ -513,16 +548,22 @@ class QueryHook:
         self.module = weakref.ref(module)
 
     def __call__(self, source, arguments, output):
-        site = SITES.get(self.module())
+        site = site_of(self.module())
         if site is not None:
             site.query = output
 
     def __deepcopy__(self, memo):
         return QueryHook(memo.get(id(self.module()), self.module()))
 
+    def __getstate__(self):
+        return {"module": self.module()}
+
+    def __setstate__(self, state):
+        self.module = weakref.ref(state["module"])
+
 
 def before_attention(module, arguments, kwargs):
-    site = SITES.get(module)
+    site = site_of(module)
     if site is None:
         return
     site.rope = kwargs.get("position_embeddings")
@@ -534,58 +575,86 @@ plain_call = PreTrainedModel.__call__
 
 
 def call(self, *arguments, **kwargs):
-    """PreTrainedModel.__call__: prepares a model that is to use macattn, once."""
-    if self not in ENGINES and self.config._attn_implementation == NAME:
+    """PreTrainedModel.__call__: prepares a model that is to use macattn, once; its forwards are one at a time."""
+    if self.config._attn_implementation != NAME:
+        return plain_call(self, *arguments, **kwargs)
+    if self not in ENGINES:
         prepare(self)
-    return plain_call(self, *arguments, **kwargs)
+    with ENGINES[self].lock:
+        return plain_call(self, *arguments, **kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------------ attention
 
 
-def why_not(module, query, value, dropout, is_causal, kwargs):
+def why_not(site, module, query, key, value, dropout, is_causal, kwargs):
     """Why a call is left to transformers, or None."""
     if query.device.type not in ("cpu", "cuda"):
         return f"device {query.device.type}"
     if dropout:
         return "dropout"
-    if torch.is_grad_enabled() and (query.requires_grad or value.requires_grad):
-        return "gradients"
-    if kwargs.get("sliding_window") is not None:
+    if torch.is_grad_enabled():
+        if any(t is not None and t.requires_grad for t in (query, key, value, kwargs.get("s_aux"))):
+            return "gradients"
+    if site.layer is None or kwargs.get("sliding_window") is not None:
         return "sliding window"
-    if not (is_causal if is_causal is not None else getattr(module, "is_causal", True)):
+    if not causal(module, is_causal):
         return "not causal"
     if kwargs.get("position_bias") is not None:
         return "position bias"
     return None
 
 
+def causal(module, is_causal):
+    return is_causal if is_causal is not None else getattr(module, "is_causal", True)
+
+
+def left_to(module, kwargs):
+    """("sdpa" or "eager", the function): transformers' own attention that can express a call."""
+    if kwargs.get("softcap") is None and kwargs.get("s_aux") is None:
+        return "sdpa", sdpa_attention_forward
+    function = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    if function is None:
+        raise NotImplementedError(f"{type(module).__name__} has a soft cap or sinks, and neither macattn nor sdpa can compute "
+                                  'this call: use attn_implementation="eager"')
+
+    def eager(module, query, key, value, mask, is_causal=None, **kwargs):
+        """The model's own, which wants masks that are added; sdpa's are boolean, and left out where they are causal."""
+        queries, tokens = query.shape[2], key.shape[2]
+        if mask is None and queries > 1 and causal(module, is_causal):
+            mask = torch.ones(1, 1, queries, tokens, dtype=torch.bool, device=query.device).tril()
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(
+                ~mask, torch.finfo(query.dtype).min)
+        return function(module, query, key, value, mask, **kwargs)[0], None
+    return "eager", eager
+
+
 @torch.compiler.disable
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
     """query [batch, heads, queries, dim], key and value [batch, KV heads, tokens, dim]; gives [batch, queries, heads, dim]."""
-    site = SITES.get(module)
-    reason = "module without an engine" if site is None else why_not(module, query, value, dropout, is_causal, kwargs)
-    out = None
-    if reason is None:
-        out, reason = compute(site, module, query, key, value, attention_mask, scaling, kwargs)
+    site, out = SITES.get(module), None
+    if kwargs.get("output_attentions"):
+        logger.warning_once("macattn gives no attention weights: output_attentions=True wants attn_implementation=\"eager\"")
     if site is not None:
-        site.engine.calls[f"sdpa: {reason}" if reason else "macattn"] += 1
+        reason = why_not(site, module, query, key, value, dropout, is_causal, kwargs)
+        if reason is None:
+            out, reason = compute(site, module, query, key, value, attention_mask, scaling, kwargs)
         site.query = site.rope = site.cache_layer = site.tokens = None
     if out is not None:
+        site.engine.calls["macattn"] += 1
         return out, None
-    for name in ("softcap", "s_aux"):
-        if kwargs.get(name) is not None:
-            raise NotImplementedError(f"{name} is beyond sdpa, and macattn cannot compute this call ({reason}): "
-                                      'use attn_implementation="eager"')
-    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-                                  is_causal=is_causal, **kwargs)
+    name, function = left_to(module, kwargs)
+    if site is not None:
+        site.engine.calls[f"{name}: {reason}"] += 1
+    return function(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
 
 
 def compute(site, module, query, key, value, mask, scaling, kwargs):
     """(result, None), or (None, why not)."""
     engine = site.engine
     batch, _, queries, _ = query.shape
-    rows = engine.read_mask(mask, batch, queries, key.shape[2])
+    rows = engine.read_mask(site.layer, mask, batch, queries, key.shape[2])
     if rows is None:
         return None, "mask"
     runner = engine.runner(query, key, value, scaling, kwargs.get("softcap"))
@@ -628,6 +697,8 @@ def compute_on_gpu(runner, site, rows, pages, tokens, query, key, value, match, 
 
 
 def engine_of(model):
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{model!r} is no model of transformers")
     if model not in ENGINES:
         if model.config._attn_implementation != NAME:
             raise ValueError(f'this model does not use macattn: load it with attn_implementation="{NAME}", or call '
@@ -653,8 +724,8 @@ def settings(model=None, **values):
 
 
 def stats(model):
-    """What became of a model's calls since it was loaded, as a dict: "calls" by who computed them (macattn, or sdpa and
-    why), counted per layer; and the library's counters, see `macattn.Stats`: hits, misses, tokens_total, tokens_skipped, ..."""
+    """What became of a model's calls since it was loaded, as a dict: "calls" by who computed them (macattn, or sdpa or eager
+    and why), counted per layer; and the library's counters, see `macattn.Stats`: hits, misses, tokens_total, tokens_skipped, ..."""
     engine = engine_of(model)
     total = collections.Counter()
     for runner, _ in engine.runners.values():

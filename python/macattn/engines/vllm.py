@@ -56,7 +56,7 @@ class Engine:
     def make(self, vllm_config, dtype):
         """Called when the weights are loaded and before vLLM measures how much memory is left for the KV cache."""
         self.made = True
-        asked = dict((vllm_config.additional_config or {}).get("macattn", {}))
+        asked = (vllm_config.additional_config or {}).get("macattn", {})
         settings = read_settings(asked, vllm_config.model_config.max_model_len + 1)
         exact = {}
         if vllm_config.speculative_config is not None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the plug-ins for serving engines share: settings, and an object of the library for the layers of one shape."""
 import collections
+import collections.abc
 import dataclasses
 
 import torch
@@ -20,6 +21,8 @@ MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_
 def read_settings(asked, max_tokens):
     """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for. `run_tokens` is
     CudaAttention's: tokens of all requests together whose means of runs there is room for."""
+    if not isinstance(asked, collections.abc.Mapping):
+        raise ValueError(f"macattn: the settings are {asked!r}, not names with values")
     asked = dict(asked)
     run_tokens = asked.pop("run_tokens", None)
     if run_tokens is not None and (not isinstance(run_tokens, int) or run_tokens < 1):
