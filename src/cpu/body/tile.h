@@ -57,10 +57,11 @@ MAI_INLINE void fetch_line(ahead *next)
     next->n_rows--;
 }
 
-/* n lines, a constant: as long as a row lasts without a question for each. */
+/* n lines, a constant: as long as a row lasts without a question for each. One line asks as often in its
+ * own way, and a row of few lines ends too often to guess. */
 MAI_INLINE void fetch_lines(ahead *next, const int n)
 {
-    if (next->end && next->at + n * LINE < next->end) {
+    if (n > 1 && next->end && next->at + n * LINE < next->end) {
         MAI_UNROLL for (int i = 0; i < n; i++) v_prefetch(next->at + i * LINE);
         next->at += n * LINE;
         return;
@@ -125,6 +126,7 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
                           int64_t offset, const float *q, int d, V *sums, ahead *next)
 {
     V acc[MOST_SUMS];
+    ahead mine = *next;
     const int n_vec = d / VL, rest = d % VL, steps = LINE_STEPS(type);
     const char *row[MOST_SUMS];
     MAI_UNROLL for (int i = 0; i < hb * tb; i++) acc[i] = v_zero();
@@ -135,7 +137,7 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
         {
             MAI_UNROLL for (int t = 0; t < tb; t++)
             {
-                if (t * steps / tb == u) fetch_line(next);
+                if (t * steps / tb == u) fetch_line(&mine);
             }
             dot_step(type, hb, tb, row, q, d, j + u, acc);
         }
@@ -151,6 +153,7 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
     }
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int t = 0; t < tb; t++)
         sums[h * TILE + t] = acc[h * tb + t];
+    *next = mine;
 }
 
 /* scores[h][..] of hb heads, a constant, for the first n tokens, a multiple of HSUM. */
@@ -197,6 +200,7 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
                          ahead *next)
 {
     V acc[MOST_SUMS];
+    ahead mine = *next; /* in registers: what is stored is loaded again by the next step */
     const int lines = nv * VEC_BYTES(type) / LINE, every = lines > 0 ? 1 : LINE_STEPS(type) / nv;
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
         acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
@@ -204,8 +208,8 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         V wait[MOST_SUMS];
         const char *from = rows[t] + offset + vecs_bytes(type, j);
         POINTER_IN_REGISTER(from);
-        if (lines > 0) fetch_lines(next, lines);
-        if (lines == 0 && t % every == 0) fetch_line(next);
+        if (lines > 0) fetch_lines(&mine, lines);
+        if (lines == 0 && t % every == 0) fetch_line(&mine);
         if (hb < nv) {
             MAI_UNROLL for (int h = 0; h < hb; h++) wait[h] = v_set1(p[h * TILE + t]);
         } else {
@@ -228,6 +232,7 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
     }
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
+    *next = mine;
 }
 
 /* The part of a row that is no whole vector. */
