@@ -869,7 +869,7 @@ static void test_state(void **state)
     state_of(&cfg);
     cfg.n_heads = cfg.n_kv_heads = 1;
     cfg.head_dim = 32;
-    for (int i = 0; i < (TEST_LIGHT ? 2 : 6); i++) {
+    for (int i = 0; i < (TEST_LIGHT ? 1 : 3); i++) {
         cfg.k_dtype = test_kv_type(&rng, 32);
         cfg.v_dtype = test_kv_type(&rng, 32);
         state_of(&cfg);
