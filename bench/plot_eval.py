@@ -27,8 +27,9 @@ except ImportError:
 # parameter, colour, where its value is written
 POLICIES = {'paper': ('tau', 'C0', (4, 5)), 'budget': ('budget', 'C1', (4, -11))}
 STYLES = [('o', '-'), ('s', '--'), ('^', ':'), ('D', '-.'), ('v', '-'), ('P', '--')]  # of one policy's curves
-# What tells a policy's curves apart, and how it is written.
+# What tells a policy's curves apart, and how it is written. The paper's rule never selects.
 VARIANTS = {'band': 'band {}', 'lse_order': 'order {}', 'select': 'select {}'}
+NOT_OF = {('paper', 'select')}
 
 
 def read(paths):
@@ -65,7 +66,7 @@ def curves(rows):
     found = {}
     for row in rows:
         if row['policy'] in POLICIES and row['kl_mean']:
-            key = (row['policy'], *(row.get(name) for name in differ))
+            key = (row['policy'], *(None if (row['policy'], name) in NOT_OF else row.get(name) for name in differ))
             found.setdefault(key, []).append((bytes_read(row), row['kl_mean'], row['setting']))
     for key in sorted(found, key=lambda key: tuple(map(str, key))):
         variant = [VARIANTS[name].format(value) for name, value in zip(differ, key[1:]) if value is not None]
@@ -74,7 +75,7 @@ def curves(rows):
 
 
 def plot_curves(rows, path):
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(7, 5))
     drawn = {policy: 0 for policy in POLICIES}
     for policy, label, points in curves(rows):
         _, colour, offset = POLICIES[policy]
@@ -89,7 +90,7 @@ def plot_curves(rows, path):
         axes.axhline(sum(floors) / len(floors), color='grey', linestyle='--', linewidth=1, label='rounding alone')
     if axes.lines:
         axes.set_yscale('log')
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncol=2, loc='upper center', bbox_to_anchor=(0.5, -0.15))    # on no point
     one, tokens = rows[0], sorted({row.get('tokens', row.get('positions')) for row in rows})
     axes.set_xlabel('bytes read, % of all K and V')
     axes.set_ylabel('mean KL divergence from exact, nats')
