@@ -326,6 +326,32 @@ def _object(**settings):
     return found
 
 
+def _batched(q, k, v):
+    """Views with a dimension for the sequences, and whether they came without one."""
+    q, k, v = view(q), view(k), view(v)
+    single = len(q.shape) == 3
+    if len(q.shape) not in (3, 4) or {len(k.shape), len(v.shape)} != {len(q.shape)}:
+        raise ValueError(f"q, k, v have {len(q.shape)}, {len(k.shape)}, {len(v.shape)} dimensions, not 3 each or 4 each")
+    for what, a in (("q", q), ("k", k), ("v", v)):
+        if single:
+            a.shape, a.strides = (1, *a.shape), (0, *a.strides)
+        if a.dtype not in SHORT.values():
+            raise TypeError(f"{what} has type {a.dtype}, not f32, f16 or bf16")
+    if len({q.shape[0], k.shape[0], v.shape[0]}) != 1:
+        raise ValueError(f"q, k, v hold {q.shape[0]}, {k.shape[0]}, {v.shape[0]} sequences")
+    return q, k, v, single
+
+
+def _lengths(n_tokens, batch):
+    """A number for all sequences, or one for each, as a list."""
+    if np.ndim(n_tokens) == 0:
+        n_tokens = [n_tokens] * batch
+    tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
+    if len(tokens) != batch:
+        raise ValueError(f"n_tokens has {len(tokens)} numbers for {batch} sequences")
+    return tokens
+
+
 def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=None, out=None, lse=None):
     """Exact attention of new queries over a cache, in one call.
 
@@ -341,27 +367,12 @@ def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=No
     out, lse  as in `Attention.attend`, with q's leading dimensions: a float32 NumPy array unless given. Empty for a batch
               of none
 
-    No gradients are computed: a tensor that requires them is refused. The library's threads are kept for the next call of this thread with the same sizes.
+    No gradients are computed: a tensor that requires them is refused. The library's threads are kept for the next call of this
+    thread with the same sizes.
     """
-    q, k, v = view(q), view(k), view(v)
-    single = len(q.shape) == 3
-    if len(q.shape) not in (3, 4) or {len(k.shape), len(v.shape)} != {len(q.shape)}:
-        raise ValueError(f"q, k, v have {len(q.shape)}, {len(k.shape)}, {len(v.shape)} dimensions, not 3 each or 4 each")
-    for a in (q, k, v):
-        if single:
-            a.shape, a.strides = (1, *a.shape), (0, *a.strides)
+    q, k, v, single = _batched(q, k, v)
     batch, n_queries, n_heads, head_dim = q.shape
-    if k.shape[0] != batch or v.shape[0] != batch:
-        raise ValueError(f"q, k, v hold {batch}, {k.shape[0]}, {v.shape[0]} sequences")
-    for what, a in (("q", q), ("k", k), ("v", v)):
-        if a.dtype not in SHORT.values():
-            raise TypeError(f"{what} has type {a.dtype}, not f32, f16 or bf16")
-    n_tokens = k.shape[1] if n_tokens is None else n_tokens
-    if np.ndim(n_tokens) == 0:
-        n_tokens = [n_tokens] * batch
-    tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
-    if len(tokens) != batch:
-        raise ValueError(f"n_tokens has {len(tokens)} numbers for {batch} sequences")
+    tokens = _lengths(k.shape[1] if n_tokens is None else n_tokens, batch)
     if batch > 1 and n_queries > 1 and q.strides[0] != n_queries * q.strides[1]:
         raise ValueError("q's sequences and queries have no common stride: make it contiguous")
     m = _object(n_layers=1, n_heads=n_heads, n_kv_heads=k.shape[2], head_dim=head_dim, v_head_dim=v.shape[3],
