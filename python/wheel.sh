@@ -20,5 +20,6 @@ trap 'rm -rf "$plain"' EXIT
 PATH=$(dirname "$("$python" -c 'import sys; print(sys.executable)')"):$PATH
 "$python" -m auditwheel repair --wheel-dir "$plain/repaired" "$plain"/macattn-*.whl > "$plain/log" 2>&1 ||
     { cat "$plain/log" >&2 && exit 1; }
-mv "$plain"/repaired/macattn-*-py3-none-manylinux*.whl "$out/"
-ls -t "$out"/macattn-*.whl | head -1
+wheel=$(echo "$plain"/repaired/macattn-*-py3-none-manylinux*.whl)
+mv "$wheel" "$out/"
+echo "$out/${wheel##*/}"
