@@ -58,6 +58,14 @@ def fill_kv(kv, k, v):
     kv.v_page_stride, kv.v_token_stride, kv.v_head_stride = v.strides[:3]
 
 
+def sinks_view(array, n_heads, device=None):
+    """A further logit per head, checked."""
+    v = expect(view(array), "sinks", "f32", 1, device)
+    if v.shape[0] != n_heads:
+        raise ValueError(f"sinks has {v.shape[0]} values, not {n_heads}")
+    return v
+
+
 def kv_view(array, what, dtype, n_kv_heads, dim, device=None):
     """K or V of a layer, checked. A type of blocks (q8_0) comes as uint8, whose last dimension is a head's bytes."""
     v = view(array)
@@ -93,7 +101,10 @@ def _for_rows(n, values, what):
 
 def _page_table(pages):
     """A row's page numbers, copied: the library checks them once, and reads them until the next plan."""
-    return np.array([whole(p, "a page") for p in np.asarray(pages).reshape(-1).tolist()], np.int32)
+    table, fits = np.asarray(pages).reshape(-1), np.iinfo(np.int32)
+    if table.dtype.kind not in "iu" or (table.size and not fits.min <= table.min() <= table.max() <= fits.max):
+        table = [whole(p, "a page") for p in table.tolist()]  # says which is none, and why
+    return np.array(table, np.int32)
 
 
 class Attention(Owner):
@@ -206,9 +217,7 @@ class Attention(Owner):
         fill_kv(io.kv, k, v)
         io.sinks = None
         if sinks is not None:
-            sinks = expect(view(sinks), "sinks", "f32", 1)
-            if sinks.shape[0] != s["n_heads"]:
-                raise ValueError(f"sinks has {sinks.shape[0]} values, not {s['n_heads']}")
+            sinks = sinks_view(sinks, s["n_heads"])
             io.sinks = sinks.pointer
         o = writable(distinct(expect(view(out), "out", "f32", 3), "out"), "out")
         if o.shape != (plan.n_rows, *self._out_shape):

@@ -8,10 +8,10 @@ need to look at device memory.
 """
 
 from . import _abi
-from ._arrays import distinct, expect, is_packed, view, writable
+from ._arrays import distinct, expect, is_packed, view
 from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, path, whole
 from ._settings import dtypes, new_config, read
-from .attention import Stats, fill_kv, kv_view, new_stats
+from .attention import Stats, fill_kv, kv_view, new_stats, sinks_view
 
 DEFAULT_BUDGET = 0.002
 
@@ -126,10 +126,7 @@ class CudaAttention(Owner):
         io.k_scale, io.v_scale = k_scale, v_scale
         io.sinks = io.lse = None
         if sinks is not None:
-            sinks = expect(view(sinks), "sinks", "f32", 1, where)
-            if sinks.shape[0] != s["n_heads"]:
-                raise ValueError(f"sinks has {sinks.shape[0]} values, not {s['n_heads']}")
-            io.sinks = sinks.pointer
+            io.sinks = sinks_view(sinks, s["n_heads"], where).pointer
         if lse is not None:
             e = expect(view(lse), "lse", "f32", 2, where)
             if e.shape != shape[:2] or not is_packed(e):
