@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 import traceback
 
 for name, value in {
@@ -100,6 +101,14 @@ def start_vllm(folder, way, **options):
                     additional_config={"macattn": {**WAYS[way].get("settings", {}), **options.pop("settings", {})}}, **options)
 
 
+def stop(llm):
+    """End ranks in other processes, which would keep their memory while the next engine starts."""
+    import torch
+    torch.cuda.synchronize()
+    if llm.llm_engine.vllm_config.parallel_config.world_size > 1:
+        llm.llm_engine.engine_core.shutdown()
+
+
 def versions():
     import torch
     import vllm
@@ -118,8 +127,15 @@ def parameters(**more):
     return vllm.SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **more)
 
 
-def json_object(text):
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
+def time_runner(cpu):
+    """Collect into a list how long vLLM's execute_model takes on the CPU: preparing and launching a step."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+    plain = GPUModelRunner.execute_model
+
+    def execute_model(self, *arguments, **more):
+        start = time.perf_counter()
+        try:
+            return plain(self, *arguments, **more)
+        finally:
+            cpu.append(time.perf_counter() - start)
+    GPUModelRunner.execute_model = execute_model

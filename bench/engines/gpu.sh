@@ -3,9 +3,11 @@
 # The Python package and the engines on this machine's GPU: tests, then times. Needs PyTorch, transformers 5.17 or later and
 # pytest; the parts vllm... also vLLM, the part sglang SGLang.
 #
-# usage: bench/engines/gpu.sh [PART...]     parts: tests transformers cpu vllm-same vllm-requests vllm vllm-tp2 sglang
-#                                           (default: those whose packages are there; vllm-tp2 with two GPUs)
+# usage: bench/engines/gpu.sh [PART...]     parts: tests transformers cpu vllm-same vllm-requests vllm vllm-tp2
+#                                           vllm-answers sglang sglang-requests
+#                                           (default: those whose packages are there; vllm-tp2 with two GPUs; vllm-answers with MODEL)
 #        LIBRARY=libmacattn.so   built with the GPU side; else it is built here, for this GPU alone
+#        MODEL=FILE.gguf SAMPLES="FILE..."   of arch qwen2, and tasks for vllm-answers (macattn tasks generate)
 #        SITE=FOLDER             packages that the machine's Python lacks
 #        OUT=FOLDER              where the rows go (build/engines)
 set -uo pipefail
@@ -19,7 +21,8 @@ if [ $# -eq 0 ]; then
     set -- tests transformers
     ! has vllm || set -- "$@" vllm-same vllm-requests vllm
     ! has vllm || [ "$(nvidia-smi --list-gpus | wc -l)" -lt 2 ] || set -- "$@" vllm-tp2
-    ! has sglang || set -- "$@" sglang
+    ! has vllm || [ -z "${MODEL:-}" ] || set -- "$@" vllm-answers
+    ! has sglang || set -- "$@" sglang sglang-requests
 fi
 if [ -z "${LIBRARY:-}" ]; then
     capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
@@ -49,6 +52,10 @@ for part in "$@"; do
         vllm) python3 $here/vllm_decode.py --layers 12 && python3 $here/vllm_decode.py --batch 1 ;;
         vllm-tp2) python3 $here/vllm_check.py same --tp 2 --plans flash "exact, graphs" &&
             python3 $here/vllm_decode.py --tp 2 --batch 1 8 --ways flash exact reuse ;;
+        vllm-answers)
+            # shellcheck disable=SC2086 # several files
+            python3 $here/vllm_answers.py "$MODEL" $SAMPLES --json "$out/answers.json" ;;
+        sglang-requests) python3 $here/sglang_check.py ;;
         sglang) python3 $here/sglang_decode.py --layers 8 &&
             python3 $here/sglang_decode.py --model small --context 500 3000 --batch 1 4 --ways triton exact reuse ;;
         *) echo "gpu.sh: there is no part $part" && false ;;

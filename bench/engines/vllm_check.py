@@ -11,6 +11,7 @@
 Prints one JSON object a line; the exit status is 0 if all is well. Needs vLLM and a GPU.
 """
 import argparse
+import functools
 import random
 import sys
 import tempfile
@@ -39,8 +40,6 @@ def make_model(folder):
 def texts(args, folder, way, name, tp, options, more, results):
     """[(tokens, logprob of each, gap to the second)] of every prompt, into the file `results`."""
     import json
-
-    import torch
     start = time.perf_counter()
     llm = common.start_vllm(folder, way, max_model_len=4096, max_num_seqs=8, max_num_batched_tokens=1024,
                             kv_cache_memory_bytes=4 << 30, tensor_parallel_size=tp, settings=more, **options)
@@ -61,7 +60,7 @@ def texts(args, folder, way, name, tp, options, more, results):
     row(event="ran", name=name, way=way, tp=tp, start_s=round(started - start, 1), run_s=round(time.perf_counter() - started, 2),
         classes=common.attention_of(llm) if tp == 1 else None, stats=stats,
         cudagraph_mode=str(llm.llm_engine.vllm_config.compilation_config.cudagraph_mode), **common.versions())
-    torch.cuda.synchronize()
+    common.stop(llm)
 
 
 def compare(name, first, second, strict):
@@ -106,69 +105,27 @@ def same(args):
 # ------------------------------------------------------------------------------------------------------------ requests
 
 
-class Raw:
-    """int32 device memory of the library's, for torch.as_tensor."""
+def watch_of(plugin, poisons):
+    """The watch of the only object; who gives a slot back leaves poison in it."""
+    import torch
+    from watch import Watch
+    group = plugin.engine.groups[0]
+    watch, sequences = Watch(group.attention), group.sequences
+    plain_free = sequences.free
 
-    def __init__(self, pointer, shape):
-        self.__cuda_array_interface__ = {"shape": shape, "typestr": "<i4", "data": (pointer, False), "version": 3, "strides": None}
-
-
-class Watch:
-    """Checks in every decode call, on the GPU and so also in graphs: a head reuses only what its request has put into the ring
-    since the slot became its own, and nothing that is not a number comes out."""
-
-    def __init__(self, plugin, poisons):
-        import torch
-        self.torch, self.plugin, self.poisons = torch, plugin, poisons
-        self.group = plugin.engine.groups[0]
-        self.object = self.group.attention
-        s = self.object.settings
-        self.plain_decode, self.plain_reset = self.object.decode, self.object.reset
-        self.made = torch.zeros(s["n_layers"], s["max_slots"] + 1, dtype=torch.int32, device="cuda")
-        self.bad = torch.zeros(2, dtype=torch.int64, device="cuda")  # stale entries, not numbers
-        self.decisions = torch.as_tensor(Raw(self.object.decisions(), (self.object.max_rows, s["n_heads"], 4)), device="cuda")
-        self.resets = True
-        self.object.decode, self.object.reset = self.decode, self.reset
-        sequences, plain_free = self.group.sequences, self.group.sequences.free
-
-        def free(request):
-            slot = sequences.slot(request)
-            plain_free(request)
-            if slot >= 0 and poisons:
-                self.poison(slot)
-        sequences.free = free
-
-    def decode(self, layer, batch, q, k, v, *, out, **more):
-        torch, n = self.torch, batch.n_rows
-        self.plain_decode(layer, batch, q, k, v, out=out, **more)
-        lengths, slots = batch._keep[0].owner, batch._keep[1].owner
-        real = (slots >= 0) & (lengths > 0)
-        place = torch.where(real, slots, self.made.shape[1] - 1).long()
-        entry = self.decisions[:n, :, 1]
-        self.bad[0] += ((entry >= self.made[layer][place][:, None]) & (entry >= 0) & real[:, None]).sum()
-        self.bad[1] += (out.isnan().any(-1) & (lengths > 0)[:, None]).sum()
-        self.made[layer].index_add_(0, place, real.int())
-
-    def reset(self, slot, **call):
-        if self.resets:
-            self.plain_reset(slot, **call)
-        self.made[:, slot] = 0
-
-    def poison(self, slot):
-        """Fill the slot's rings with queries that are near all others, whose results are not numbers."""
-        torch, s, impl = self.torch, self.object.settings, self.plugin.engine.impls[0]
-        n, heads, dim = s["ring"], s["n_heads"], s["head_dim"]
-        self.plain_reset(slot, stream=self.plugin.stream())
-        zeros = torch.zeros(n, heads, dim, dtype=torch.bfloat16, device="cuda")
-        nan = torch.full_like(zeros, float("nan"))
-        tokens = n + s["band"] + 64
-        page = impl._cache[1][0].shape[1]
+    def batch_of(slot, page, tokens):
         ints = dict(dtype=torch.int32, device="cuda")
-        batch = self.plugin.Batch(torch.tensor([tokens], **ints), slots=torch.tensor([slot], **ints), page_size=page,
-                                  pages=torch.zeros(1, -(-tokens // page), **ints))
-        for layer in range(s["n_layers"]):
-            self.object.capture(layer, batch, 0, zeros, *impl._cache[1], q_match=zeros, out=nan,
-                                lse=torch.zeros(n, heads, device="cuda"), stream=self.plugin.stream())
+        return plugin.Batch(torch.tensor([tokens], **ints), slots=torch.tensor([slot], **ints), page_size=page,
+                            pages=torch.zeros(1, -(-tokens // page), **ints))
+
+    def free(request):
+        slot = sequences.slot(request)
+        plain_free(request)
+        if slot >= 0 and poisons:
+            k, v = plugin.engine.impls[0]._cache[1]
+            watch.poison(slot, functools.partial(batch_of, slot, k.shape[1]), k, v, plugin.stream())
+    sequences.free = free
+    return watch
 
 
 def serve(llm, n, seed, tokens=60):
@@ -197,14 +154,13 @@ def serve(llm, n, seed, tokens=60):
 
 
 def requests_of(args, policy, n, options):
-    import torch
     import vllm.v1.core.sched.scheduler as scheduler
     preempted = []
     plain = scheduler.Scheduler._preempt_request
 
-    def preempt(self, request, timestamp, *more):
+    def preempt(self, request, *arguments, **more):
         preempted.append(request.request_id)
-        return plain(self, request, timestamp, *more)
+        return plain(self, request, *arguments, **more)
     scheduler.Scheduler._preempt_request = preempt
     import macattn.engines.vllm as plugin
     made = []
@@ -212,7 +168,7 @@ def requests_of(args, policy, n, options):
 
     def make(*arguments):
         plain_make(*arguments)
-        made.append(Watch(plugin, policy == "paper"))
+        made.append(watch_of(plugin, policy == "paper"))
     plugin.engine.make = make
     with tempfile.TemporaryDirectory() as folder:
         common.write_config(folder, common.SHAPES["tiny"], 2048)
@@ -225,19 +181,17 @@ def requests_of(args, policy, n, options):
                                 enable_prefix_caching=True, settings=settings, **options)
         started = time.perf_counter()
         found = serve(llm, n, 1)
-        torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
         watch, stats = made[0], plugin.stats()
-        stale, nans = watch.bad.tolist()
-        ok = stale == 0 and nans == 0 and stats["hits"] > 0 and preempted and found["wrong_lengths"] == 0
+        bad = watch.found()
+        seconds = time.perf_counter() - started
+        ok = not any(bad.values()) and stats["hits"] > 0 and preempted and found["wrong_lengths"] == 0
         # The check sees what it should: without resets a request does meet another's memory.
-        watch.bad.zero_()
-        watch.resets = False
+        watch.allow_stale()
         serve(llm, 60, 2)
-        sees = sum(watch.bad.tolist()) > 0
-        row(event="requests", policy=policy, options=str(options), **found, preempted=len(preempted), stale=stale, nans=nans,
-            hits=stats["hits"], heads=stats["steps"], start_s=round(started - start, 1), run_s=round(seconds, 1),
-            check_sees_missing_resets=sees, ok=bool(ok and sees), **common.versions())
+        sees = sum(watch.found().values()) > 0
+        row(event="requests", policy=policy, options=str(options), **found, preempted=len(preempted), **bad, hits=stats["hits"],
+            heads=stats["steps"], start_s=round(started - start, 1), run_s=round(seconds, 1), check_sees_missing_resets=sees,
+            ok=bool(ok and sees), **common.versions())
     if not (ok and sees):
         raise SystemExit(1)
 

@@ -73,7 +73,6 @@ def measure(llm, context, batch, tokens, ours, cpu):
 
 
 def run(args, way):
-    import torch
     start = time.perf_counter()
     if "misses" in common.WAYS[way]:
         scatter_misses(common.WAYS[way]["misses"])
@@ -96,7 +95,7 @@ def run(args, way):
             cudagraph_mode=str(config.compilation_config.cudagraph_mode), settings=config.additional_config)
         ours, cpu = common.WAYS[way]["backend"] == "CUSTOM" and args.tp == 1, []
         if args.tp == 1:
-            watch(cpu)
+            common.time_runner(cpu)
         for context in args.context:
             for batch in args.batch:
                 measured, found = [], {}
@@ -108,21 +107,7 @@ def run(args, way):
                     cpu_us=round(1e6 * statistics.median(cpu), 1) if cpu else None,
                     hits=round(found["hits"] / found["steps"], 4) if found.get("steps") else 0,
                     skipped=round(found["tokens_skipped"] / found["tokens_total"], 4) if found.get("tokens_total") else 0)
-    torch.cuda.synchronize()
-
-
-def watch(cpu):
-    """Collect how long execute_model takes on the CPU."""
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-    plain = GPUModelRunner.execute_model
-
-    def execute_model(self, *arguments, **more):
-        start = time.perf_counter()
-        try:
-            return plain(self, *arguments, **more)
-        finally:
-            cpu.append(time.perf_counter() - start)
-    GPUModelRunner.execute_model = execute_model
+        common.stop(llm)
 
 
 def main():

@@ -99,6 +99,13 @@ def _for_rows(n, values, what):
     return values
 
 
+def _numbers(n, values, what, bits=32):
+    """One number for all rows, or one for each, as a list."""
+    if np.ndim(values) == 0:
+        return [whole(values, what, bits)] * n
+    return _for_rows(n, [whole(x, what, bits) for x in values], what)
+
+
 def _page_table(pages):
     """A row's page numbers, copied: the library checks them once, and reads them until the next plan."""
     table, fits = np.asarray(pages).reshape(-1), np.iinfo(np.int32)
@@ -165,8 +172,7 @@ class Attention(Owner):
             raise TypeError(f"n_tokens is {n_tokens!r}, not a number for each row")
         n_tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
         n = len(n_tokens)
-        n_queries = ([whole(n_queries, "n_queries")] * n if np.ndim(n_queries) == 0 else
-                     _for_rows(n, [whole(q, "n_queries") for q in n_queries], "n_queries"))
+        n_queries = _numbers(n, n_queries, "n_queries")
         slots = range(n) if slots is None else _for_rows(n, [whole(s, "a slot") for s in slots], "slots")
         page_size = whole(page_size, "page_size")
         keep = None
@@ -351,16 +357,6 @@ def _batched(q, k, v):
     return q, k, v, single
 
 
-def _lengths(n_tokens, batch):
-    """A number for all sequences, or one for each, as a list."""
-    if np.ndim(n_tokens) == 0:
-        n_tokens = [n_tokens] * batch
-    tokens = [whole(n, "n_tokens", 64) for n in n_tokens]
-    if len(tokens) != batch:
-        raise ValueError(f"n_tokens has {len(tokens)} numbers for {batch} sequences")
-    return tokens
-
-
 def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=None, out=None, lse=None):
     """Exact attention of new queries over a cache, in one call.
 
@@ -381,7 +377,7 @@ def attend(q, k, v, *, n_tokens=None, scale=0.0, softcap=0.0, window=0, sinks=No
     """
     q, k, v, single = _batched(q, k, v)
     batch, n_queries, n_heads, head_dim = q.shape
-    tokens = _lengths(k.shape[1] if n_tokens is None else n_tokens, batch)
+    tokens = _numbers(batch, k.shape[1] if n_tokens is None else n_tokens, "n_tokens", 64)
     if batch > 1 and n_queries > 1 and q.strides[0] != n_queries * q.strides[1]:
         raise ValueError("q's sequences and queries have no common stride: make it contiguous")
     m = _object(n_layers=1, n_heads=n_heads, n_kv_heads=k.shape[2], head_dim=head_dim, v_head_dim=v.shape[3],

@@ -8,7 +8,7 @@ need to look at device memory.
 """
 
 from . import _abi
-from ._arrays import distinct, expect, is_packed, view
+from ._arrays import distinct, expect, is_packed, view, writable
 from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, path, whole
 from ._settings import dtypes, new_config, read
 from .attention import Stats, fill_kv, kv_view, new_stats, sinks_view
@@ -102,7 +102,7 @@ class CudaAttention(Owner):
         self.max_rows, self.out_dtype = cuda.max_rows, dtypes()[cuda.out_dtype]
         self._io = _abi.sized(_abi.CudaIo)
 
-    def _fill(self, batch, n, q, k, v, q_match, sinks, out, lse, k_scale, v_scale):
+    def _fill(self, batch, n, writes, q, k, v, q_match, sinks, out, lse, k_scale, v_scale):
         io, s, where = self._io, self.settings, batch.device
         shape = (n, s["n_heads"], s["head_dim"])
         for name, array, dtype in (("q", q, s["q_dtype"]), ("q_match", q_match, s["q_dtype"]), ("out", out, self.out_dtype)):
@@ -112,6 +112,8 @@ class CudaAttention(Owner):
             a = distinct(expect(view(array), name, dtype, 3, where), name)
             if a.shape != shape:
                 raise ValueError(f"{name} has shape {a.shape}, not {shape}")
+            if name == "out" and writes:
+                writable(a, name)
             setattr(io, name, a.pointer)
             setattr(io, name + "_row_stride", a.strides[0])
             setattr(io, name + "_head_stride", a.strides[1])
@@ -131,14 +133,14 @@ class CudaAttention(Owner):
             e = expect(view(lse), "lse", "f32", 2, where)
             if e.shape != shape[:2] or not is_packed(e):
                 raise ValueError(f"lse must be packed and have shape {shape[:2]}")
-            io.lse = e.pointer
+            io.lse = (writable(e, "lse") if writes else e).pointer
         return _abi.byref(io)
 
     def _run(self, name, before, batch, after, n, *arguments):
         *arrays, stream = arguments
         self._enter()
         try:
-            io = self._fill(batch, n, *arrays)
+            io = self._fill(batch, n, name != "capture", *arrays)
             call = getattr(self._library, "macattn_cuda_" + name)
             self._check(call(self._handle, *before, _abi.byref(batch.struct), *after, io, stream))
         finally:

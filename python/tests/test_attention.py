@@ -273,7 +273,7 @@ def test_batches_of_none_and_one_length_for_all():
     assert out.shape == (0, 1, 8, 64) and lse.shape == (0, 1, 8)
     assert np.array_equal(macattn.attend(q, k, k, n_tokens=20), macattn.attend(q, k, k, n_tokens=[20] * 3))
     assert [a.shape for a in macattn.merge(out, lse, out, lse)] == [out.shape, lse.shape]
-    with pytest.raises(ValueError, match="n_tokens has 2 numbers for 3"):
+    with pytest.raises(ValueError, match="n_tokens has 2 entries for 3 rows"):
         macattn.attend(q, k, k, n_tokens=[20, 20])
     with pytest.raises(ValueError, match="do not go with"):
         macattn.merge(*[np.zeros((), np.float32)] * 4)

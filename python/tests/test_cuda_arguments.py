@@ -10,6 +10,8 @@ from macattn import _abi
 
 SETTINGS = dict(n_heads=8, n_kv_heads=2, head_dim=64, v_head_dim=64, q_dtype="f32", k_dtype="f16", v_dtype="f16")
 ROWS = np.ones(2, np.int32)
+READ_ONLY = np.zeros((2, 8, 64), np.float32)
+READ_ONLY.flags.writeable = False
 
 
 class Library:
@@ -65,11 +67,20 @@ def test_what_fits_is_handed_on(m):
     ({}, dict(pages=np.zeros(1, np.int32)), "pages has 1 values, not 2"),
     (dict(lse=np.zeros((2, 16), np.float32)[:, :8]), {}, "lse must be packed"),
     ({}, dict(slots=np.zeros(3, np.int32)), "slots has 3 values, not 2"),
+    (dict(out=READ_ONLY), {}, "out is read-only"),
+    (dict(lse=np.broadcast_to(np.zeros((2, 8), np.float32), (2, 8))), {}, "lse is read-only"),
 ])
-def test_what_would_be_read_beyond_its_end_is_refused(m, change, batch, words):
+def test_what_would_be_read_or_written_where_it_must_not_is_refused(m, change, batch, words):
     with pytest.raises(ValueError, match=words):
         decode(m, arrays(**change), **batch)
     assert not m._library.calls
+
+
+def test_what_is_only_read_may_be_read_only(m):
+    a, lse = arrays(q=READ_ONLY), np.zeros((2, 8), np.float32)
+    lse.flags.writeable = False
+    m.capture(1, macattn.Batch(ROWS), 1, a.q, a.k, a.v, q_match=READ_ONLY, out=READ_ONLY, lse=lse, stream=0)
+    assert m._library.calls
 
 
 def test_numbers_are_not_cut_off(m):

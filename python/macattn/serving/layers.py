@@ -2,7 +2,6 @@
 """What the plug-ins for serving engines share: settings, and an object of the library for the layers of one shape."""
 import collections
 import collections.abc
-import dataclasses
 
 import torch
 
@@ -80,11 +79,13 @@ def summary(groups, n_layers, engine, settings, exact):
 
 
 def stats(groups):
-    """Counters of all layers of this process."""
+    """Counters of all layers of this process: (row, head) pairs, the tokens they attended to; (row, KV head) pairs, and how many
+    of them read a selection; bytes read of K, V, rings and means."""
     total = collections.Counter()
     for group in groups:
-        s = dataclasses.asdict(group.attention.stats())
-        total.update({name: s[name] for name in ("steps", "hits", "misses", "tokens_total", "tokens_skipped")})
+        s = group.attention.stats()
+        total.update({name: getattr(s, name) for name in ("steps", "hits", "misses", "tokens_total", "tokens_skipped")})
+        total.update(groups=sum(s.groups), groups_selected=s.groups[1], bytes_read=sum(s.kv_bytes + s.run_bytes + s.ring_bytes))
     return dict(total)
 
 
