@@ -36,7 +36,8 @@ def retracted(result, batch, *arguments):
 def with_watch(result, scheduler, *request):
     watch = getattr(getattr(scheduler.req_to_token_pool, "macattn", None), "watch", None)
     if watch is not None:
-        result.internal_state["watch"] = {**watch.found(), "retracted": sum(retractions), "slots_given": watch.given}
+        result.internal_state["watch"] = {**watch.found(), "retracted": sum(retractions), "slots_given": watch.given,
+                                          "captures": watch.captures}
         if watch.resets and os.path.exists(os.environ.get(STALE, "")):
             watch.allow_stale()
 

@@ -84,7 +84,7 @@ def same(args):
     import os
     plans = {"flash": ("flash", EAGER, {}), "exact, eager": ("exact", EAGER, {}), "exact, graphs": ("exact", GRAPHS, {}),
              "paper, graphs": ("reuse", DECODES, {"min_tokens": 64, "tau": 0.45, "max_slots": 8}),
-             "budget, graphs": ("budget", DECODES, {"min_tokens": 64, "max_slots": 8})}
+             "budget, graphs": ("budget", DECODES, {"min_tokens": 64, "max_slots": 8, "show_prompts": 1})}
     ok, found = True, {}
     with tempfile.TemporaryDirectory() as folder:
         common.in_child(make_model, folder)
@@ -172,7 +172,7 @@ def requests_of(args, policy, n, options):
     plugin.engine.make = make
     with tempfile.TemporaryDirectory() as folder:
         common.write_config(folder, common.SHAPES["tiny"], 2048)
-        settings = {"policy": policy, "min_tokens": 16, "band": 8, "ring": 64, "max_slots": 6}
+        settings = {"policy": policy, "min_tokens": 16, "band": 8, "ring": 64, "max_slots": 6, "show_prompts": 2}
         if policy == "paper":
             settings["tau"] = 0.0
         start = time.perf_counter()
@@ -184,13 +184,13 @@ def requests_of(args, policy, n, options):
         watch, stats = made[0], plugin.stats()
         bad = watch.found()
         seconds = time.perf_counter() - started
-        ok = not any(bad.values()) and stats["hits"] > 0 and preempted and found["wrong_lengths"] == 0
+        ok = not any(bad.values()) and stats["hits"] > 0 and watch.captures and preempted and found["wrong_lengths"] == 0
         # The check sees what it should: without resets a request does meet another's memory.
         watch.allow_stale()
         serve(llm, 60, 2)
         sees = sum(watch.found().values()) > 0
         row(event="requests", policy=policy, options=str(options), **found, preempted=len(preempted), **bad, hits=stats["hits"],
-            heads=stats["steps"], start_s=round(started - start, 1), run_s=round(seconds, 1), check_sees_missing_resets=sees,
+            heads=stats["steps"], prompts=stats["prompts"], prompts_shown=stats["prompts_shown"], start_s=round(started - start, 1), run_s=round(seconds, 1), check_sees_missing_resets=sees,
             ok=bool(ok and sees), **common.versions())
     if not (ok and sees):
         raise SystemExit(1)

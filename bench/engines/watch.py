@@ -17,14 +17,15 @@ class Watch:
 
     def __init__(self, attention):
         self.object, s = attention, attention.settings
-        self.plain_decode, self.plain_reset = attention.decode, attention.reset
+        self.plain_decode, self.plain_reset, self.plain_capture = attention.decode, attention.reset, attention.capture
+        self.captures = 0
         places = (s["n_layers"], s["max_slots"] + 1)  # the last is that of rows without a slot
         self.made = torch.zeros(places, dtype=torch.int32, device="cuda")
         self.length = torch.zeros(places, dtype=torch.int32, device="cuda")
         self.bad = torch.zeros(3, dtype=torch.int64, device="cuda")
         self.decisions = torch.as_tensor(Raw(attention.decisions(), (attention.max_rows, s["n_heads"], 4)), device="cuda")
         self.resets = True  # False: what the library must forget stays
-        attention.decode, attention.reset = self.decode, self.reset
+        attention.decode, attention.reset, attention.capture = self.decode, self.reset, self.capture
 
     def decode(self, layer, batch, q, k, v, *, out, **more):
         n = batch.n_rows
@@ -38,6 +39,19 @@ class Watch:
         self.bad[2] += (real & (made > 0) & (lengths <= self.length[layer][place])).sum()
         self.made[layer].index_add_(0, place, real.int())
         self.length[layer].index_copy_(0, place, lengths.int())
+
+    def capture(self, layer, batch, row, q, k, v, **more):
+        """A prompt's newest queries: those behind the first tokens and the band make an entry each, as in decoding."""
+        n, s = q.shape[0], self.object.settings
+        self.plain_capture(layer, batch, row, q, k, v, **more)
+        self.captures += 1
+        length, slot = batch._keep[0].owner[row:row + 1], batch._keep[1].owner[row:row + 1]
+        place = torch.where(slot >= 0, slot, self.made.shape[1] - 1).long()
+        made, before = self.made[layer][place], length - n
+        first = (s["fresh_tokens"] + s["band"] - before).clamp(0, n).clamp(min=n - s["ring"])
+        self.bad[2] += ((slot >= 0) & (made > 0) & (before < self.length[layer][place])).sum()
+        self.made[layer].index_add_(0, place, (slot >= 0).int() * (n - first).int())
+        self.length[layer].index_copy_(0, place, length.int())
 
     def reset(self, slot, **call):
         if self.resets:
@@ -53,8 +67,8 @@ class Watch:
         zeros = torch.zeros(n, heads, s["head_dim"], dtype=torch.bfloat16, device="cuda")
         batch, nan = batch_of(n + s["band"] + 64), torch.full_like(zeros, float("nan"))
         for layer in range(s["n_layers"]):
-            self.object.capture(layer, batch, 0, zeros, k, v, q_match=zeros, out=nan, lse=torch.zeros(n, heads, device="cuda"),
-                                stream=stream)
+            self.plain_capture(layer, batch, 0, zeros, k, v, q_match=zeros, out=nan, lse=torch.zeros(n, heads, device="cuda"),
+                               stream=stream)
 
     def found(self):
         torch.cuda.synchronize()

@@ -38,12 +38,14 @@ def allocated(result, pool, reqs):
     if places is not None and result is not None:
         for req in reqs:
             tokens = len(req.origin_input_ids) + len(req.output_ids)
+            places.lengths[req.rid] = tokens
             places.came(req.req_pool_idx, tokens, tokens + (req.sampling_params.max_new_tokens or 0))
 
 
 def freed(pool, req):
     places = getattr(pool, "macattn", None)
     if places is not None:
+        places.lengths.pop(req.rid, None)
         places.left(req.req_pool_idx)
 
 

@@ -20,13 +20,18 @@ class Object:
     """Stands in for macattn.CudaAttention."""
 
     def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
-        self.settings, self.calls, self.resets, self.max_rows = settings, [], [], max_rows
+        self.settings, self.calls, self.resets, self.max_rows, self.captures = settings, [], [], max_rows, []
 
     def reset(self, slot, stream):
         self.resets.append(slot)
 
     def decode(self, layer, batch, q, k, v, **more):
         self.calls.append((layer, batch, q, k, v, more))
+
+    def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream):
+        self.captures.append(types.SimpleNamespace(
+            layer=layer, row=row, q=q, out=out, match=q_match.clone(), lse=lse.clone(), stream=stream, page=batch.struct.page_size,
+            slot=batch._keep[1].owner[row].item(), length=batch._keep[0].owner[row].item()))
 
 
 class Mode(enum.Enum):
@@ -82,7 +87,7 @@ class Triton:
 
     def __init__(self, runner):
         self.req_to_token_pool, self.req_to_token = runner.req_to_token_pool, runner.req_to_token_pool.req_to_token
-        self.token_to_kv_pool, self.calls = runner.token_to_kv_pool, []
+        self.token_to_kv_pool, self.calls, self.given = runner.token_to_kv_pool, [], []
 
     def init_forward_metadata(self, fb):
         self.calls.append("metadata")
@@ -93,6 +98,17 @@ class Triton:
     def forward_decode(self, q, k, v, layer, fb, save_kv_cache=True, sinks=None, **more):
         self.calls.append(layer.layer_id)
         return q
+
+    def extend_attention_fwd(self, q, o, lse_extend=None):
+        o.copy_(2 * q)
+        if lse_extend is not None:
+            lse_extend.copy_(torch.randn(lse_extend.shape))
+            self.given.append(lse_extend)
+
+    def forward_extend(self, q, k, v, layer, fb, save_kv_cache=True, sinks=None, **more):
+        out = torch.empty_like(q)
+        self.extend_attention_fwd(q.view(-1, 8, 64), out.view(-1, 8, 64))
+        return out
 
 
 class Attention(torch.nn.Module):
@@ -161,7 +177,7 @@ def sglang(monkeypatch):
     }
     for name, names in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module(name, **names))
-    for name in ("engines.sglang", "serving.layers", "serving.rotate"):
+    for name in ("engines.sglang", "serving.layers", "serving.prompts", "serving.rotate"):
         monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.17")
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
@@ -185,19 +201,20 @@ def sglang(monkeypatch):
     for name in plain:
         hooked(name)
     plugin = importlib.import_module("macattn.engines.sglang")
-    monkeypatch.setattr(plugin, "stream", lambda: 7)
-    monkeypatch.setattr(plugin, "unrotate", lambda q, out, *more: out.copy_(q))
-    for name in ("zeros", "full", "empty"):
+    for m in (plugin, sys.modules["macattn.serving.prompts"]):
+        monkeypatch.setattr(m, "stream", lambda: 7)
+        monkeypatch.setattr(m, "unrotate", lambda q, out, *more: out.copy_(q))
+    for name in ("zeros", "full", "empty", "arange"):
         make = getattr(torch, name)
         monkeypatch.setattr(torch, name, lambda *shape, _make=make, device=None, **more: _make(*shape, **more))
     yield types.SimpleNamespace(plugin=plugin, pool=pool, create=backends["macattn"], choices=choices)
     monkeypatch.undo()
-    for name in ("engines.sglang", "serving.layers", "serving.rotate"):
+    for name in ("engines.sglang", "serving.layers", "serving.prompts", "serving.rotate"):
         sys.modules.pop(f"macattn.{name}", None)
 
 
 def request(tokens, new=64):
-    return types.SimpleNamespace(req_pool_idx=None, origin_input_ids=[0] * tokens, output_ids=[],
+    return types.SimpleNamespace(req_pool_idx=None, rid=object(), origin_input_ids=[0] * tokens, output_ids=[],
                                  sampling_params=types.SimpleNamespace(max_new_tokens=new))
 
 
@@ -293,6 +310,62 @@ def test_slots_follow_requests(sglang):
     pool.alloc([e])  # an index and a generation that there were before
     before = len(resets)
     assert step(backend, [e], [161])[1][0][0] >= 0 and len(resets) == before + 1
+
+
+def extend(backend, requests, chunks, **more):
+    """A step of prompts: chunks are (tokens before, new ones). What each layer was shown: (row, tokens, queries, slot)."""
+    made = backend.groups[0].attention
+    made.captures.clear()
+    backend.given.clear()
+    fb = types.SimpleNamespace(
+        forward_mode=Mode.EXTEND, spec_info=None, batch_size=len(requests), rids=[r.rid for r in requests],
+        req_pool_indices=torch.tensor([r.req_pool_idx for r in requests]), seq_lens=torch.tensor([a + b for a, b in chunks]),
+        extend_seq_lens_cpu=[b for _, b in chunks], extend_prefix_lens_cpu=[a for a, _ in chunks])
+    backend.init_forward_metadata(fb)
+    q = torch.randn(sum(b for _, b in chunks), 512).to(torch.bfloat16)
+    for layer in backend.test_layers:
+        out = backend.forward_extend(q, q[:, :128], q[:, :128], layer.attn, fb, **more)
+        assert torch.equal(out, 2 * q)
+    found = [[(c.row, c.length, len(c.q), c.slot) for c in made.captures if c.layer == layer] for layer in (0, 1)]
+    assert found[0] == found[1]
+    return found[0], made.captures, q.view(-1, 8, 64)
+
+
+def test_prompts_are_shown(sglang):
+    runner = make_runner(sglang, {"show_prompts": 1}, layers=(-1, 64, -1))
+    backend, pool = sglang.create(runner), runner.req_to_token_pool
+    backend.test_layers, made = runner.model, backend.groups[0].attention
+    a, b, c = request(200), request(300), request(90)
+    pool.alloc([a, b, c])
+    assert extend(backend, [c], [(0, 90)])[0] == []  # too short
+    found, captures, q = extend(backend, [a, b], [(0, 200), (0, 120)])
+    sa, sb = found[0][3], found[1][3]
+    assert found == [(0, 200, 200, sa), (1, 120, 120, sb)] and {sa, sb} == {0, 1}
+    first = captures[0]
+    assert torch.equal(first.q, q[:200]) and torch.equal(first.out, 2 * q[:200]) and torch.equal(first.match, q[:200])
+    assert torch.equal(first.lse, backend.given[0][:200]) and torch.equal(captures[1].lse, backend.given[0][200:])
+    assert len(backend.given) == 2 and first.page == 1 and first.stream == 7  # the layer with a window is not asked
+    pool.alloc([b])  # a further chunk, beside a row that decodes (a mixed batch)
+    found, captures, q = extend(backend, [b, a], [(120, 180), (200, 1)])
+    assert found == [(0, 300, 180, sb)] and torch.equal(captures[0].q, q[:180])
+    assert [r[0] for r in step(backend, [a, b], [202, 301])[1]] == [sa, sb] and made.resets == [0, 1]
+    assert backend.places.prompts.stats() == {"prompts": 2, "prompts_shown": 2}
+    pool.free(b)  # retracted
+    b.output_ids += [0] * 10
+    pool.alloc([b])
+    assert extend(backend, [b], [(0, 310)])[0] == [(0, 310, 310, sb)] and made.resets == [0, 1, sb]
+    pool.free(a)  # cancelled; the next has most of its prompt in the radix cache
+    d = request(350)
+    pool.alloc([d])
+    assert extend(backend, [d], [(320, 30)])[0] == [(0, 350, 30, sa)] and made.resets == [0, 1, sb, sa]
+    assert {a.rid, c.rid} & backend.places.lengths.keys() == {c.rid}
+    assert extend(backend, [d], [(320, 30)], sinks=torch.zeros(8))[0] == [] and backend.given == []
+    fb = types.SimpleNamespace(forward_mode=Mode.EXTEND, spec_info=None, batch_size=1, rids=[d.rid])
+    backend.init_forward_metadata(fb)  # a dummy
+    assert backend.shown == []
+    assert extend(backend, [d], [(320, 30)])[0] != []
+    pool.clear()
+    assert extend(backend, [d], [(320, 30)])[0] == []
 
 
 def test_no_request_ever_meets_anothers_slot(sglang):

@@ -24,6 +24,7 @@ METHODS = {  # what is called, hooked or overridden, with the arguments it must 
     "layers/attention/triton_backend.py": {"TritonAttnBackend": {
         "__init__": ["self", "model_runner"], "init_forward_metadata": ["self", "forward_batch"],
         "init_forward_metadata_out_graph": ["self", "forward_batch", "in_capture"],
+        "forward_extend": ["self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "sinks"],
         "forward_decode": ["self", "q", "k", "v", "layer", "forward_batch", "save_kv_cache", "sinks"]}},
     "layers/attention/base_attn_backend.py": {"AttentionBackend": {"init_forward_metadata_in_graph": ["self", "forward_batch"]}},
 }
@@ -31,10 +32,13 @@ WORDS = {  # attributes that are read
     "mem_cache/memory_pool.py": ["self.req_generation", "self.req_to_token", "self.store_dtype", "self.use_hnd"],
     "layers/radix_attention.py": ["self.tp_q_head_num", "self.tp_k_head_num", "self.xai_temperature_len", "self.use_irope",
                                   "self.pos_encoding_mode", "self.logit_cap", "self.is_cross_attention", "self.k_scale"],
-    "layers/attention/triton_backend.py": ["self._translate_kv_loc", "self.dcp_size", "self.token_to_kv_pool", "self.req_to_token_pool"],
+    "layers/attention/triton_backend.py": ["self._translate_kv_loc", "self.dcp_size", "self.token_to_kv_pool", "self.req_to_token_pool",
+                                             "self.extend_attention_fwd(", "lse_extend="],
     "model_executor/model_runner.py": ["self.is_draft_worker", "self.spec_algorithm", "self.use_mla_backend", "self.gpu_id"],
+    "model_executor/forward_batch_info.py": ["rids: ", "extend_seq_lens_cpu: ", "extend_prefix_lens_cpu: "],
     "server_args.py": ["enable_two_batch_overlap", "enable_pdmux", "ATTENTION_BACKEND_CHOICES"],
-    "managers/schedule_batch.py": ["self.origin_input_ids", "self.output_ids", "self.req_pool_idx", "self.sampling_params"],
+    "managers/schedule_batch.py": ["self.origin_input_ids", "self.output_ids", "self.req_pool_idx", "self.sampling_params",
+                                   "self.rid "],
 }
 
 

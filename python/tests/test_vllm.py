@@ -15,8 +15,16 @@ import macattn.cuda
 
 
 class Flash:
-    """What the stand-in for FlashAttention was given."""
-    calls = []
+    """What the stand-in for FlashAttention was given, and the lse it gave."""
+    calls, lse = [], []
+
+
+def flash_attn_varlen_func(q, out, return_softmax_lse=False):
+    out.copy_(2 * q.view(out.shape))
+    if not return_softmax_lse:
+        return out
+    Flash.lse.append(torch.randn(q.shape[1], q.shape[0]))
+    return out, Flash.lse[-1]
 
 
 @dataclasses.dataclass
@@ -54,15 +62,17 @@ class FlashImpl:
 
     def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, *scales):
         Flash.calls.append((query, attn_metadata))
+        n = attn_metadata.num_actual_tokens
+        sys.modules["vllm.v1.attention.backends.flash_attn"].flash_attn_varlen_func(q=query[:n], out=output[:n])
         return output
 
 
 class RequestState:
     def __init__(self):
-        self.req_id_to_index, self.free_indices = {}, [0, 1, 2, 3]
+        self.req_id_to_index, self.free_indices, self.prompt = {}, [0, 1, 2, 3], {}
 
     def add_request(self, req_id, prompt_len):
-        self.req_id_to_index[req_id] = self.free_indices.pop()
+        self.req_id_to_index[req_id], self.prompt[req_id] = self.free_indices.pop(), prompt_len
 
     def remove_request(self, req_id):
         index = self.req_id_to_index.pop(req_id, None)
@@ -97,13 +107,19 @@ class Object:
     """Stands in for macattn.CudaAttention."""
 
     def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
-        self.settings, self.calls, self.resets = settings, [], []
+        self.settings, self.calls, self.resets, self.captures = settings, [], [], []
 
     def reset(self, slot, stream):
         self.resets.append(slot)
 
     def decode(self, layer, batch, q, k, v, **more):
         self.calls.append((layer, batch, q, k, v, more))
+
+    def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream):
+        """Only what is remembered of q_match and lse is written: its newest queries."""
+        self.captures.append(types.SimpleNamespace(
+            layer=layer, row=row, q=q, k=k, out=out, match=q_match.clone(), lse=lse.clone(), stream=stream, page=batch.struct.page_size,
+            slot=batch._keep[1].owner[row].item(), length=batch._keep[0].owner[row].item(), rows=batch.n_rows))
 
 
 def split(common, decode_threshold):
@@ -118,6 +134,7 @@ def module(name, **names):
     return m
 
 
+MODULES = ("engines.vllm", "serving.layers", "serving.prompts", "serving.rotate")
 CONFIG = types.SimpleNamespace(
     additional_config={"macattn": {"policy": "budget", "max_slots": 2, "min_tokens": 100}}, speculative_config=None,
     use_v2_model_runner=True, model_config=types.SimpleNamespace(max_model_len=4096),
@@ -138,7 +155,8 @@ def vllm(monkeypatch):
         "vllm.v1.attention.backend": {"AttentionCGSupport": types.SimpleNamespace(UNIFORM_SINGLE_TOKEN_DECODE=1),
                                       "AttentionType": types.SimpleNamespace(DECODER="decoder")},
         "vllm.v1.attention.backends.flash_attn": {"FlashAttentionBackend": object, "FlashAttentionImpl": FlashImpl,
-                                                  "FlashAttentionMetadataBuilder": FlashBuilder},
+                                                  "FlashAttentionMetadataBuilder": FlashBuilder,
+                                                  "flash_attn_varlen_func": flash_attn_varlen_func},
         "vllm.v1.attention.backends.utils": {"split_decodes_and_prefills": split},
         "vllm.v1.worker": {}, "vllm.v1.worker.gpu": {},
         "vllm.v1.worker.gpu.model_runner": {"GPUModelRunner": type("GPUModelRunner", (GPUModelRunner,), {})},
@@ -148,22 +166,25 @@ def vllm(monkeypatch):
     for name, names in stand_ins.items():
         monkeypatch.setitem(sys.modules, name, module(name, **names))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.26.0")
-    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+    for name in MODULES:
         monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
     monkeypatch.setattr(macattn.cuda, "run_bytes", lambda n_tokens, **settings: 2 * n_tokens)
     plugin = importlib.import_module("macattn.engines.vllm")
-    monkeypatch.setattr(plugin, "stream", lambda: 7)
+    prompts = sys.modules["macattn.serving.prompts"]
+    for m in (plugin, prompts):
+        monkeypatch.setattr(m, "stream", lambda: 7)
+        monkeypatch.setattr(m, "unrotate", lambda q, out, *more: out.copy_(q))
     monkeypatch.setattr(plugin.torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(plugin.torch, "empty", lambda *shape, device=None, dtype=None: torch.zeros(shape, dtype=dtype))
     plain_tensor = torch.tensor
     monkeypatch.setattr(plugin.torch, "tensor", lambda data, pin_memory=False, **more: plain_tensor(data, **more))
-    monkeypatch.setattr(plugin, "unrotate", lambda q, out, *more: out.copy_(q))
     Flash.calls.clear()
+    Flash.lse.clear()
     yield plugin
     monkeypatch.undo()
-    for name in ("engines.vllm", "serving.layers", "serving.rotate"):
+    for name in MODULES:
         sys.modules.pop(f"macattn.{name}", None)
 
 
@@ -189,7 +210,11 @@ class Model:
     def step(self, rows, padding=0, dummy=False):
         """rows: {request: (length, new tokens)}; returns each decode row's slot, as the library would read it."""
         def work():
-            batch = types.SimpleNamespace(idx_mapping_np=[self.requests.req_id_to_index.get(r, i) for i, r in enumerate(rows)])
+            ends = torch.tensor([0, *(q for _, q in rows.values())]).cumsum(0).numpy()
+            batch = types.SimpleNamespace(
+                idx_mapping_np=[self.requests.req_id_to_index.get(r, i) for i, r in enumerate(rows)],
+                num_computed_tokens_np=[n - q for n, q in rows.values()], num_scheduled_tokens=[q for _, q in rows.values()],
+                prefill_len_np=[self.requests.prompt.get(r, 0) for r in rows], query_start_loc_np=ends)
             (self.runner.prepare_dummy_attn if dummy else self.runner.prepare_attn)(batch)
             lengths = [n for n, _ in rows.values()] + [0] * padding
             new = [q for _, q in rows.values()] + [1] * padding
@@ -201,13 +226,24 @@ class Model:
             return self.builder.build(0, common)
         self.metadata = self.runner.execute_model(work)
         step = self.metadata.macattn
-        return step and list(step.slots.values())[0].tolist()
+        return step and list(step.slots.values())[0][:step.n].tolist()
 
     def forward(self, tokens):
         q = torch.randn(tokens, 8, 64).to(torch.bfloat16)
-        for impl in self.impls:
-            impl.forward(None, q, q[:, :2], q[:, :2], self.cache, self.metadata, torch.zeros_like(q))
+        self.out = [torch.zeros_like(q) for _ in self.impls]
+        for impl, out in zip(self.impls, self.out):
+            impl.forward(None, q, q[:, :2], q[:, :2], self.cache, self.metadata, out)
         return q
+
+    def shown(self, rows):
+        """A step and its forward: (what each plain layer was shown, as (row, tokens, queries, slot)), the captures, q)."""
+        self.object.captures.clear()
+        Flash.lse.clear()
+        self.step(rows)
+        q = self.forward(sum(new for _, new in rows.values()))
+        found = [[(c.row, c.length, len(c.q), c.slot) for c in self.object.captures if c.layer == layer] for layer in (0, 1)]
+        assert found[0] == found[1]
+        return found[0], self.object.captures, q
 
 
 def test_plain_layers_are_decoded_and_the_others_left(vllm):
@@ -273,6 +309,87 @@ def test_mixed_batches_are_divided(vllm):
     assert len(model.object.calls) == 2
 
 
+@pytest.fixture
+def show_all(monkeypatch):
+    monkeypatch.setitem(CONFIG.additional_config, "macattn", {**CONFIG.additional_config["macattn"], "show_prompts": 1})
+
+
+def test_a_prompt_is_shown(vllm, show_all):
+    model = Model(vllm)
+    model.requests.add_request("a", 200)
+    (found,), (first, second), q = model.shown({"a": (200, 200)})
+    assert found[:3] == (0, 200, 200) and found[3] in (0, 1)
+    assert torch.equal(first.q, q) and torch.equal(first.out, 2 * q) and first.k is not None and first.page == 16
+    assert torch.equal(first.match, q) and torch.equal(first.lse, Flash.lse[0].t()) and torch.equal(second.lse, Flash.lse[1].t())
+    assert len(Flash.lse) == 2 and len(Flash.calls) == 3 and first.stream == 7  # the layer with a window is not asked for its lse
+    resets = len(model.object.resets)
+    assert model.step({"a": (201, 1)}) == [found[3]] and len(model.object.resets) == resets
+    assert vllm.engine.prompts.stats() == {"prompts": 1, "prompts_shown": 1}
+
+
+def test_long_prompts_show_their_end(vllm, show_all):
+    model = Model(vllm)
+    model.requests.add_request("a", 3000)
+    assert model.shown({"a": (1900, 1900)})[0] == []
+    (found,), captures, q = model.shown({"a": (2000, 100)})
+    assert found[:3] == (0, 2000, 24) and torch.equal(captures[0].q, q[-24:])
+    (found,), captures, q = model.shown({"a": (3000, 1000)})
+    assert found[:3] == (0, 3000, 1000) and vllm.engine.prompts.ended == 1
+    c = captures[0]  # what was before RoPE, and the lse, of those that a ring can hold
+    assert torch.equal(c.match[-512:], q[-512:]) and torch.equal(c.lse[-512:], Flash.lse[0].t()[-512:])
+    model.requests.add_request("b", 3000)
+    assert [s[:3] for s in model.shown({"b": (3000, 16)})[0]] == [(0, 3000, 16)]  # the rest was cached
+
+
+def test_prompts_beside_decoding(vllm, show_all):
+    model = Model(vllm)
+    for r, n in (("a", 200), ("b", 150), ("c", 180), ("d", 90)):
+        model.requests.add_request(r, n)
+    a = model.shown({"a": (200, 200)})[0][0][3]
+    model.object.calls.clear()
+    found, captures, q = model.shown({"a": (201, 1), "d": (90, 90), "b": (120, 120), "c": (130, 130)})
+    other = 1 - a  # the longest of the new ones has it; d is too short to be shown
+    assert found == [(2, 120, 120, -1), (3, 130, 130, other)]
+    assert torch.equal(captures[0].q, q[91:211]) and torch.equal(captures[1].q, q[211:])
+    assert torch.equal(captures[0].lse, Flash.lse[0].t()[90:210]) and torch.equal(captures[1].lse, Flash.lse[0].t()[210:])
+    assert [c[1].n_rows for c in model.object.calls] == [1, 1] and [c[2].shape[0] for c in model.object.calls] == [1, 1]
+    found, _, _ = model.shown({"a": (202, 1), "c": (180, 50)})  # c's last chunk: its slot goes on
+    assert found == [(1, 180, 50, other)] and model.step({"a": (203, 1), "c": (181, 1)}) == [a, other]
+    assert model.object.resets == [a, other]
+    model.requests.remove_request("c")  # cancelled
+    found, _, _ = model.shown({"a": (204, 1), "b": (150, 30)})
+    assert found == [(1, 150, 30, other)] and model.object.resets == [a, other, other]
+    model.requests.remove_request("a")  # preempted
+    assert model.step({"b": (151, 1)}) == [other]
+    model.requests.add_request("a", 205)  # and resumed, with what it had decoded
+    found, _, _ = model.shown({"b": (152, 1), "a": (205, 205)})
+    assert found == [(1, 205, 205, a)] and model.object.resets == [a, other, other, a]
+
+
+def test_dummies_show_nothing(vllm, show_all):
+    model = Model(vllm)
+    model.requests.add_request("a", 200)
+    assert model.step({"a": (200, 200)}, dummy=True) is None
+    model.forward(200)
+    assert model.object.captures == [] and Flash.lse == []
+    model.impls[0].sinks = torch.zeros(8)
+    model.runner.execute_model(lambda: None)
+    found = model.step({"a": (200, 200)})
+    model.forward(200)
+    assert found == [] and [c.layer for c in model.object.captures] == [1]
+
+
+def test_which_prompts_are_shown(vllm):
+    prompts = vllm.Prompts(4, 100)
+    assert prompts.queries(0, 50, 50) == 0 and prompts.queries(300, 301, 300) == 0 and prompts.queries(0, 500, 3000) == 0
+    assert prompts.ended == 0
+    assert [prompts.queries(0, 2000, 2000) for _ in range(12)] == [1024] * 4 + [0, 0, 0, 1024, 0, 0, 0, 1024]
+    assert prompts.stats() == {"prompts": 12, "prompts_shown": 6}
+    short = vllm.Prompts(1000, 100)
+    assert [short.queries(0, 200, 200) for _ in range(33)] == [200] * 32 + [0]
+    assert vllm.Prompts(0, 100).queries(0, 2000, 2000) == 0
+
+
 def test_speculation_and_the_old_runner_are_exact(vllm, monkeypatch, capsys):
     monkeypatch.setattr(CONFIG, "speculative_config", object())
     model = Model(vllm)
@@ -310,3 +427,5 @@ def test_memory_counts_means_of_runs(vllm):
     for wrong in (0, "many"):
         with pytest.raises(ValueError, match="run_tokens"):
             layers.read_settings({"run_tokens": wrong}, 2000)
+    with pytest.raises(ValueError, match="show_prompts is -1"):
+        layers.read_settings({"show_prompts": -1}, 2000)

@@ -32,7 +32,8 @@ FIELDS = {
     ("v1/attention/backend.py", "CommonAttentionMetadata"): [
         "query_start_loc", "seq_lens", "num_reqs", "num_actual_tokens", "block_table_tensor", "slot_mapping",
         "seq_lens_cpu_upper_bound"],
-    ("v1/worker/gpu/input_batch.py", "InputBatch"): ["idx_mapping_np"],
+    ("v1/worker/gpu/input_batch.py", "InputBatch"): [
+        "idx_mapping_np", "num_computed_tokens_np", "num_scheduled_tokens", "prefill_len_np", "query_start_loc_np"],
 }
 
 
@@ -81,6 +82,15 @@ def test_where_the_rows_of_a_step_come_from(root):
     calls = [n.func.attr for n in ast.walk(execute) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
     assert "prepare_attn" in calls and "prepare_dummy_attn" in calls
     assert {n.name for n in runner.body if isinstance(n, ast.FunctionDef)} >= {"load_model", "capture_model"}
+
+
+def test_flash_attention_gives_its_lse(root):
+    """Prompts are computed by a function that is looked up in this module, and gives the lse to who asks for it."""
+    text = (root / "vllm" / "v1/attention/backends/flash_attn.py").read_text()
+    assert "flash_attn_varlen_func(" in text[text.index("class FlashAttentionImpl"):] or "return flash_attn_varlen_func(*args" in text
+    function = next(n for n in ast.walk(tree(root, "vllm_flash_attn/flash_attn_interface.py"))
+                    if isinstance(n, ast.FunctionDef) and n.name == "flash_attn_varlen_func")
+    assert "return_softmax_lse" in [a.arg for a in function.args.args + function.args.kwonlyargs]
 
 
 def test_the_table_of_versions(root):

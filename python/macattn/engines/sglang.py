@@ -6,6 +6,7 @@
 
 - Plain causal decoding goes to the library; prompts, speculation and other layers (sliding windows, fp8, encoders, ...) go to
   the Triton backend, whose subclass this is. The settings travel in the model's configuration, which reaches every process.
+- The newest queries of some prompts are shown to the library (`Prompts`), with the results and the lse of the Triton backend.
 - K and V are read where SGLang's pool has them: its table of token slots is a page table with pages of one token.
 - A request is known by its index in ReqToTokenPool, whose generation counts how often the index was given away; hooks on the
   pool tell how long it is. `Places` decides on the host who of them has a slot; which rows of a batch they are, a graph finds
@@ -24,6 +25,7 @@ from .. import sglang as plugin
 from .._arrays import view
 from ..cuda import Batch
 from ..serving.layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats, stream, summary
+from ..serving.prompts import Prompts, positions
 from ..serving.rotate import unrotate
 
 logger = logging.getLogger("sglang.macattn")
@@ -59,8 +61,9 @@ class Places:
     """Whose slot is whose. Slots go to the longest requests that may become as long as `min_tokens`; who has one keeps it
     unless a request comes that is longer from the start. Changes wait for `flush`."""
 
-    def __init__(self, groups, generation, min_tokens, device):
+    def __init__(self, groups, generation, min_tokens, device, prompts):
         self.groups, self.generation, self.min_tokens = groups, generation, min_tokens
+        self.prompts, self.lengths = prompts, {}  # of prompts, by request's name
         self.reusing = [group for group in groups if group.reuses]
         self.free = list(range(self.reusing[0].attention.settings["max_slots"]))[::-1] if self.reusing else []
         self.slots, self.waiting = {}, {}  # by index: slot; tokens of who has none
@@ -95,6 +98,7 @@ class Places:
         for index in [*self.slots]:
             self._take_away(index)
         self.waiting.clear()
+        self.lengths.clear()
         self.seen.copy_(self.generation)
 
     def _take_away(self, index):
@@ -122,7 +126,7 @@ class Places:
         self.changed = {}
 
     def stats(self):
-        return stats(self.groups)
+        return {**stats(self.groups), **self.prompts.stats()}
 
 
 class Backend(TritonAttnBackend):
@@ -161,7 +165,11 @@ class Backend(TritonAttnBackend):
         self.long_starts = torch.zeros(self.max_rows, dtype=torch.int64, device=device)
         self.pages = self.req_to_token.view(-1)
         self.batch = None
-        self.places = Places(self.groups, self.req_to_token_pool.req_generation, settings["min_tokens"], device)
+        prompts = Prompts(settings["show_prompts"] if any(g.reuses for g in self.groups) else 0, settings["min_tokens"])
+        self.places = Places(self.groups, self.req_to_token_pool.req_generation, settings["min_tokens"], device, prompts)
+        self.shown, self.ahead = [], positions(device)  # of a step with prompts: [(row, its tokens in the batch, what each query sees)]
+        self.lse = None                                 # [tokens, heads], wanted of the Triton backend's next call
+        self.extend_attention_fwd = self.with_lse(self.extend_attention_fwd)
         self.req_to_token_pool.macattn = self.places
         logger.info(summary(self.groups, len(layers), f"SGLang {plugin.VERSIONS[0]}", settings, exact))
 
@@ -190,6 +198,48 @@ class Backend(TritonAttnBackend):
                     found[child.layer_id] = rope.cos_sin_cache, rope.is_neox_style
         return found
 
+    # ----------------------------------------------------------------------------------------------------- prompts
+
+    def with_lse(self, plain):
+        """The Triton backend's function, which gives the lse as well to who has memory for it."""
+        def extend(*arguments, **more):
+            if self.lse is not None:
+                more["lse_extend"], self.lse = self.lse, None
+            return plain(*arguments, **more)
+        return extend
+
+    def choose_prompts(self, forward_batch):
+        """Whose prompts are shown in a step; right before it, in its stream's order."""
+        self.shown, found, end = [], [], 0
+        names, new, before = (getattr(forward_batch, name, None)
+                              for name in ("rids", "extend_seq_lens_cpu", "extend_prefix_lens_cpu"))
+        if self.decodes(forward_batch) or forward_batch.spec_info is not None or not names or new is None or before is None:
+            return
+        for row, (name, tokens, start) in enumerate(zip(names, new, before)):
+            end += tokens
+            length = self.places.lengths.get(name, 0)
+            n = self.places.prompts.queries(start, start + tokens, length) if tokens > 1 else 0
+            if n:
+                found.append((row, slice(end - n, end)))
+        if found:
+            self.places.flush()
+            self.begin(forward_batch)
+            self.shown = [(row, mine, self.lengths[row:row + 1] + self.ahead[mine.start - mine.stop:]) for row, mine in found]
+
+    def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **more):
+        place, lse = self.of.get(layer.layer_id), None
+        if self.shown and place is not None and place[0].shown is not None and place[4] is not None and sinks is None and not more:
+            lse = self.lse = torch.empty(q.shape[0], layer.tp_q_head_num, dtype=torch.float32, device=q.device)
+        out = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, sinks, **more)
+        given, self.lse = self.lse is None, None
+        if lse is not None and given:
+            group, number, keys, values, *rope = place
+            by_head = (-1, layer.tp_q_head_num, layer.head_dim)
+            for row, mine, lengths in self.shown:
+                group.shown.show(group.attention, number, self.batch, row, q.view(by_head)[mine], keys, values,
+                                 out.view(by_head)[mine], lse[mine], rope, lengths)
+        return out
+
     # ------------------------------------------------------------------------------------------------------- steps
 
     @staticmethod
@@ -199,11 +249,13 @@ class Backend(TritonAttnBackend):
     def init_forward_metadata(self, forward_batch):
         if not (self.decodes(forward_batch) and self.whole):
             super().init_forward_metadata(forward_batch)
+        self.choose_prompts(forward_batch)
         if self.decodes(forward_batch):
             self.places.flush()
             self.begin(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch, in_capture=False):
+        self.shown = []
         if not (self.decodes(forward_batch) and self.whole):
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
         if self.decodes(forward_batch):

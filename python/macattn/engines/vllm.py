@@ -5,6 +5,7 @@
 
 - Rows of plain causal decoding go to the library, also in batches that hold prompts; prompts, other layers (sliding windows,
   fp8, encoders, ...) and other batches (cascade, speculation) go to FlashAttention.
+- The newest queries of some prompts are shown to the library (`Prompts`), with the results and the lse that FlashAttention has.
 - Queries before RoPE are had back by turning those after it back (`unrotate`), for kinds of RoPE that are known.
 - A request is known by its index in vLLM's RequestState and how often that index was given away: both are told by hooks on
   vLLM's model runner V2. Where the hooks are silent (dummy runs, warm-up, capture, model runner V1) rows have no slot, and are
@@ -16,6 +17,7 @@ import dataclasses
 import importlib.metadata
 
 import torch
+import vllm.v1.attention.backends.flash_attn as flash
 from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
 from vllm.utils.torch_utils import canonicalize_singleton_dim_strides
@@ -31,6 +33,7 @@ from .._arrays import view
 from ..cuda import Batch
 from ..sequences import Sequences
 from ..serving.layers import HEAD_SIZES, ROPES, Group, by_shape, read_settings, stats as stats_of, stream, summary
+from ..serving.prompts import Prompts, positions
 from ..serving.rotate import unrotate
 
 VERSIONS = ("0.26", "0.33")  # whose interfaces these are; docs/vllm.md says which of them were run on a GPU
@@ -52,6 +55,9 @@ class Engine:
         self.given = collections.Counter()  # how often a request index was given away
         self.rows = None      # of the next step: [(request index, times given)], None: a dummy
         self.before = None    # rows that all had slots in the step before, and what slots() found for them
+        self.prompts = None
+        self.shown = []       # of the next step: [(row, end of its tokens in the batch, queries to be shown)]
+        self.lse = None       # what FlashAttention is asked for, and then gave: [heads, tokens]
 
     def make(self, vllm_config, dtype):
         """Called when the weights are loaded and before vLLM measures how much memory is left for the KV cache."""
@@ -76,6 +82,8 @@ class Engine:
             for layer, impl in enumerate(impls):
                 impl.group, impl.layer = group, layer
             self.groups.append(group)
+        if any(group.reuses for group in self.groups):
+            self.prompts = Prompts(settings["show_prompts"], self.min_tokens)
         logger.info("%s", summary(self.groups, len(self.impls), f"vLLM {version}", settings, exact))
 
     def find_ropes(self, model):
@@ -92,21 +100,36 @@ class Engine:
             logger.warning("macattn: %d of %d layers have a RoPE that is not known: they are computed exactly",
                            reusing - found, reusing)
 
-    def slots(self, lengths, n):
-        """[(group, slots of the next step's first n rows)]. `lengths`: host numbers, at least the true ones."""
-        rows = self.rows[:n] if self.rows is not None and len(self.rows) >= n else None
-        if rows is not None and self.before is not None and rows == self.before[0]:
+    def begin(self, batch):
+        """A step of these requests is prepared."""
+        self.rows = [(int(i), self.given[int(i)]) for i in batch.idx_mapping_np]
+        self.shown = []
+        if self.prompts is None:
+            return
+        chunks = zip(batch.num_computed_tokens_np, batch.num_scheduled_tokens, batch.prefill_len_np, batch.query_start_loc_np[1:])
+        for row, (start, new, length, end) in enumerate(chunks):
+            n = self.prompts.queries(int(start), int(start + new), int(length)) if new > 1 else 0
+            if n:
+                self.shown.append((row, int(end), n))
+
+    def slots(self, lengths, n, shown):
+        """[(group, slots of the next step's rows)] of the first n, which decode, and those whose prompts are shown. `lengths`: host
+        numbers, at least the true ones."""
+        last = max([n, *(row + 1 for row, _, _ in shown)])
+        rows = self.rows[:last] if self.rows is not None and len(self.rows) >= last else None
+        if rows is not None and not shown and self.before is not None and rows == self.before[0]:
             return self.before[1]  # nobody came or went
         found = []
         for group in self.groups:
-            slots = [-1] * n
+            slots = [-1] * last
             if rows is not None and group.reuses:
-                wanted = sorted((i for i in range(n) if lengths[i] >= self.min_tokens), key=lambda i: -lengths[i])
+                wanted = [i for i in range(n) if lengths[i] >= self.min_tokens] + [row for row, _, _ in shown]
+                wanted.sort(key=lambda i: -lengths[i])
                 group.sequences.call = {"stream": stream()}
                 for i, slot in zip(wanted, group.sequences.take([rows[i] for i in wanted])):
                     slots[i] = slot
             found.append((group, slots))
-        settled = rows and all(-1 not in slots for group, slots in found if group.reuses)
+        settled = rows and not shown and all(-1 not in slots for group, slots in found if group.reuses)
         self.before = (rows, found) if settled else None
         return found
 
@@ -126,7 +149,7 @@ engine = Engine()
 
 
 def stats():
-    return stats_of(engine.groups)
+    return {**stats_of(engine.groups), **(engine.prompts.stats() if engine.prompts else {})}
 
 
 # ---------------------------------------------------------------------------------------------------------------- hooks
@@ -160,23 +183,23 @@ def remove_request(plain, self, req_id):
 
 @hook(GPUModelRunner, "prepare_attn")
 def prepare_attn(plain, self, input_batch):
-    engine.rows = [(int(i), engine.given[int(i)]) for i in input_batch.idx_mapping_np]
+    engine.begin(input_batch)
     return plain(self, input_batch)
 
 
 @hook(GPUModelRunner, "prepare_dummy_attn")
 def prepare_dummy_attn(plain, self, input_batch):
-    engine.rows = None
+    engine.rows, engine.shown = None, []
     return plain(self, input_batch)
 
 
 @hook(GPUModelRunner, "execute_model")
 def execute_model(plain, self, *arguments, **kwargs):
-    engine.rows = None
+    engine.rows, engine.shown = None, []
     try:
         return plain(self, *arguments, **kwargs)
     finally:
-        engine.rows = None
+        engine.rows, engine.shown = None, []
 
 
 @hook(GPUModelRunner, "initialize_kv_cache")
@@ -197,20 +220,37 @@ def wake_up(plain, self, *arguments, **kwargs):
     engine.forget()
 
 
+def with_lse(plain):
+    """FlashAttention's function, which gives the lse it has anyway to who waits for it."""
+    def attend(*arguments, **kwargs):
+        if engine.lse is not WANTED:
+            return plain(*arguments, **kwargs)
+        out, engine.lse = plain(*arguments, **kwargs, return_softmax_lse=True)
+        return out
+    return attend
+
+
+WANTED = object()
+flash.flash_attn_varlen_func = with_lse(flash.flash_attn_varlen_func)
+
 # -------------------------------------------------------------------------------------------------------------- backend
 
 
 class Step:
-    """The decode rows of a step, which come first, and what is left to FlashAttention."""
+    """The decode rows of a step, which are the first n, what is left to FlashAttention, and whose prompts are shown: [(row, end of
+    its tokens in the batch, tokens that each query sees)]."""
 
-    def __init__(self, n, lengths, table, slots, rest):
-        self.n, self.lengths, self.table, self.slots, self.rest = n, lengths, table, slots, rest
+    def __init__(self, n, lengths, table, slots, rest, shown):
+        self.n, self.rest, self.shown = n, rest, shown
+        self.lengths, self.table, self.slots = lengths, table, slots
         self.batches = {}
 
-    def batch(self, group, page_size):
-        if (group, page_size) not in self.batches:
-            self.batches[group, page_size] = Batch(self.lengths, slots=self.slots[group], page_size=page_size, pages=self.table)
-        return self.batches[group, page_size]
+    def batch(self, group, page_size, rows):
+        """Of the first rows."""
+        if (group, page_size, rows) not in self.batches:
+            self.batches[group, page_size, rows] = Batch(self.lengths[:rows], slots=self.slots[group][:rows], page_size=page_size,
+                                                         pages=self.table[:rows])
+        return self.batches[group, page_size, rows]
 
 
 class Builder(FlashAttentionMetadataBuilder):
@@ -221,6 +261,7 @@ class Builder(FlashAttentionMetadataBuilder):
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
         self.slots = {group: torch.full((engine.max_rows,), -1, dtype=torch.int32, device=device) for group in engine.groups}
         self.written = {}  # what the first of them are, by the copies queued so far
+        self.ahead = positions(device)
 
     def build(self, common_prefix_len, common_attn_metadata, fast_build=False):
         common = common_attn_metadata
@@ -228,10 +269,12 @@ class Builder(FlashAttentionMetadataBuilder):
         whole = n == common.num_reqs
         found = super().build(common_prefix_len, common, fast_build or whole)
         found.macattn = None
-        if n and n == tokens and n <= engine.max_rows and self.is_plain(found):
-            slots = self.fill_slots(common, n)
+        shown = [s for s in engine.shown if s[0] >= n] if common.seq_lens_cpu_upper_bound is not None else []
+        if (n or shown) and n == tokens and common.num_reqs <= engine.max_rows and self.is_plain(found):
+            slots = self.fill_slots(common, n, shown)
             rest = None if whole else self.without_decodes(found, n)
-            found.macattn = Step(n, common.seq_lens[:n], common.block_table_tensor[:n], slots, rest)
+            shown = [(row, end, common.seq_lens[row:row + 1] + self.ahead[-m:]) for row, end, m in shown]
+            found.macattn = Step(n, common.seq_lens, common.block_table_tensor, slots, rest, shown)
         return found
 
     @staticmethod
@@ -239,22 +282,24 @@ class Builder(FlashAttentionMetadataBuilder):
         others = (getattr(found, name, None) for name in OTHER_MASKS)
         return found.causal is True and all(other is None or other is False for other in others)
 
-    def fill_slots(self, common, n):
+    def fill_slots(self, common, n, shown):
         """Write the slots where graphs read them. Rows of padding have none."""
         lengths = common.seq_lens_cpu_upper_bound
         lengths = lengths.tolist() if lengths is not None and engine.rows is not None else []
         real = min(n, len(engine.rows or ()), len(lengths))
-        for group, slots in engine.slots(lengths, real):
-            slots = slots + [-1] * (n - real)
+        for group, slots in engine.slots(lengths, real, shown):
+            slots = slots + [-1] * (n - len(slots))
             if self.written.get(group) != slots:
                 host = torch.tensor(slots, dtype=torch.int32, pin_memory=True)
-                self.slots[group][:n].copy_(host, non_blocking=True)
+                self.slots[group][:len(slots)].copy_(host, non_blocking=True)
                 self.written[group] = slots
-        return {group: tensor[:n] for group, tensor in self.slots.items()}
+        return self.slots
 
     @staticmethod
     def without_decodes(found, n):
         """The metadata of the rows after the first n, which have one token each."""
+        if n == 0:
+            return found
         return dataclasses.replace(
             found, num_actual_tokens=found.num_actual_tokens - n, query_start_loc=found.query_start_loc[n:] - n,
             seq_lens=found.seq_lens[n:], block_table=found.block_table[n:], slot_mapping=found.slot_mapping[n:],
@@ -294,19 +339,34 @@ class Impl(FlashAttentionImpl):
         step = getattr(attn_metadata, "macattn", None)
         if step is None or self.group is None or output_scale is not None or output_block_scale is not None:
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
-        self.decode(step, query[:step.n], kv_cache, output.view(-1, self.num_heads, self.head_size)[:step.n])
+        n, by_head = step.n, output.view(-1, self.num_heads, self.head_size)
+        if n:
+            self.decode(step, query[:n], kv_cache, by_head[:n])
         if step.rest is not None:
-            n = step.n
+            shows = step.shown and self.group.shown is not None and self.rope is not None and self.sinks is None
+            engine.lse = WANTED if shows else None
             super().forward(layer, query[n:], key[n:], value[n:], kv_cache, step.rest, output[n:])
+            lse, engine.lse = engine.lse, None
+            if shows and lse is not WANTED and lse.shape == (self.num_heads, step.rest.num_actual_tokens):
+                self.show(step, query, kv_cache, by_head, lse.t())
         return output
+
+    def show(self, step, query, kv_cache, out, lse):
+        """lse [tokens that are not decoded, heads]"""
+        group, (k, v) = self.group, self.cache_views(kv_cache)
+        rope = self.rope.cos_sin_cache, self.rope.is_neox_style
+        for row, end, lengths in step.shown:
+            mine = slice(end - len(lengths), end)
+            group.shown.show(group.attention, self.layer, step.batch(group, kv_cache.shape[2], row + 1), row, query[mine], k, v,
+                             out[mine], lse[mine.start - step.n:end - step.n], rope, lengths)
 
     def decode(self, step, query, kv_cache, out):
         group, match = self.group, None
         k, v = self.cache_views(kv_cache)
-        batch = step.batch(group, kv_cache.shape[2])
+        batch, lengths = step.batch(group, kv_cache.shape[2], step.n), step.lengths[:step.n]
         if group.reuses and self.rope is not None:
             match = group.match[:step.n]
-            unrotate(query, match, self.rope.cos_sin_cache, step.lengths, self.rope.is_neox_style)
+            unrotate(query, match, self.rope.cos_sin_cache, lengths, self.rope.is_neox_style)
         group.attention.decode(self.layer, batch, query, k, v, q_match=match, out=out, stream=stream(),
                                sinks=self._sinks if self.sinks is not None else None)
 

@@ -12,6 +12,9 @@ from ..cuda import DEFAULT_BUDGET, CudaAttention, run_bytes, state_bytes
 
 ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
 HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
+SHOW_PROMPTS = 8  # one in so many; docs/vllm.md has what one costs
+LONGEST_RING = 512  # that a ring of 0, the policy's own, can be (MACATTN_DEFAULT_RING)
+OURS = {"run_tokens", "show_prompts"}  # settings of these plug-ins, not of the library
 # The model decides these.
 MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_dtype", "k_dtype", "v_dtype", "scale",
               "softcap", "window", "max_tokens"}
@@ -19,11 +22,13 @@ MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_
 
 def read_settings(asked, max_tokens):
     """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for. `run_tokens` is
-    CudaAttention's: tokens of all requests together whose means of runs there is room for."""
+    CudaAttention's: tokens of all requests together whose means of runs there is room for. `show_prompts`: see Prompts."""
     if not isinstance(asked, collections.abc.Mapping):
         raise ValueError(f"macattn: the settings are {asked!r}, not names with values")
     asked = dict(asked)
-    run_tokens = asked.pop("run_tokens", None)
+    run_tokens, show = asked.pop("run_tokens", None), asked.pop("show_prompts", SHOW_PROMPTS)
+    if not isinstance(show, int) or show < 0:
+        raise ValueError(f"macattn: show_prompts is {show!r}; it must be a whole number, 0 or above")
     if run_tokens is not None and (not isinstance(run_tokens, int) or run_tokens < 1):
         raise ValueError(f"macattn: run_tokens is {run_tokens!r}; it must be a whole number above 0")
     for name in sorted(MODELS_OWN & asked.keys()):
@@ -31,7 +36,7 @@ def read_settings(asked, max_tokens):
     config = read(new_config({"policy": "exact", "budget": DEFAULT_BUDGET, **asked}))
     settings = {name: v for name, v in config.items() if name not in MODELS_OWN}
     settings["max_tokens"] = max(max_tokens, 2)
-    settings["run_tokens"] = run_tokens
+    settings["run_tokens"], settings["show_prompts"] = run_tokens, show
     return settings
 
 
@@ -53,13 +58,17 @@ class Group:
         name = SHORT[str(dtype).removeprefix("torch.")]
         model = dict(n_layers=n_layers, n_heads=heads, n_kv_heads=kv_heads, head_dim=dim, scale=scale, softcap=float(softcap),
                      q_dtype=name, k_dtype=name, v_dtype=name)
-        config = model | {name: v for name, v in settings.items() if name != "run_tokens"}
+        config = model | {name: v for name, v in settings.items() if name not in OURS}
         run_tokens = settings["run_tokens"]
         self.attention = CudaAttention(device=device.index, max_rows=max_rows, out_dtype=name, run_tokens=run_tokens, **config)
         self.n_layers = n_layers
         self.reuses = self.attention.settings["policy"] != "exact"
         self.state = memory(config, run_tokens) if self.reuses else 0
         self.match = torch.empty(max_rows, heads, dim, dtype=dtype, device=device) if self.reuses else None
+        self.shown = None
+        if self.reuses and settings["show_prompts"]:
+            from .prompts import Shown
+            self.shown = Shown(heads, dim, settings["ring"] or LONGEST_RING, dtype, device)
 
 
 def by_shape(layers, shape):
