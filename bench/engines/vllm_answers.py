@@ -3,19 +3,25 @@
 """A pretrained model's answers to long-context tasks in vLLM, by FlashAttention, by macattn exactly, and with budgets.
 
     macattn tasks generate --tasks niah_multikey_1,vt --length 16384 > 16k.jsonl
-    vllm_answers.py qwen2.5-coder-0.5b-instruct-q4_k_m.gguf 16k.jsonl [MORE.jsonl.gz...] [--budgets 0.002 0.01]
+    vllm_answers.py qwen2.5-coder-0.5b-instruct-q4_k_m.gguf 16k.jsonl [MORE.jsonl.gz...] [--ways flash exact 0.01 0.02]
 
-The model is a GGUF of arch qwen2, made a folder in bf16 first (gguf_model.py). Prompts are computed once and come from the prefix
-cache afterwards; then NEW tokens are decoded behind each, in batches of 8 and, of the first prompts, alone. An answer ends at
-the model's end token; decoding goes on, so that all ways do the same work. Prints one JSON object a line:
-  score     share of the expected answers that the texts hold, in percent
-  same      answers whose text is that of the first way
-  apart     of the others, how far into the answer (tokens) they part
-  ms        a step's median wall time; cpu_us: of that, the median time in the model runner's execute_model
-  hits      of (row, head) pairs; selected: of (row, KV head) pairs; read: bytes of K, V, rings and means, as a share of K and V
+The model is a GGUF of arch qwen2, made a folder in bf16 first (gguf_model.py). Every prompt is computed anew, so that the plug-in
+sees of it what it would see of any prompt. NEW tokens are decoded behind each, 8 requests at a time, also past the answer's end,
+so that all ways do the same work, and the first prompts once more alone. With --stop all are asked at once, --batch run at a
+time, and an answer ends at the model's end token or after 48 tokens (niah_multivalue: 96). A budget's way may be written
+0.02:SHOW, SHOW being the setting show_prompts. Prints one JSON object a line; of a way and a file:
+  prompt_s  time in steps that computed prompts; shown: prompts whose newest queries the library saw, of all that it could see
+  ms        a step's median wall time, of steps that only decode, with as many requests as there are at most; cpu_us: of that,
+            the median time in the model runner's execute_model
+  hits      of (row, head) pairs; selected: of (row, KV head) pairs; read: bytes of K, V, rings and means, as a share of K and V;
+            all of decoding alone
+and of the answers, for each task (`all`: of all tasks):
+  score     share of the expected answers that the text holds, in percent; to_flash, to_exact: [difference, its standard error]
+  same_...  share of answers with that way's text; apart: where the others part from the first way's (tokens)
 Needs vLLM, a GPU, and the package gguf.
 """
 import argparse
+import collections
 import gzip
 import json
 import os
@@ -28,12 +34,24 @@ import time
 import common
 from common import row
 
-BATCH, ALONE = 8, 2
+ALONE = 2
+MOST = {"niah_multivalue": 96}  # tokens of an answer that may stop; of the other tasks:
+USUAL_MOST = 48
 
 
-def read_samples(path):
+def read_samples(path, n):
+    """The first n samples, as many of each task."""
     with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as f:
-        return [json.loads(line) for line in f]
+        by_task = collections.defaultdict(list)
+        for line in f:
+            by_task[json.loads(line)["task"]].append(json.loads(line))
+    turns = [s for turn in zip(*by_task.values()) for s in turn]
+    rest = [s for found in by_task.values() for s in found[len(turns) // len(by_task):]]
+    return (turns + rest)[:n]
+
+
+def samples_of(args):
+    return [read_samples(path, n) for path, n in zip(args.samples, args.first + [None] * len(args.samples))]
 
 
 def prepare(args, folder):
@@ -44,77 +62,126 @@ def prepare(args, folder):
     if not os.path.exists(os.path.join(folder, "model.safetensors")):
         write_model(args.model, folder)
     words = tokenizer(args.model)
-    prompts = [[words.encode(chat(s["input"], s.get("answer_prefix", "").strip())).ids for s in read_samples(path)]
-               for path in args.samples]
+    prompts = [[found.ids for found in words.encode_batch([chat(s["input"], s.get("answer_prefix", "").strip()) for s in samples])]
+               for samples in samples_of(args)]
     with open(os.path.join(folder, "prompts.json"), "w") as f:
         json.dump({"prompts": prompts, "stops": sorted(stop_tokens(words))}, f)
     row(event="prepared", seconds=round(time.perf_counter() - start, 1), samples=[len(p) for p in prompts],
         tokens=[[min(map(len, p)), max(map(len, p))] for p in prompts])
 
 
-def decode(llm, prompts, new, name):
-    """(tokens behind each prompt, a step's median ms, prompt tokens that were not cached)"""
-    engine, found, ends = llm.llm_engine, {}, []
-    for i, prompt in enumerate(prompts):
-        engine.add_request(f"{name}-{i}", {"prompt_token_ids": prompt}, common.parameters(max_tokens=new))
+class Steps:
+    """The steps of vLLM's model runner: when each began, what it computed, and its time on the CPU."""
+
+    def __init__(self):
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+        plain, self.all = GPUModelRunner.execute_model, []
+
+        def execute_model(runner, scheduled, *arguments, **more):
+            start = time.perf_counter()
+            try:
+                return plain(runner, scheduled, *arguments, **more)
+            finally:
+                tokens, rows = scheduled.total_num_scheduled_tokens, len(scheduled.num_scheduled_tokens)
+                if tokens:
+                    self.all.append((start, rows, tokens, time.perf_counter() - start))
+        GPUModelRunner.execute_model = execute_model
+
+    def summary(self):
+        """(seconds in steps with prompts; median ms and CPU us of the largest that only decode; their rows), and begin anew."""
+        steps, self.all = self.all, []
+        spans = [(b[0] - a[0], *a[1:]) for a, b in zip(steps, steps[1:])]
+        prompts = sum(s for s, rows, tokens, _ in spans if tokens > rows)
+        plain = [(a, b, c) for a, b, c in zip(spans, spans[1:], spans[2:])
+                 if all(tokens == rows for _, rows, tokens, _ in (a, b, c)) and a[1] == b[1] == c[1]]
+        most = max((b[1] for _, b, _ in plain), default=0)
+        found = [b for _, b, _ in plain if b[1] == most]
+        if not found:
+            return prompts, None, None, 0
+        return prompts, 1e3 * statistics.median(b[0] for b in found), 1e6 * statistics.median(b[3] for b in found), most
+
+
+def answer(llm, prompts, most, stops, name):
+    """The tokens behind each prompt."""
+    engine, found = llm.llm_engine, {}
+    for i, (prompt, n) in enumerate(zip(prompts, most)):
+        engine.add_request(f"{name}-{i}", {"prompt_token_ids": prompt}, common.parameters(max_tokens=n, stop_token_ids=stops))
     while engine.has_unfinished_requests():
         for out in engine.step():
             if out.finished:
-                found[out.request_id] = (list(out.outputs[0].token_ids), len(out.prompt_token_ids) - (out.num_cached_tokens or 0))
-        ends.append(time.perf_counter())
-    rows = [found[f"{name}-{i}"] for i in range(len(prompts))]
-    return [tokens for tokens, _ in rows], 1000 * statistics.median(b - a for a, b in zip(ends, ends[1:])), max(n for _, n in rows)
+                found[out.request_id] = list(out.outputs[0].token_ids)
+    return [found[f"{name}-{i}"] for i in range(len(prompts))]
 
 
 def shares(before, after, shape):
-    """What of the work between two sets of counters was reused, selected and read."""
+    """What of the work between two sets of counters was shown, reused, selected and read."""
     found = {name: after[name] - before[name] for name in after}
     if not found["steps"]:
         return {}
     heads, kv_heads, dim = shape
     whole = found["tokens_total"] // heads * kv_heads * dim * 2 * 2
-    return {"hits": round(found["hits"] / found["steps"], 4), "selected": round(found["groups_selected"] / found["groups"], 4),
-            "read": round(found["bytes_read"] / whole, 4)}
+    return {"shown": [found["prompts_shown"], found["prompts"]], "hits": round(found["hits"] / found["steps"], 4),
+            "selected": round(found["groups_selected"] / found["groups"], 4), "read": round(found["bytes_read"] / whole, 4)}
 
 
-def run(args, folder, way, budget, results):
+def settings_of(args, way):
+    """(name in common.WAYS, settings)"""
+    if way in common.WAYS:
+        return way, {}
+    budget, _, show = way.partition(":")
+    found = {"budget": float(budget), **({"show_prompts": int(show)} if show else {})}
+    if args.select is not None:
+        found["select"] = args.select
+        try:
+            from macattn.cuda import CudaAttention
+            CudaAttention(n_layers=1, n_heads=8, n_kv_heads=2, head_dim=128, q_dtype="bf16", k_dtype="bf16", v_dtype="bf16",
+                          max_tokens=1024, max_rows=1, policy="budget", **{n: v for n, v in found.items() if n != "show_prompts"})
+        except Exception as e:  # a library that does not have it: its own default, and the row says so
+            row(event="no select", select=args.select, why=str(e))
+            del found["select"]
+    return "budget", found
+
+
+def run(args, folder, way, results):
     start = time.perf_counter()
     with open(os.path.join(folder, "prompts.json")) as f:
-        sets = json.load(f)["prompts"]
+        made = json.load(f)
     with open(os.path.join(folder, "config.json")) as f:
         c = json.load(f)
+    sets, stops = made["prompts"], made["stops"] if args.stop else None
     shape = c["num_attention_heads"], c["num_key_value_heads"], c["hidden_size"] // c["num_attention_heads"]
     token_bytes = c["num_hidden_layers"] * shape[1] * shape[2] * 2 * 2
-    room = sum(len(p) + args.new + 64 for prompts in sets for p in prompts) * token_bytes
-    longest = max(len(p) for prompts in sets for p in prompts) + args.new
+    longest = max(len(p) for prompts in sets for p in prompts) + max(args.new, *MOST.values())
+    name, settings = settings_of(args, way)
+    sizes = [1, 2, 4, *range(8, args.batch + 1, 8)]
     llm = common.start_vllm(
-        folder, way, max_model_len=min(longest + 16, c["max_position_embeddings"]), max_num_seqs=BATCH,
-        max_num_batched_tokens=8192, kv_cache_memory_bytes=room + (2 << 30), enable_prefix_caching=True,
-        settings={"max_slots": BATCH, **({"budget": budget} if budget else {})},
-        compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8]})
-    ours, cpu, texts = common.WAYS[way]["backend"] == "CUSTOM", [], []
-    common.time_runner(cpu)
+        folder, name, max_model_len=min(longest + 16, c["max_position_embeddings"]), max_num_seqs=args.batch,
+        max_num_batched_tokens=8192, kv_cache_memory_bytes=args.batch * (longest + 64) * token_bytes + (1 << 30),
+        enable_prefix_caching=False, settings={"max_slots": args.batch, **settings},
+        compilation_config={"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": sizes})
+    ours, texts, steps = common.WAYS[name]["backend"] == "CUSTOM", [], Steps()
     started = time.perf_counter()
-    for name, prompts in zip(args.samples, sets):
-        filled = time.perf_counter()
-        llm.generate([{"prompt_token_ids": p} for p in prompts], common.parameters(max_tokens=1), use_tqdm=False)
-        filled = time.perf_counter() - filled
-        before, answers, ms, us, fresh = counters(ours), [], [], [], 0
-        for i in range(0, len(prompts), BATCH):
-            cpu.clear()
-            tokens, step, n = decode(llm, prompts[i:i + BATCH], args.new, f"{name}-{i}")
-            answers, fresh = answers + tokens, max(fresh, n)
-            ms.append(step)
-            us.append(1e6 * statistics.median(cpu))
-        found = shares(before, counters(ours), shape) if ours else {}
-        cpu.clear()
-        alone = [decode(llm, [p], args.new, f"{name}-alone-{i}")[1] for i, p in enumerate(prompts[:ALONE])]
+    for path, samples, prompts in zip(args.samples, samples_of(args), sets):
+        began, before, answers, parts = time.perf_counter(), counters(ours), [], []
+        most = [MOST.get(s["task"], USUAL_MOST) if args.stop else args.new for s in samples]
+        size = len(prompts) if args.stop else args.batch
+        for i in range(0, len(prompts), size):
+            answers += answer(llm, prompts[i:i + size], most[i:i + size], stops, f"{path}-{i}")
+            parts.append(steps.summary())
+        seconds, found = time.perf_counter() - began, shares(before, counters(ours), shape) if ours else {}
         texts.append(answers)
-        row(way=way, budget=budget, samples=os.path.basename(name), n=len(prompts), new=args.new, prompts_s=round(filled, 2),
-            not_cached=fresh, ms_8=round(statistics.median(ms), 4), rounds_8=[round(x, 4) for x in ms],
-            cpu_us_8=round(statistics.median(us), 1), ms_1=round(statistics.median(alone), 4),
-            cpu_us_1=round(1e6 * statistics.median(cpu), 1), **found)
-    row(event="ran", way=way, budget=budget, classes=common.attention_of(llm), start_s=round(started - start, 1),
+        timed = [p for p in parts if p[1]]
+        fields = {"prompt_s": round(sum(p[0] for p in parts), 3), "seconds": round(seconds, 2)}
+        if timed:
+            fields |= {"rows": max(p[3] for p in timed), "ms": round(statistics.median(p[1] for p in timed), 4),
+                       "rounds": [round(p[1], 4) for p in timed], "cpu_us": round(statistics.median(p[2] for p in timed), 1)}
+        if not args.stop:
+            for i, prompt in enumerate(prompts[:ALONE]):
+                answer(llm, [prompt], [args.new], None, f"{path}-alone-{i}")
+            _, ms, us, _ = steps.summary()
+            fields |= {"ms_alone": round(ms, 4), "cpu_us_alone": round(us, 1)}
+        row(way=way, settings=settings, samples=os.path.basename(path), n=len(prompts), **fields, **found)
+    row(event="ran", way=way, classes=common.attention_of(llm), start_s=round(started - start, 1),
         run_s=round(time.perf_counter() - started, 1), **common.versions())
     with open(results, "w") as f:
         json.dump(texts, f)
@@ -124,37 +191,48 @@ def counters(ours):
     if not ours:
         return {}
     import macattn.vllm
-    return macattn.vllm.stats()
+    return {"prompts": 0, "prompts_shown": 0, **macattn.vllm.stats()}
+
+
+def difference(scores, others):
+    """[mean difference, its standard error], in percent."""
+    d = [100 * (a - b) for a, b in zip(scores, others)]
+    return [round(statistics.mean(d), 2), round(statistics.stdev(d) / len(d) ** 0.5, 2) if len(d) > 1 else None]
 
 
 def compare(args, folder, done):
-    """Scores, and whose text is the first way's."""
+    """Scores, and whose text is flash's and exact's."""
     from answers import score
     from model import tokenizer
-    words = tokenizer(args.model)
+    words, details, known = tokenizer(args.model), [], {}
     with open(os.path.join(folder, "prompts.json")) as f:
         stops = set(json.load(f)["stops"])
 
-    def answer(tokens):
+    def until_end(tokens):
         return tokens[:next((i for i, t in enumerate(tokens) if t in stops), len(tokens))]
-    details, first = [], None
-    for name, results in done:
+    for way, results in done:
         with open(results) as f:
-            sets = [[answer(tokens) for tokens in answers] for answers in json.load(f)]
-        first = first or sets
-        for path, answers, expected in zip(args.samples, sets, first):
-            samples = read_samples(path)
+            sets = [[until_end(tokens) for tokens in answers] for answers in json.load(f)]
+        for path, samples, answers in zip(args.samples, samples_of(args), sets):
             texts = [words.decode(a) for a in answers]
             scores = [score(t, s) for t, s in zip(texts, samples)]
-            other = [score(words.decode(a), s) for a, s in zip(expected, samples)]
-            apart = [next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-                     for a, b in zip(answers, expected) if a != b]
-            tasks = sorted({s["task"] for s in samples})
-            row(event="answers", way=name, samples=os.path.basename(path), n=len(samples), score=round(100 * statistics.mean(scores), 1),
-                by_task={t: round(100 * statistics.mean(x for x, s in zip(scores, samples) if s["task"] == t), 1) for t in tasks},
-                same=sum(a == b for a, b in zip(answers, expected)), same_scores=sum(x == y for x, y in zip(scores, other)),
-                apart=apart, tokens=sum(map(len, answers)))
-            details.append({"way": name, "samples": os.path.basename(path), "texts": texts, "scores": scores})
+            known[way, path] = answers, scores
+            details.append({"way": way, "samples": os.path.basename(path), "texts": texts, "scores": scores})
+            for task in [*sorted({s["task"] for s in samples}), "all"]:
+                mine = [i for i, s in enumerate(samples) if task in (s["task"], "all")]
+                fields = {"score": round(100 * statistics.mean(scores[i] for i in mine), 2)}
+                for other in ("flash", "exact"):
+                    if (other, path) not in known or other == way:
+                        continue
+                    theirs, their_scores = known[other, path]
+                    fields[f"to_{other}"] = difference([scores[i] for i in mine], [their_scores[i] for i in mine])
+                    fields[f"same_{other}"] = round(statistics.mean(answers[i] == theirs[i] for i in mine), 3)
+                first = known[done[0][0], path][0]
+                if task == "all":
+                    fields["tokens"] = sum(map(len, answers))
+                    fields["apart"] = [next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+                                       for a, b in zip(answers, first) if a != b]
+                row(event="answers", way=way, samples=os.path.basename(path), task=task, n=len(mine), **fields)
     if args.json:
         with open(args.json, "w") as f:
             json.dump(details, f)
@@ -164,8 +242,12 @@ def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("model")
     a.add_argument("samples", nargs="+")
-    a.add_argument("--budgets", type=float, nargs="*", default=[0.002, 0.01])
+    a.add_argument("--ways", nargs="+", default=["flash", "exact", "0.01", "0.02"])
+    a.add_argument("--select", type=int, help="the setting, where the library takes it")
+    a.add_argument("--first", type=int, nargs="*", default=[], help="samples of each file")
     a.add_argument("--new", type=int, default=256)
+    a.add_argument("--batch", type=int, default=8)
+    a.add_argument("--stop", action="store_true")
     a.add_argument("--folder", help="where the model is, or is to be written; else a temporary one")
     a.add_argument("--json", help="file for the texts")
     args = a.parse_args()
@@ -175,14 +257,13 @@ def main():
         folder, done = args.folder or temporary, []
         if not common.in_child(prepare, args, folder):
             return 1
-        plans = [("flash", None), ("exact", None), *(("budget", b) for b in args.budgets)]
-        for way, budget in plans:
-            results = os.path.join(temporary, f"{way}-{budget}.json")
-            if common.in_child(run, args, folder, way, budget, results):
-                done.append((way + (f" {budget}" if budget else ""), results))
+        for i, way in enumerate(args.ways):
+            results = os.path.join(temporary, f"{i}.json")
+            if common.in_child(run, args, folder, way, results):
+                done.append((way, results))
         if done:
             compare(args, folder, done)
-    return 0 if len(done) == len(plans) else 1
+    return 0 if len(done) == len(args.ways) else 1
 
 
 if __name__ == "__main__":
