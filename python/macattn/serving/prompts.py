@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts, which engines compute themselves, shown to the library: it learns from their queries what reuse and selection cost,
-and remembers the newest of them."""
+and remembers the newest. Prompts are not in full CUDA graphs, so this is Python, row by row; nothing waits for the GPU."""
 import torch
 
 from .layers import stream
