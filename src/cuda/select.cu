@@ -31,7 +31,7 @@ struct Shared {
     ScoreShared<D> score;
     Piece x;
     float least[MAI_CU_MOST_GROUP]; /* before: the shares of the newest summaries */
-    int counts[WARPS][WAVES];
+    uint32_t counts[WARPS][WAVES / 4];
     int is_last;
 };
 
@@ -178,26 +178,33 @@ __device__ uint32_t mark_runs(const mai_cu_params &p, const Scored &s, const flo
 
 /* Where a thread's runs of each wave come in the list: exclusive sums over the block, in the order
  * of the runs, from `n` on. Returns how many are listed then. */
-__device__ int place_runs(uint32_t read, int n, int (*counts)[WAVES], int *at)
+__device__ int place_runs(uint32_t read, int n, uint32_t (*counts)[WAVES / 4], int *at)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    static_assert(4 * 32 < 256, "a warp's counts of four waves are added in the bytes of a word");
 #pragma unroll
-    for (int w = 0; w < WAVES; w++) {
-        const int mine = __popc(read >> (4 * w) & 15u);
-        int sum = mine;
+    for (int four = 0; four < WAVES / 4; four++) {
+        uint32_t mine = 0;
+#pragma unroll
+        for (int w = 0; w < 4; w++)
+            mine |= (uint32_t)__popc(read >> (16 * four + 4 * w) & 15u) << (8 * w);
+        uint32_t sum = mine;
+#pragma unroll
         for (int i = 1; i < 32; i <<= 1) {
-            const int other = __shfl_up_sync(ALL, sum, i);
+            const uint32_t other = __shfl_up_sync(ALL, sum, i);
             if (lane >= i) sum += other;
         }
-        at[w] = sum - mine;
-        if (lane == 31) counts[warp][w] = sum;
+#pragma unroll
+        for (int w = 0; w < 4; w++) at[4 * four + w] = (int)((sum - mine) >> (8 * w) & 255u);
+        if (lane == 31) counts[warp][four] = sum;
     }
     __syncthreads();
 #pragma unroll
     for (int w = 0; w < WAVES; w++) {
         at[w] += n;
+#pragma unroll
         for (int i = 0; i < WARPS; i++) {
-            const int count = counts[i][w];
+            const int count = (int)(counts[i][w / 4] >> (8 * (w % 4)) & 255u);
             if (i < warp) at[w] += count;
             n += count;
         }

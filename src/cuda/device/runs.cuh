@@ -77,15 +77,7 @@ __device__ __forceinline__ uint32_t bias_codes(uint32_t four)
     return four ^ 0x80808080u;
 }
 
-/* Codes FIRST and SECOND of four biased ones, as two bf16: exact. */
-template <int FIRST, int SECOND>
-__device__ __forceinline__ uint32_t codes_brain(uint32_t biased)
-{
-    const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 | FIRST));
-    const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7440 | SECOND));
-    return Brain16::pack(low - 8388736.0f, high - 8388736.0f); /* 2^23 + 128 */
-}
-
+/* Codes FIRST and SECOND of four biased ones, as two f16: exact. */
 template <int FIRST, int SECOND>
 __device__ __forceinline__ uint32_t codes_half(uint32_t biased)
 {
@@ -94,15 +86,25 @@ __device__ __forceinline__ uint32_t codes_half(uint32_t biased)
     return *(const uint32_t *)&y; /* 1024 + 128 */
 }
 
-/* A operands (transposed, bf16) of 16 runs' codes, of two m-tiles, from one transposed ldmatrix.x4:
- * both m-tiles of runs 0-7, then of runs 8-15. */
-__device__ __forceinline__ void widen_matrices(uint32_t a[2][4], const uint32_t codes[4])
+__device__ __forceinline__ uint32_t multiply_halves(uint32_t x, uint32_t y)
+{
+    const __half2 z = __hmul2(*(const __half2 *)&x, *(const __half2 *)&y);
+    return *(const uint32_t *)&z;
+}
+
+/* A operands (transposed) of 16 runs' codes times their scales, of two m-tiles, from one transposed
+ * ldmatrix.x4: both m-tiles of runs 0-7, then of runs 8-15. `low`, `high`: the two scales of the
+ * lane's runs of these. */
+__device__ __forceinline__ void widen_matrices(uint32_t a[2][4], const uint32_t codes[4],
+                                               uint32_t low, uint32_t high)
 {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        const uint32_t low = bias_codes(codes[i]), high = bias_codes(codes[2 + i]);
-        a[i][0] = codes_brain<0, 2>(low), a[i][1] = codes_brain<1, 3>(low);
-        a[i][2] = codes_brain<0, 2>(high), a[i][3] = codes_brain<1, 3>(high);
+        const uint32_t first = bias_codes(codes[i]), second = bias_codes(codes[2 + i]);
+        a[i][0] = multiply_halves(codes_half<0, 2>(first), low);
+        a[i][1] = multiply_halves(codes_half<1, 3>(first), low);
+        a[i][2] = multiply_halves(codes_half<0, 2>(second), high);
+        a[i][3] = multiply_halves(codes_half<1, 3>(second), high);
     }
 }
 
@@ -199,7 +201,7 @@ __device__ __forceinline__ void common_of(const mai_cu_params &p, int64_t pages,
 }
 
 /* A warp: values to codes and scales, as ggml's q8_0 has them; all 0 if they cannot be had. Returns
- * whether they can. */
+ * whether they can, and are of the range of f16 with some to spare. */
 template <int V>
 __device__ __forceinline__ bool encode_mean(const float *x, int8_t *codes, uint16_t *scales)
 {
@@ -220,7 +222,7 @@ __device__ __forceinline__ bool encode_mean(const float *x, int8_t *codes, uint1
         codes[code_byte(lane * V + i)] = good ? (int8_t)(int)y : (int8_t)0;
     }
     if (lane % LANES == 0) scales[lane / LANES] = good ? __half_as_ushort(rounded) : (uint16_t)0;
-    return good;
+    return __all_sync(ALL, good && scale <= 256.0f);
 }
 
 /* A warp: a key's codes and scales, relative to what all runs have in common. */
