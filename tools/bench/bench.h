@@ -38,8 +38,8 @@ typedef struct bench_options {
     bool warm, huge, json, check;
     int64_t seed;
     const char *peer;
-    bool cuda;                /* --device cuda */
-    bool threads_given;       /* --threads was */
+    bool cuda;          /* --device cuda */
+    bool threads_given; /* --threads was */
     setting_options settings; /* what the command line says: kv, threads, ring, band, policy... */
 } bench_options;
 
@@ -92,16 +92,15 @@ void bench_add_shape(cJSON *row, const bench_shape *shape);
 void bench_add_times(cJSON *row, const char *prefix, const sample_list *us);
 
 /* Columns of those fields, for tables that show them all. */
-#define BENCH_SHAPE_COLUMNS                                                  \
-    {"heads", "heads", 7, 0}, {"head_dim", "dim", 4, 0}, {"kv", "kv", 9, 0}, \
-    {                                                                        \
-        "context", "context", 8, 0                                           \
-    }
-#define BENCH_TIME_COLUMNS                                \
-    {"us_median", "us", 10, 1}, {"us_p10", "p10", 10, 1}, \
-    {                                                     \
-        "us_p90", "p90", 10, 1                            \
-    }
+#define BENCH_SHAPE_COLUMNS           \
+    {"heads", "heads", 7, 0},         \
+    {"head_dim", "dim", 4, 0},        \
+    {"kv", "kv", 9, 0},               \
+    {"context", "context", 8, 0}
+#define BENCH_TIME_COLUMNS            \
+    {"us_median", "us", 10, 1},       \
+    {"us_p10", "p10", 10, 1},         \
+    {"us_p90", "p90", 10, 1}
 
 /* ------------------------------------------------------------------------------------- check -- */
 
