@@ -10,6 +10,7 @@
 #ifndef MAI_CUDA_SCORE_CUH
 #define MAI_CUDA_SCORE_CUH
 
+#include "cuda/run_score.h"
 #include "runs.cuh"
 
 namespace mai
@@ -97,36 +98,6 @@ struct KeyTiles {
         else ahead[which].load(p.runs.k, p.runs.k_scale, row);
     }
 };
-
-/* log2(2^a + 2^b); not a number if a is none. */
-__device__ __forceinline__ float add_log2(float a, float b)
-{
-    const float off = a - b;
-    float more;
-    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(more) : "f"(1.0f + fast_exp2(-fabsf(off))));
-    return fmaxf(a, b) + more + 0.0f * off;
-}
-
-/* A run's score, in powers of 2: products with its mean key and its outlier, without what these are
- * relative to, `base`. */
-template <bool OUTLIERS>
-__device__ __forceinline__ float score_of(const mai_cu_params &p, float factor, float base,
-                                          float mean, float outlier)
-{
-    constexpr float LOG2_REST = 3.90689059560851852932f; /* log2(MAI_CU_RUN - 1) */
-    float logit = (mean + base) * factor;
-    if (!OUTLIERS) {
-        if (p.softcap.top > 0) logit = mai_softcapped(p.softcap, logit);
-        return logit + (float)MAI_CU_RUN_SHIFT;
-    }
-    float one = (outlier + base) * factor;
-    logit += (mean - outlier) * (factor * (1.0f / (MAI_CU_RUN - 1))); /* of the others' mean */
-    if (p.softcap.top > 0) {
-        logit = mai_softcapped(p.softcap, logit);
-        one = mai_softcapped(p.softcap, one);
-    }
-    return add_log2(logit + LOG2_REST, one);
-}
 
 /* Add two scores to a running sum of powers of 2. What is not a number stays out. */
 __device__ __forceinline__ void add_scores(float a, float b, float *top, float *sum)
@@ -248,7 +219,8 @@ __device__ __forceinline__ void finish_tile(const mai_cu_params &p, const Scored
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int at = run + g + i / 2 * 8, head = h0 + 2 * c + i % 2;
-        score[i] = score_of<OUTLIERS>(p, factor, base[i % 2], means[i], outliers[i]);
+        score[i] = OUTLIERS ? mai_outlier_score(p.softcap, factor, base[i % 2], means[i], outliers[i])
+                            : mai_mean_score(p.softcap, factor, base[i % 2], means[i]);
         if (at < x.first || at >= x.n_runs) score[i] = -INFINITY;
         if (head < p.group) x.scores[(size_t)head * x.stride + at] = score[i];
     }
