@@ -4,6 +4,7 @@
  * the budget, prompts teach what they teach the CPU, runs are those of the tokens the slot holds, and
  * a graph does the same. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

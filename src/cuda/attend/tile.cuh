@@ -97,7 +97,7 @@ struct Loader {
         const size_t first = (size_t)__ldcg(&choice->first);
         const size_t n = ((size_t)__ldcg(&choice->n_runs) + MAI_CU_SEGMENT - 1) / MAI_CU_SEGMENT *
                          MAI_CU_SEGMENT;
-        list = p.lists + first * p.n_kv_heads + x.kv_head * n;
+        if (segment == MAI_OLD) list = p.lists + first * p.n_kv_heads + x.kv_head * n;
         scores = p.scores + first * p.n_heads + first_head(p, x) * n;
         score_stride = (int)n;
         if (segment == MAI_REST) pages = (int64_t)max(row_slot(p, x.row), 0) * p.runs.most;
