@@ -15,11 +15,9 @@
  *  - K and V: f16, bf16 or fp8 e4m3, both the same; head_dim 64, 128 or 256, of K and of V alike.
  *  - Queries and outputs: f32, f16 or bf16. Products are computed on tensor cores in K's type (fp8:
  *    in f16) and summed in f32; ring summaries and their means of keys are f32.
- *  - Selection: for f16 and bf16, without outliers yet: `select` 2 is taken as 1, and rare errors are larger
- *    for that, so that a budget of 0.002 is advised instead of the default.
- *    With fp8 `select` is taken as 0; where it is 0, BUDGET's default band
- *    is 2048. A group's means of runs are made when it first looks at them, and in
- *    macattn_cuda_capture. They lie in a pool that all slots share; a sequence for whose runs there is no
+ *  - Selection: for f16 and bf16. With fp8 `select` is taken as 0; where it is 0, BUDGET's default band
+ *    is 2048. A group's means of runs, and with `select` 2 their outliers, are made when it first looks at
+ *    them, and in macattn_cuda_capture. They lie in a pool that all slots share; a sequence for whose runs there is no
  *    room left selects nothing.
  *  - Since lengths are on the device, what macattn_plan would reject cannot be: a row must continue
  *    its slot. A row whose slot is -1 is computed in full and not remembered; a row of length 0
@@ -46,8 +44,8 @@ typedef struct macattn_cuda_config {
     int32_t device;          /*!< ordinal; -1 (default) = the calling thread's current device */
     int32_t max_rows;        /*!< rows a batch may have, 1 to 65535 (default 256) */
     macattn_dtype out_dtype; /*!< of `out`: F32 (default), F16, BF16 */
-    int64_t run_tokens;      /*!< BUDGET with selection: tokens of all slots together whose means of
-                                  runs there is room for, in whole segments of 1024 of each slot.
+    int64_t run_tokens;      /*!< BUDGET with selection: tokens of all slots together whose means (and
+                                  outliers) of runs there is room for, in whole segments of 1024 of each slot.
                                   0 (default): max_slots times max_tokens, the most there can be;
                                   an engine with a pool of pages gives the tokens of that */
 } macattn_cuda_config;
@@ -62,8 +60,8 @@ typedef struct macattn_cuda macattn_cuda;
  *  under EXACT or with a window. @return : as macattn_cuda_create, without touching a device. */
 MACATTN_API macattn_status macattn_cuda_state_bytes(const macattn_config *config, size_t *bytes);
 
-/*! macattn_cuda_run_bytes() : bytes of device memory that the means of runs of `n_tokens` tokens of one
- *  slot take over all layers, beside its rings; 0 where none are kept. The object takes as much for
+/*! macattn_cuda_run_bytes() : bytes of device memory that the means, and outliers, of runs of `n_tokens`
+ *  tokens of one slot take over all layers, beside its rings; 0 where none are kept. The object takes as much for
  *  run_tokens of them, and one float a query head for each 16.
  * @return : as macattn_cuda_state_bytes; E_RANGE if `n_tokens` is negative or above max_tokens. */
 MACATTN_API macattn_status macattn_cuda_run_bytes(const macattn_config *config, int64_t n_tokens,
@@ -140,7 +138,7 @@ MACATTN_API macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer,
 /*! macattn_cuda_capture() : fill a slot's ring from a prompt that an engine has computed, or from a part
  *  of one: its last min(ring, n_queries) queries with their summaries, which are computed here. Under
  *  BUDGET some of these queries show, with the engine's results, what reuse would have cost, and what
- *  selection would, as in macattn_prefill; the means of the prompt's runs are made. Heads whose group has a budget of 0 remember nothing.
+ *  selection would, as in macattn_prefill; the means and outliers of the prompt's runs are made. Heads whose group has a budget of 0 remember nothing.
  *  `row` : the batch row (host number) whose sequence it is; its n_tokens includes all the queries, the
  *  last of which is the newest token.
  *  `io`  : q, q_match, out and lse of the `n_queries` queries of that row; out and lse (natural log, not

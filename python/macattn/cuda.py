@@ -13,8 +13,6 @@ from ._library import SENTENCE, Owner, UnsupportedError, check, has_cuda, load, 
 from ._settings import dtypes, new_config, read
 from .attention import Stats, fill_kv, kv_view, new_stats, sinks_view
 
-DEFAULT_BUDGET = 0.002
-
 
 class Batch:
     """One step for `CudaAttention`: device arrays, read when the kernels run.
@@ -64,12 +62,11 @@ class Batch:
 class CudaAttention(Owner):
     """Attention with reuse on a GPU: the object of cuda.h. Device memory is taken here alone.
 
-    Arguments are the library's settings, as for `Attention`, but that `budget` is 0.002 unless it is given: the GPU selects
-    without outliers yet, whose lack makes rare large errors at more. And
+    Arguments are the library's settings, as for `Attention`, and
       device     ordinal; None: the current device
       max_rows   rows a batch may have
       out_dtype  of outputs: "f32", "f16", "bf16"
-      run_tokens tokens of all slots together whose means of runs there is room for; None: the most there can be
+      run_tokens tokens of all slots together whose means and outliers of runs there is room for; None: the most there can be
     `stream` of every call is a cudaStream_t as an integer (torch.cuda.current_stream().cuda_stream); 0 is the default one.
     Calls on one object must not run at the same time, neither here nor, on different streams, on the device.
     """
@@ -81,7 +78,7 @@ class CudaAttention(Owner):
         if not has_cuda():
             raise UnsupportedError(_abi.E_UNSUPPORTED, f"{path()} was built without its GPU side: it needs nvcc when the "
                                                        "package is built")
-        config, cuda = new_config({"budget": DEFAULT_BUDGET} | settings), _abi.CudaConfig()
+        config, cuda = new_config(settings), _abi.CudaConfig()
         check(library.macattn_cuda_config_init(_abi.byref(cuda)))
         if device is not None:
             cuda.device = whole(device, "device")

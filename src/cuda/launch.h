@@ -53,17 +53,17 @@ enum {
     MAI_CU_MOST_GROUP = 1024, /* heads: as many as a layer may have */
 };
 
-/* The means of runs (core/policy/select.h), in segments from a pool that all slots share. A segment
+/* The means and outliers of runs (core/policy/select.h), in segments from a pool that all slots share. A segment
  * has MAI_CU_SEGMENT runs of all layers and KV heads; run i of a slot is in the segment
  * table[slot][i / MAI_CU_SEGMENT], there in row ((segment * n_layers + layer) * n_kv_heads +
  * kv_head) * MAI_CU_SEGMENT + i % MAI_CU_SEGMENT of each array. The values are those of the CPU's
  * rows of q8_0: codes, and one scale for 32 of them; of 16 codes in 16 bytes the order is the one
  * in which the products take them (device/runs.cuh). */
 typedef struct mai_cu_runs {
-    int8_t *k, *v;               /* [head_dim] */
-    uint16_t *k_scale, *v_scale; /* [head_dim / 32] f16 */
+    int8_t *k, *v, *outlier; /* [head_dim]; outlier NULL: these are not kept */
+    uint16_t *k_scale, *v_scale, *outlier_scale; /* [head_dim / 32] f16 */
     float
-        *common; /* [slot][layer][kv_head][head_dim] the first run's mean key; others are less it */
+        *common; /* [slot][layer][kv_head][head_dim] the first run's mean key; keys are less it */
     int32_t *made; /* [slot][layer][kv_head] how many are made, from the first one on */
     int32_t *table, *n_segments; /* [slot][most]; [slot] how many of them there are */
     int32_t *free, *n_free;      /* segments that no slot has */
@@ -212,7 +212,7 @@ int mai_cu_match_prepare(int head_dim);
 int mai_cu_match_launch(const mai_cu_params *p, void *stream);
 
 /* select.cu: between the two. Prepare: once per device. */
-int mai_cu_select_prepare(int head_dim, int *n_blocks);
+int mai_cu_select_prepare(int head_dim, int outliers, int *n_blocks);
 int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *stream);
 
 /* slots.cu */

@@ -5,7 +5,8 @@
  * A *group* is one row and one block of query heads that share a KV head: what reads the same
  * bytes. Its tokens lie in up to five *segments*:
  *
- *     rest               means of the runs that stand in for their tokens: a run counts as a token
+ *     rest               means of the runs that stand in for their tokens: a run counts as a token,
+ *                        of which it has half the bytes, but its codes have to be widened
  *     old   [F, e)       what the summaries of refused candidates covered; e = the latest start of
  *                        the group's heads; or the tokens of the runs that a selection reads
  *     far   [s, b)       the summary, or what it lacks; s = the earliest start
@@ -87,12 +88,6 @@ MAI_HOST_DEVICE int32_t mai_far_end(int32_t n, int32_t band, int32_t fresh)
     return b > fresh ? b : fresh < n ? fresh : n;
 }
 
-/* Tokens of a segment's unit. A run's means are half of a token's bytes. */
-MAI_HOST_DEVICE int32_t mai_unit_of(int32_t segment, int32_t unit)
-{
-    return segment == MAI_REST ? 2 * unit : unit;
-}
-
 /* Which tokens of a group are read. */
 typedef struct mai_reads {
     int32_t n;      /* tokens of the row */
@@ -127,7 +122,7 @@ MAI_HOST_DEVICE mai_segments mai_segments_of(mai_reads r, int32_t fresh, int32_t
     s.of[MAI_NEAR].t1 = n;
     s.units = 0;
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, mai_unit_of(i, unit));
+        s.of[i].units = mai_units_of(s.of[i].t1 - s.of[i].t0, unit);
         s.units += s.of[i].units;
     }
     if (s.units == 0) {

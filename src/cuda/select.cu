@@ -3,8 +3,8 @@
  * it is read or stands in for its tokens; between the search, which says what may be reused, and
  * the kernel that attends.
  *
- * Thread blocks score pieces of MAI_CU_PIECE runs (device/score.cuh); before that they make those
- * that are missing. The block that scores the last piece of a group knows the estimate of the
+ * Thread blocks score pieces of MAI_CU_PIECE runs (device/score.cuh), with outliers or without;
+ * before that they make those that are missing. The block that scores the last piece of a group knows the estimate of the
  * whole, and lists what is read. Scores of what is read become -inf: what is left stands
  * in. */
 #include "device/score.cuh"
@@ -31,7 +31,7 @@ struct Shared {
     ScoreShared<D> score;
     Piece x;
     float least[MAI_CU_MOST_GROUP]; /* before: the shares of the newest summaries */
-    int counts[WARPS][WAVES];
+    uint32_t counts[WARPS][WAVES / 4];
     int is_last;
 };
 
@@ -122,7 +122,7 @@ __device__ float newest_share(const mai_cu_params &p, int slot, int head)
 }
 
 /* All warps but the first, while that one chooses: what will be wanted if the group selects. */
-template <int D>
+template <int D, bool OUTLIERS>
 __device__ void prefetch(const mai_cu_params &p, const Piece &x, float *shares)
 {
     const int i = threadIdx.x - 32, slot = max(row_slot(p, x.row), 0);
@@ -134,6 +134,10 @@ __device__ void prefetch(const mai_cu_params &p, const Piece &x, float *shares)
     for (int at = 0; at < D; at += 128)
         asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.k + row * D + at));
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.k_scale + row * (D / 32)));
+    for (int at = 0; OUTLIERS && at < D; at += 128)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.outlier + row * D + at));
+    if (OUTLIERS)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p.runs.outlier_scale + row * (D / 32)));
     if (i == 0)
         asm volatile(
             "prefetch.global.L2 [%0];" ::"l"(p.runs.common + runs_of(p, slot, x.kv_head) * D));
@@ -174,26 +178,33 @@ __device__ uint32_t mark_runs(const mai_cu_params &p, const Scored &s, const flo
 
 /* Where a thread's runs of each wave come in the list: exclusive sums over the block, in the order
  * of the runs, from `n` on. Returns how many are listed then. */
-__device__ int place_runs(uint32_t read, int n, int (*counts)[WAVES], int *at)
+__device__ int place_runs(uint32_t read, int n, uint32_t (*counts)[WAVES / 4], int *at)
 {
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+    static_assert(4 * 32 < 256, "a warp's counts of four waves are added in the bytes of a word");
 #pragma unroll
-    for (int w = 0; w < WAVES; w++) {
-        const int mine = __popc(read >> (4 * w) & 15u);
-        int sum = mine;
+    for (int four = 0; four < WAVES / 4; four++) {
+        uint32_t mine = 0;
+#pragma unroll
+        for (int w = 0; w < 4; w++)
+            mine |= (uint32_t)__popc(read >> (16 * four + 4 * w) & 15u) << (8 * w);
+        uint32_t sum = mine;
+#pragma unroll
         for (int i = 1; i < 32; i <<= 1) {
-            const int other = __shfl_up_sync(ALL, sum, i);
+            const uint32_t other = __shfl_up_sync(ALL, sum, i);
             if (lane >= i) sum += other;
         }
-        at[w] = sum - mine;
-        if (lane == 31) counts[warp][w] = sum;
+#pragma unroll
+        for (int w = 0; w < 4; w++) at[4 * four + w] = (int)((sum - mine) >> (8 * w) & 255u);
+        if (lane == 31) counts[warp][four] = sum;
     }
     __syncthreads();
 #pragma unroll
     for (int w = 0; w < WAVES; w++) {
         at[w] += n;
+#pragma unroll
         for (int i = 0; i < WARPS; i++) {
-            const int count = counts[i][w];
+            const int count = (int)(counts[i][w / 4] >> (8 * (w % 4)) & 255u);
             if (i < warp) at[w] += count;
             n += count;
         }
@@ -237,7 +248,7 @@ __device__ bool find_least(const mai_cu_params &p, const Scored &s, Shared<D> &s
 
 /* Then what the group reads. */
 template <int D>
-__device__ void pick(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
+__device__ __noinline__ void pick(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
 {
     const Piece &x = sh.x;
     const int fresh_end = min(p.fresh, x.b), n_scored = s.n_runs - s.first;
@@ -270,8 +281,9 @@ __device__ void pick(const mai_cu_params &p, const Scored &s, Shared<D> &sh)
 }
 
 /* Each block takes as many pieces as any, one after the other, those of a group together. */
-template <int D>
-__global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constant__ mai_cu_params p)
+template <int D, bool OUTLIERS>
+__global__ void __launch_bounds__(THREADS, D == 256 ? 1 : 2)
+    select_kernel(const __grid_constant__ mai_cu_params p)
 {
     __shared__ Shared<D> sh;
     wait_for_previous();
@@ -288,7 +300,7 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
             choose(p, &x);
             if (threadIdx.x == 0) sh.x = x;
         } else {
-            prefetch<D>(p, x, sh.least);
+            prefetch<D, OUTLIERS>(p, x, sh.least);
         }
         __syncthreads();
         const size_t row_kv = (size_t)sh.x.row * p.n_kv_heads + sh.x.kv_head;
@@ -298,7 +310,7 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
             continue;
         }
         const Scored s = scored_of(p, sh.x);
-        score_pieces<D>(p, s, sh.x.piece, n, sh.score);
+        score_pieces<D, OUTLIERS>(p, s, sh.x.piece, n, sh.score);
         if (threadIdx.x == 0) {
             __threadfence();
             const int before = (int)atomicAdd(&p.scored[row_kv], (unsigned)n);
@@ -311,12 +323,13 @@ __global__ void __launch_bounds__(THREADS, 2) select_kernel(const __grid_constan
     }
 }
 
+template <bool OUTLIERS>
 const void *kernel_of(int head_dim)
 {
     switch (head_dim) {
-    case 64: return (const void *)select_kernel<64>;
-    case 128: return (const void *)select_kernel<128>;
-    case 256: return (const void *)select_kernel<256>;
+    case 64: return (const void *)select_kernel<64, OUTLIERS>;
+    case 128: return (const void *)select_kernel<128, OUTLIERS>;
+    case 256: return (const void *)select_kernel<256, OUTLIERS>;
     default: return nullptr;
     }
 }
@@ -324,9 +337,9 @@ const void *kernel_of(int head_dim)
 } // namespace
 } // namespace mai
 
-extern "C" int mai_cu_select_prepare(int head_dim, int *n_blocks)
+extern "C" int mai_cu_select_prepare(int head_dim, int outliers, int *n_blocks)
 {
-    const void *kernel = mai::kernel_of(head_dim);
+    const void *kernel = outliers ? mai::kernel_of<true>(head_dim) : mai::kernel_of<false>(head_dim);
     if (!kernel) return cudaErrorInvalidValue;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n_blocks, kernel, mai::THREADS, 0);
 }
@@ -334,7 +347,8 @@ extern "C" int mai_cu_select_prepare(int head_dim, int *n_blocks)
 /* As the kernel that attends, it may be brought in before the search has ended. */
 extern "C" int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *stream)
 {
-    const void *kernel = mai::kernel_of(p->head_dim);
+    const void *kernel = p->runs.outlier ? mai::kernel_of<true>(p->head_dim)
+                                         : mai::kernel_of<false>(p->head_dim);
     if (!kernel) return cudaErrorInvalidValue;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

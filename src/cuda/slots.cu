@@ -82,6 +82,10 @@ __global__ void fork_runs_kernel(const __grid_constant__ mai_cu_params p, int fr
         copy_bytes(r.v + y * d, r.v + x * d, rows * d);
         copy_bytes(r.k_scale + y * (d / 32), r.k_scale + x * (d / 32), rows * (d / 16));
         copy_bytes(r.v_scale + y * (d / 32), r.v_scale + x * (d / 32), rows * (d / 16));
+        if (!r.outlier) continue;
+        copy_bytes(r.outlier + y * d, r.outlier + x * d, rows * d);
+        copy_bytes(r.outlier_scale + y * (d / 32), r.outlier_scale + x * (d / 32),
+                   rows * (d / 16));
     }
 }
 

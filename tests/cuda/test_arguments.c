@@ -222,24 +222,27 @@ static void test_what_is_the_cpus(void **state)
     assert_int_equal(bytes, 0);
 }
 
-/* Means of runs are kept of 16-bit K and V, their outliers not yet; where nothing is selected the band is longer. */
+/* Means of runs are kept of 16-bit K and V, and outliers if asked for; where nothing is selected the
+ * band is longer. */
 static void test_selection(void **state)
 {
     (void)state;
     const macattn_dtype dtypes[] = {MACATTN_DTYPE_F16, MACATTN_DTYPE_BF16, MACATTN_DTYPE_F8_E4M3};
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 9; i++) {
         macattn_config cfg = gpu_config();
         macattn_cuda m = {0};
         size_t bytes = 1;
-        cfg.policy = MACATTN_POLICY_BUDGET, cfg.band = 0, cfg.select = i < 3 ? 2 : 0;
+        cfg.policy = MACATTN_POLICY_BUDGET, cfg.band = 0, cfg.select = i / 3;
         cfg.k_dtype = cfg.v_dtype = dtypes[i % 3];
-        const bool selects = i < 2;
+        const int32_t select = i % 3 < 2 ? cfg.select : 0;
         assert_int_equal(mai_cu_resolve(&m, &cfg), MACATTN_OK);
-        assert_int_equal(m.cfg.select, selects);
-        assert_int_equal(m.cfg.band, selects ? 256 : 2048);
-        /* Two segments of 64 runs; 2 layers, keys and values of 64 codes and two scales. */
+        assert_int_equal(m.cfg.select, select);
+        assert_int_equal(m.cfg.band, select > 0 ? 256 : 2048);
+        /* Two segments of 64 runs; 2 layers, keys, values, outliers of 64 codes and two scales. */
         assert_int_equal(macattn_cuda_run_bytes(&cfg, 1040, &bytes), MACATTN_OK);
-        assert_int_equal(bytes, selects ? 2 * 64 * 2 * (size_t)cfg.n_kv_heads * 2 * (64 + 4) : 0);
+        assert_int_equal(bytes, select == 0 ? 0
+                                            : 2 * 64 * 2 * (size_t)cfg.n_kv_heads *
+                                                  (size_t)(1 + select) * (64 + 4));
         assert_int_equal(macattn_cuda_run_bytes(&cfg, -1, &bytes), MACATTN_E_RANGE);
         assert_int_equal(macattn_cuda_run_bytes(&cfg, cfg.max_tokens + 1, &bytes), MACATTN_E_RANGE);
         assert_int_equal(macattn_cuda_run_bytes(&cfg, 1, NULL), MACATTN_E_ARG);

@@ -118,8 +118,8 @@ static void check_parts(const division *x, int32_t g)
         const mai_segment s = x->groups[g].of[i];
         int32_t at = s.t0, units = 0;
         for (int32_t j = b.first; j <= b.last; j++) {
-            const mai_segment part = mai_segment_part(s, first, x->boundary[j], x->boundary[j + 1],
-                                                      mai_unit_of(i, x->unit));
+            const mai_segment part =
+                mai_segment_part(s, first, x->boundary[j], x->boundary[j + 1], x->unit);
             units += part.units;
             if (part.units == 0) continue;
             assert_int_equal(part.t0, at);

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Selection on the GPU: the means of runs are the CPU's to the bit, what a group reads is what the
- * reference would read, what comes of it is what the reference computes from that and stays within
+/* Selection on the GPU: the means and outliers of runs are the CPU's to the bit, what a group reads is
+ * what the reference would read, what comes of it is what the reference computes from that and stays within
  * the budget, prompts teach what they teach the CPU, runs are those of the tokens the slot holds, and
  * a graph does the same. */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cuda/host/object.h"
 #include "gpu.h"
 
-enum { THEMES = 10, MOST_ROWS = 5, MOST_HEADS = 16, MOST_DIM = 256 };
+enum { THEMES = 10, NEEDLES = 32, MOST_ROWS = 5, MOST_HEADS = 16, MOST_DIM = 256 };
 
 /* Made tokens. Every run is of a theme; a query is of one, too, and sees the runs of its theme far
- * above the others. What a query matches with has nothing to do with that. */
+ * above the others. One of NEEDLES runs has a token of another theme, which the mean hides. What a query matches with has nothing to do with that. */
 typedef struct world {
     macattn_config cfg;
     macattn *cpu;
@@ -51,7 +52,9 @@ static void make_token(const world *w, int32_t row, int64_t t, int32_t kv_head, 
     const uint64_t seed =
         test_hash(w->seed + (t >= w->from ? w->changed : 0), (uint64_t)row + 1000);
     const uint64_t own = test_hash(seed + 1, (uint64_t)(t * 64 + kv_head));
-    const int64_t which = (int64_t)(test_hash(seed + 2, (uint64_t)(t / 16)) % THEMES);
+    const uint64_t run = test_hash(seed + 2, (uint64_t)(t / 16));
+    const bool is_needle = run / THEMES % NEEDLES == 0 && t % 16 == (int64_t)(run >> 32) % 16;
+    const int64_t which = (int64_t)((run + (is_needle ? 3 : 0)) % THEMES);
     memset(k, 0, sizeof *k * (size_t)w->cfg.head_dim);
     memset(v, 0, sizeof *v * (size_t)w->cfg.head_dim);
     theme(w, which, kv_head, 1, k);
@@ -197,12 +200,12 @@ static void set_rows(world *w, int32_t n_rows, const int32_t *slots, const int32
     assert_cuda(cudaMemset(w->io.lse, 0xff, out * 4));
 }
 
-static macattn_config select_config(macattn_dtype dtype, int32_t heads, int32_t kv_heads, int32_t d,
-                                    float budget)
+static macattn_config select_config(int32_t select, macattn_dtype dtype, int32_t heads,
+                                    int32_t kv_heads, int32_t d, float budget)
 {
     macattn_config cfg = test_config(heads, kv_heads, d);
     cfg.policy = MACATTN_POLICY_BUDGET;
-    cfg.select = 1; /* what the GPU takes 2 for */
+    cfg.select = select;
     cfg.budget = budget;
     cfg.q_dtype = cfg.k_dtype = cfg.v_dtype = dtype;
     cfg.ring = 64, cfg.band = 32, cfg.fresh_tokens = 4, cfg.min_tokens = 0, cfg.n_layers = 1;
@@ -226,7 +229,24 @@ static int32_t made_of(const world *w, int32_t slot, int32_t kv_head)
     return n;
 }
 
-/* A slot's means are the CPU's. */
+/* Codes and scales, one row. `want`: of q8_0. */
+static void check_codes(const char *what, const int8_t *from, const uint16_t *from_scales,
+                        const char *want, int32_t d)
+{
+    int8_t *codes = download(from, (size_t)d);
+    uint16_t *scales = download(from_scales, (size_t)(d / 16));
+    for (int32_t i = 0; i < d; i++) {
+        uint16_t scale;
+        memcpy(&scale, want + i / 32 * 34, 2);
+        const int8_t code = (int8_t)want[i / 32 * 34 + 2 + i % 32];
+        if (scales[i / 32] != scale || codes[code_byte(i)] != code)
+            fail_msg("%s, dim %d: %d * %04x, not %d * %04x", what, i, codes[code_byte(i)],
+                     scales[i / 32], code, scale);
+    }
+    free(codes), free(scales);
+}
+
+/* A slot's means and outliers are the CPU's. */
 static void check_runs(const world *w, int32_t slot, int32_t n_runs)
 {
     const mai_runs_dims *dims = &w->cpu->runs_dims;
@@ -234,6 +254,7 @@ static void check_runs(const world *w, int32_t slot, int32_t n_runs)
     const int32_t d = w->cfg.head_dim, kv_heads = w->cfg.n_kv_heads;
     const mai_slot *s = &w->cpu->slots[slot];
     assert_true(s->n_runs[0] >= n_runs);
+    assert_int_equal(r->outlier != NULL, dims->outliers);
     mai_runs_view *views = room((size_t)mai_n_segments(s->n_runs[0]), sizeof *views);
     mai_runs_segments(s, 0, mai_n_segments(s->n_runs[0]), views);
     int32_t *table = download(r->table + slot * r->most, (size_t)r->most * 4);
@@ -248,24 +269,15 @@ static void check_runs(const world *w, int32_t slot, int32_t n_runs)
                 (size_t)(table[run / MAI_CU_SEGMENT] * kv_heads + h) * MAI_CU_SEGMENT +
                 (size_t)(run % MAI_CU_SEGMENT);
             const size_t at = (size_t)h * MAI_SEGMENT + (size_t)(run % MAI_SEGMENT);
-            for (int which = 0; which < 2; which++) {
-                int8_t *codes = download((which ? r->v : r->k) + row * (size_t)d, (size_t)d);
-                uint16_t *scales = download(
-                    (which ? r->v_scale : r->k_scale) + row * (size_t)(d / 32), (size_t)(d / 16));
-                const mai_runs_view *view = &views[run / MAI_SEGMENT];
-                const char *want =
-                    which ? view->v + at * dims->v_bytes : view->k + at * dims->k_bytes;
-                for (int32_t i = 0; i < d; i++) {
-                    uint16_t scale;
-                    memcpy(&scale, want + i / 32 * 34, 2);
-                    const int8_t code = (int8_t)want[i / 32 * 34 + 2 + i % 32];
-                    if (scales[i / 32] != scale || codes[code_byte(i)] != code)
-                        fail_msg("slot %d head %d run %d %s dim %d: %d * %04x, not %d * %04x", slot,
-                                 h, run, which ? "value" : "key", i, codes[code_byte(i)],
-                                 scales[i / 32], code, scale);
-                }
-                free(codes), free(scales);
-            }
+            const size_t codes = row * (size_t)d, scales = row * (size_t)(d / 32);
+            const mai_runs_view *view = &views[run / MAI_SEGMENT];
+            char where[64];
+            snprintf(where, sizeof where, "slot %d head %d run %d", slot, h, run);
+            check_codes(where, r->k + codes, r->k_scale + scales, view->k + at * dims->k_bytes, d);
+            check_codes(where, r->v + codes, r->v_scale + scales, view->v + at * dims->v_bytes, d);
+            if (!dims->outliers) continue;
+            check_codes(where, r->outlier + codes, r->outlier_scale + scales,
+                        view->outlier + at * dims->k_bytes, d);
         }
     }
     free(table), free(views);
@@ -273,7 +285,7 @@ static void check_runs(const world *w, int32_t slot, int32_t n_runs)
 
 /* Runs of a slot as the CPU keeps them, in doubles. */
 typedef struct kept {
-    double *k, *v; /* [n_runs][d] */
+    double *k, *v, *outlier; /* [n_runs][d]; outlier NULL: these are not kept */
 } kept;
 
 static kept kept_of(const macattn *m, int32_t slot, int32_t kv_head)
@@ -281,15 +293,20 @@ static kept kept_of(const macattn *m, int32_t slot, int32_t kv_head)
     const mai_slot *s = &m->slots[slot];
     const mai_runs_dims *dims = &m->runs_dims;
     const int n_runs = s->n_runs[0], d = dims->d;
-    kept x = {room((size_t)(n_runs * d), sizeof *x.k), room((size_t)(n_runs * d), sizeof *x.v)};
+    const size_t n = (size_t)(n_runs * d);
+    kept x = {room(n, sizeof *x.k), room(n, sizeof *x.v),
+              dims->outliers ? room(n, sizeof *x.outlier) : NULL};
     mai_runs_view *views = room((size_t)mai_n_segments(n_runs), sizeof *views);
     mai_runs_segments(s, 0, mai_n_segments(n_runs), views);
     for (int i = 0; i < n_runs; i++) {
         const mai_runs_view *view = &views[i / MAI_SEGMENT];
         const size_t at = (size_t)kv_head * MAI_SEGMENT + (size_t)(i % MAI_SEGMENT);
         for (int j = 0; j < d; j++) {
-            x.k[i * d + j] = ref_value(dims->k_dtype, view->k + at * dims->k_bytes, j) +
-                             (double)views[0].common[kv_head * d + j];
+            const double common = (double)views[0].common[kv_head * d + j];
+            x.k[i * d + j] = ref_value(dims->k_dtype, view->k + at * dims->k_bytes, j) + common;
+            if (x.outlier)
+                x.outlier[i * d + j] =
+                    ref_value(dims->k_dtype, view->outlier + at * dims->k_bytes, j) + common;
             x.v[i * d + j] = ref_value(dims->v_dtype, view->v + at * dims->v_bytes, j);
         }
     }
@@ -421,7 +438,8 @@ static void check_row(world *w, int32_t r, int k, const double *share, const flo
                     c->q_dtype, (const char *)w->b.q + at * macattn_dtype_row_bytes(c->q_dtype, d),
                     i);
         }
-        ref_select(c, q, share + kv_head * group, x.k, NULL, first, n_runs, ldexp(1, -5 - k), &s);
+        ref_select(c, q, share + kv_head * group, x.k, x.outlier, first, n_runs, ldexp(1, -5 - k),
+                   &s);
         if (choice->k != k)
             fail_msg("row %d kv head %d: threshold %d, not %d", r, kv_head, choice->k, k);
         if (choice->outcome == MAI_SELECTED) {
@@ -447,7 +465,7 @@ static void check_row(world *w, int32_t r, int k, const double *share, const flo
                        F32, want, d, 2 * relative_tolerance(c->k_dtype, F32));
             check_lse("its lse", r, head, lse[r * c->n_heads + head], l);
         }
-        free(x.k), free(x.v), free(s.scores), free(s.ratio);
+        free(x.k), free(x.v), free(x.outlier), free(s.scores), free(s.ratio);
     }
 }
 
@@ -456,7 +474,7 @@ typedef struct case_of {
     macattn_dtype dtype;
     float softcap;
     bool sinks;
-    int32_t lse_order;
+    int32_t lse_order, select;
 } case_of;
 
 /* Rows of different lengths, step after step. */
@@ -465,7 +483,7 @@ static void decisions(const case_of *x, int k, tally *t)
     enum { ROWS = 3, LONGEST = 1300 };
     static const int32_t rows[ROWS] = {0, 1, 2}, slots[ROWS] = {3, 0, 2};
     static const float sinks[MOST_HEADS] = {0.5f, 1, 2, 0, 1, 3, 0.25f, 2, 0, 1, 0, 1, 1, 0, 2, 1};
-    macattn_config cfg = select_config(x->dtype, x->n_heads, x->n_kv_heads, x->d, 0.5f);
+    macattn_config cfg = select_config(x->select, x->dtype, x->n_heads, x->n_kv_heads, x->d, 0.5f);
     cfg.fresh_tokens = x->fresh;
     cfg.softcap = x->softcap;
     cfg.lse_order = x->lse_order;
@@ -505,10 +523,12 @@ static void test_decisions(void **state)
 {
     (void)state;
     static const case_of cases[] = {
-        {8, 2, 64, 4, 0, F16, 0, false, 1},    {6, 2, 64, 0, 32, F16, 0, true, 1},
-        {4, 2, 128, 16, 8, BF16, 0, false, 1}, {10, 1, 128, 20, 16, F16, 0, false, 0},
-        {4, 2, 64, 4, 1, F16, 25, true, 1},    {4, 2, 256, 4, 64, BF16, 0, true, 1},
-        {16, 1, 64, 4, 0, BF16, 0, false, 1},
+        {8, 2, 64, 4, 0, F16, 0, false, 1, 2},    {6, 2, 64, 0, 32, F16, 0, true, 1, 2},
+        {4, 2, 128, 16, 8, BF16, 0, false, 1, 2}, {10, 1, 128, 20, 16, F16, 0, false, 0, 2},
+        {4, 2, 64, 4, 1, F16, 25, true, 1, 2},    {4, 2, 256, 4, 64, BF16, 0, true, 1, 2},
+        {16, 1, 64, 4, 0, BF16, 0, false, 1, 2},  {4, 2, 128, 4, 16, BF16, 30, true, 1, 2},
+        {8, 2, 64, 0, 0, F16, 0, false, 1, 1},    {4, 2, 128, 4, 4, BF16, 25, true, 1, 1},
+        {4, 2, 256, 16, 16, F16, 0, false, 1, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         tally t = {0};
@@ -551,12 +571,12 @@ static void check_selectors(const world *w)
     free(got);
 }
 
-static void prompt_shows(int32_t fresh, float softcap, bool with_sinks, int32_t part,
-                         int32_t page_size)
+static void prompt_shows(int32_t select, int32_t fresh, float softcap, bool with_sinks,
+                         int32_t part, int32_t page_size)
 {
     enum { N = 600 };
     static const float sinks[8] = {0.5f, 1, 2, 0, 1, 3, 0.25f, 2};
-    macattn_config cfg = select_config(F16, 8, 2, 64, 0.05f);
+    macattn_config cfg = select_config(select, F16, 8, 2, 64, 0.05f);
     cfg.fresh_tokens = fresh;
     cfg.softcap = softcap;
     cfg.ring = 256;
@@ -574,9 +594,11 @@ static void prompt_shows(int32_t fresh, float softcap, bool with_sinks, int32_t 
 static void test_prompts(void **state)
 {
     (void)state;
-    prompt_shows(4, 0, false, 600, 0);
-    prompt_shows(0, 0, true, 200, 16);
-    prompt_shows(16, 20, false, 150, 4);
+    for (int32_t select = 1; select <= 2; select++) {
+        prompt_shows(select, 4, 0, false, 600, 0);
+        prompt_shows(select, 0, 0, true, 200, 16);
+        prompt_shows(select, 16, 20, false, 150, 4);
+    }
 }
 
 /* A tenth of the runs carry the mass: little more is read, and the error is the one allowed. */
@@ -584,7 +606,7 @@ static void test_tenth(void **state)
 {
     (void)state;
     enum { PROMPT = 1536, CAPACITY = 2048, HEADS = 8, KV = 2, DIM = 64, PART = 128 };
-    const macattn_config cfg = select_config(F16, HEADS, KV, DIM, 0.05f);
+    const macattn_config cfg = select_config(2, F16, HEADS, KV, DIM, 0.05f);
     const int32_t slot = 0, row = 0;
     world w = open_world(&cfg, 1, CAPACITY, PART, 0, 0);
     int64_t selected = 0, cpu_selected = 0, groups = 0, differ = 0;
@@ -635,7 +657,7 @@ static void test_tenth(void **state)
     assert_true(10 * selected > 9 * groups);
     assert_true(50 * differ <= groups);
     assert_true(rms <= (double)cfg.budget);
-    assert_true(read <= 0.2);
+    assert_true(read <= 0.22);
     close_world(&w);
 }
 
@@ -669,12 +691,11 @@ static int step(world *w, int32_t slot, int32_t sequence, int64_t n)
     return selected;
 }
 
-/* Truncated and gone on with otherwise, forked, reset: means are always those of the tokens. */
-static void test_slots(void **state)
+/* Truncated and gone on with otherwise, forked, reset: runs are always those of the tokens. */
+static void slots_with(int32_t select)
 {
-    (void)state;
     enum { N = 700, CUT = 430 };
-    const macattn_config cfg = select_config(F16, 4, 2, 64, 0.5f);
+    const macattn_config cfg = select_config(select, F16, 4, 2, 64, 0.5f);
     world w = open_world(&cfg, 2, 1300, 1, 0, 0);
     size_t bytes = 0;
     int32_t *n_free = download(w.gpu->params.runs.n_free, 4);
@@ -705,8 +726,15 @@ static void test_slots(void **state)
     assert_int_equal(*n_free, all);
     free(n_free);
     assert_int_equal(macattn_cuda_run_bytes(&cfg, 1024, &bytes), MACATTN_OK);
-    assert_int_equal(bytes, 64 * 2 * 2 * (64 + 4));
+    assert_int_equal(bytes, 64 * 2 * (1 + select) * (64 + 4));
     close_world(&w);
+}
+
+static void test_slots(void **state)
+{
+    (void)state;
+    slots_with(1);
+    slots_with(2);
 }
 
 /* One step of two rows. Returns a bit for each that selects. */
@@ -739,7 +767,7 @@ static int pool_step(world *w, int64_t n)
 static void test_pool(void **state)
 {
     (void)state;
-    const macattn_config cfg = select_config(F16, 4, 2, 64, 0.5f);
+    const macattn_config cfg = select_config(2, F16, 4, 2, 64, 0.5f);
     world w = open_world(&cfg, 2, 1600, 1, 0, 2048);
     const int first = pool_step(&w, 1500);
     assert_true(first == 1 || first == 2);
@@ -764,7 +792,7 @@ static void test_graph(void **state)
 {
     (void)state;
     enum { ROWS = 4, STEPS = 40 };
-    const macattn_config cfg = select_config(F16, 8, 2, 64, 0.5f);
+    const macattn_config cfg = select_config(2, F16, 8, 2, 64, 0.5f);
     const int32_t slots[ROWS] = {2, -1, 0, 4}, rows[ROWS] = {0, 1, 2, 3};
     const size_t bytes = (size_t)ROWS * 8 * 64 * sizeof(float);
     world w[2];

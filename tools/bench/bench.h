@@ -29,6 +29,7 @@ typedef struct bench_options {
     real_list select_share; /* mac: not empty: selection instead of reuse */
     int_list ring;
     int64_t band;
+    int32_t select; /* with select_share */
     macattn_policy policy;
     bool clustered; /* misses fall on all query heads of a KV head together */
     /* How to measure. */
@@ -39,7 +40,7 @@ typedef struct bench_options {
     const char *peer;
     bool cuda;          /* --device cuda */
     bool threads_given; /* --threads was */
-    setting_options settings; /* what the command line says of kv, threads, ring, band, policy */
+    setting_options settings; /* what the command line says: kv, threads, ring, band, policy... */
 } bench_options;
 
 /* Lent by the driver to a benchmark: the machine, its ceilings on the row's number of threads. */

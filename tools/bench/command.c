@@ -179,7 +179,7 @@ static void default_options(bench_options *options)
                                .seed = 1};
     setting_options_init(&options->settings,
                          1 << OPTION_POLICY | 1 << OPTION_RING | 1 << OPTION_BAND |
-                             1 << OPTION_THREADS | 1 << OPTION_KV,
+                             1 << OPTION_SELECT | 1 << OPTION_THREADS | 1 << OPTION_KV,
                          1 << OPTION_RING | 1 << OPTION_THREADS | 1 << OPTION_KV,
                          MACATTN_POLICY_PAPER);
 }
@@ -214,6 +214,11 @@ static void take_settings(bench_options *options, int n_cpus)
     }
     options->band = (int64_t)setting_options_value(s, OPTION_BAND, 0);
     if (options->band == 0) options->band = MACATTN_DEFAULT_BAND(options->policy);
+    options->select =
+        (int32_t)setting_options_value(s, OPTION_SELECT, macattn_setting_find("select")->initial);
+    if (options->select == 0 && options->select_share.n > 0) {
+        die(EXIT_USAGE, "bench mac: --select-share with --select 0 has nothing to measure");
+    }
     memcpy(options->kv, s->kv, sizeof options->kv);
     options->n_kv = s->n_kv;
     if (s->n_kv == 0) {

@@ -228,6 +228,7 @@ static void open_object(bench_session *session, const bench_shape *shape, world 
     w->cfg.q_dtype = shape->kv.k == MACATTN_DTYPE_F16 ? MACATTN_DTYPE_F16 : MACATTN_DTYPE_BF16;
     w->cfg.policy = MACATTN_POLICY_BUDGET;
     w->cfg.band = (int32_t)o->band;
+    w->cfg.select = o->select;
     w->cfg.isa = NULL, w->cfg.n_threads = 1, w->cfg.min_tokens = 0;
     w->cfg.max_slots = shape->batch;
     w->n_tokens = (int32_t)(shape->context / BLOCK * BLOCK);

@@ -140,6 +140,7 @@ static void open_world(bench_session *session, const bench_shape *shape, double 
     bench_config(session, shape, &w->cfg);
     w->cfg.policy = MACATTN_POLICY_BUDGET;
     w->cfg.band = (int32_t)o->band;
+    w->cfg.select = o->select;
     w->cfg.min_tokens = 0;
     w->cfg.max_tokens = w->n_tokens;
     w->cfg.max_slots = w->n_slots;

@@ -78,6 +78,7 @@ void themes_add_setting(cJSON *row, const macattn_config *cfg, double share)
     report_add_text(row, "policy", "budget");
     report_add_real(row, "budget", (double)cfg->budget);
     report_add_int(row, "band", cfg->band);
+    report_add_int(row, "select", cfg->select);
     report_add_real(row, "select_share", share);
 }
 

@@ -8,7 +8,7 @@ import torch
 from .._arrays import SHORT
 from .._library import load
 from .._settings import new_config, read
-from ..cuda import DEFAULT_BUDGET, CudaAttention, run_bytes, state_bytes
+from ..cuda import CudaAttention, run_bytes, state_bytes
 
 ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
 HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
@@ -33,7 +33,7 @@ def read_settings(asked, max_tokens):
         raise ValueError(f"macattn: run_tokens is {run_tokens!r}; it must be a whole number above 0")
     for name in sorted(MODELS_OWN & asked.keys()):
         raise ValueError(f"macattn: {name} is the model's")
-    config = read(new_config({"policy": "exact", "budget": DEFAULT_BUDGET, **asked}))
+    config = read(new_config({"policy": "exact", **asked}))
     settings = {name: v for name, v in config.items() if name not in MODELS_OWN}
     settings["max_tokens"] = max(max_tokens, 2)
     settings["run_tokens"], settings["show_prompts"] = run_tokens, show

@@ -127,7 +127,8 @@ __device__ __forceinline__ void count_group(const mai_cu_params &p, const Item &
     if (T::SELECTS) {
         const mai_cu_choice choice = load_choice(choice_of(p, x));
         const int first = mai_select_first(fresh, MAI_CU_RUN);
-        if (choice.k >= 0) means = mean * (choice.n_runs - first);
+        if (choice.k >= 0)
+            means = mean * (choice.n_runs - first) * (p.runs.outlier != nullptr ? 2 : 1);
         if (selects(x)) means += mean * choice.n_rest * (x.keeps ? 2 : 1);
         if (x.outcome == MAI_SELECTED) {
             way = MACATTN_SELECTED;

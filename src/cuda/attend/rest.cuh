@@ -2,8 +2,10 @@
 /* Runs that stand in for their tokens: their scores are known (select.cu), so that there is neither
  * a product for them nor a maximum to look for; their values, and their keys, are codes.
  *
- * The codes are widened to bf16, which is exact; weights are multiplied by the codes' scales before
- * they are rounded to bf16, whose range is that of floats. */
+ * Both operands are f16 whatever K and V are: codes are exact in it, and times their scales as good
+ * as these, which are f16 themselves; what would not be in its range never stands in (make_run).
+ * Weights are taken relative to a score so far below the least that is read that they use the range
+ * of f16 to its upper end: what is lost below weighs 2^-38 of it. */
 #ifndef MAI_CUDA_REST_CUH
 #define MAI_CUDA_REST_CUH
 
@@ -13,20 +15,13 @@
 namespace mai
 {
 
-/* For runs 2c, 2c + 1, 2c + 8, 2c + 9 of a tile and the lane's head lane / 4 of each n-tile. */
+constexpr float REST_SHIFT = 14; /* weights are below 2^REST_SHIFT */
+
+/* For runs 2c, 2c + 1, 2c + 8, 2c + 9 of a tile and the lane's head lane / 4 of each n-tile, as B
+ * operands. */
 template <class T>
 struct MeanWeights {
-    float w[T::NT][4];
-
-    /* As B operands, multiplied by the runs' scales of 32 dims. */
-    __device__ __forceinline__ void take(const float scale[4], uint32_t b[T::NT][2]) const
-    {
-#pragma unroll
-        for (int j = 0; j < T::NT; j++) {
-            b[j][0] = Brain16::pack(w[j][0] * scale[0], w[j][1] * scale[1]);
-            b[j][1] = Brain16::pack(w[j][2] * scale[2], w[j][3] * scale[3]);
-        }
-    }
+    uint32_t b[T::NT][2];
 };
 
 /* What a lane needs of a tile's codes and their scales: loaded before any of it is wanted. */
@@ -36,7 +31,10 @@ struct MeanTile {
     uint32_t codes[B][4];      /* as widen_matrices takes them */
     uint32_t scales[4][B / 2]; /* two f16 each, of the runs that MeanWeights has */
 
-    __device__ __forceinline__ void load(const unsigned char *tile, const unsigned char *scale)
+    /* `stands`: of these runs. What does not stand in may have any scale: runs that have not been
+     * made, do. */
+    __device__ __forceinline__ void load(const unsigned char *tile, const unsigned char *scale,
+                                         const bool stands[4])
     {
         const int c = threadIdx.x & 3;
 #pragma unroll
@@ -48,87 +46,81 @@ struct MeanTile {
             const uint32_t *row =
                 (const uint32_t *)scale + (2 * c + i % 2 + i / 2 * 8) * (B / 2);
 #pragma unroll
-            for (int n = 0; n < B / 2; n++) scales[i][n] = row[n];
+            for (int n = 0; n < B / 2; n++) scales[i][n] = stands[i] ? row[n] : 0;
         }
     }
 
-    /* A run that weighs nothing may have any scale: those that have not been made, do. */
-    __device__ __forceinline__ void forget(const MeanWeights<T> &weights)
+    __device__ __forceinline__ void add(const MeanWeights<T> &weights, Rows<T> &sums) const
     {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            bool any = false;
-#pragma unroll
-            for (int j = 0; j < T::NT; j++) any = any || weights.w[j][i] != 0;
-#pragma unroll
-            for (int n = 0; n < B / 2; n++) scales[i][n] = any ? scales[i][n] : 0;
-        }
-    }
-
-    __device__ __forceinline__ void add(const MeanWeights<T> &weights, Rows<T> &sums)
-    {
-        forget(weights);
 #pragma unroll
         for (int block = 0; block < B; block++) {
-            uint32_t a[2][4], b[T::NT][2];
-            float scale[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const __half2 two = *(const __half2 *)&scales[i][block / 2];
-                scale[i] = block % 2 ? __high2float(two) : __low2float(two);
-            }
-            weights.take(scale, b);
-            widen_matrices(a, codes[block]);
+            const unsigned which = block % 2 ? 0x7632 : 0x5410;
+            const uint32_t low = __byte_perm(scales[0][block / 2], scales[1][block / 2], which);
+            const uint32_t high = __byte_perm(scales[2][block / 2], scales[3][block / 2], which);
+            uint32_t a[2][4];
+            widen_matrices(a, codes[block], low, high);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
 #pragma unroll
                 for (int j = 0; j < T::NT; j++)
-                    Brain16::multiply(sums.of[2 * block + i][j], a[i], b[j][0], b[j][1]);
+                    Half16::multiply(sums.of[2 * block + i][j], a[i], weights.b[j][0],
+                                     weights.b[j][1]);
             }
         }
     }
 };
 
-/* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. Weights
- * are relative to the least score that is read: below 1. */
+/* A warp's sums of weights: of the lane's head lane / 4 of each n-tile, and of its runs. */
 template <class T>
 struct MeanSums {
-    float least[T::NT], sum[T::NT], slopes[T::NT];
+    float from[T::NT], sum[T::NT], slopes[T::NT]; /* from: the score of weight 1 */
 
     __device__ __forceinline__ MeanSums(const mai_cu_params &p, const Item &x)
     {
         const int g = (threadIdx.x & 31) / 4, heads = heads_of(p, x.block);
-        const float *from = p.least + (size_t)x.row * p.n_heads + first_head(p, x);
+        const float *least = p.least + (size_t)x.row * p.n_heads + first_head(p, x);
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
-            least[j] = __ldcg(from + min(8 * j + g, heads - 1));
+            from[j] = __ldcg(least + min(8 * j + g, heads - 1)) - REST_SHIFT;
             sum[j] = slopes[j] = 0;
         }
     }
 
-    /* Scores of a tile, [heads][16], to weights. */
+    /* Scores of a tile, [heads][16], to weights. `stands`: whether a run has any. */
     __device__ __forceinline__ void take(const mai_cu_params &p, int heads, const float *scores,
-                                         MeanWeights<T> &values, MeanWeights<T> &keys)
+                                         MeanWeights<T> &values, MeanWeights<T> &keys,
+                                         bool stands[4])
     {
         const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int j = 0; j < T::NT; j++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float s = scores[(8 * j + g) * 16 + 2 * c + i % 2 + i / 2 * 8];
-                const float w = 8 * j + g < heads ? fast_exp2(s - least[j]) : 0.0f;
-                values.w[j][i] = keys.w[j][i] = w;
-                if (p.softcap.top > 0)
-                    keys.w[j][i] = w != 0 ? w * slope_at(p, s - MAI_CU_RUN_SHIFT) : 0.0f;
-                sum[j] += w, slopes[j] += keys.w[j][i];
+            for (int i = 0; i < 2; i++) {
+                const float2 s = *(const float2 *)(scores + (8 * j + g) * 16 + 2 * c + 8 * i);
+                const bool is_head = 8 * j + g < heads;
+                const float w[2] = {is_head ? fast_exp2(s.x - from[j]) : 0.0f,
+                                    is_head ? fast_exp2(s.y - from[j]) : 0.0f};
+                values.b[j][i] = keys.b[j][i] = Half16::pack(w[0], w[1]);
+                sum[j] += w[0] + w[1];
+                if (!(p.softcap.top > 0)) continue;
+                const float k[2] = {w[0] != 0 ? w[0] * slope_at(p, s.x - MAI_CU_RUN_SHIFT) : 0.0f,
+                                    w[1] != 0 ? w[1] * slope_at(p, s.y - MAI_CU_RUN_SHIFT) : 0.0f};
+                keys.b[j][i] = Half16::pack(k[0], k[1]);
+                slopes[j] += k[0] + k[1];
             }
+        }
+        /* Of all heads or of none: any one says it. */
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float2 s = *(const float2 *)(scores + 2 * c + 8 * i);
+            stands[2 * i] = s.x > -INFINITY, stands[2 * i + 1] = s.y > -INFINITY;
         }
     }
 
     /* Sums to where a tile of tokens would have left them: heads 2c and 2c + 1, of one lane of
      * eight. The keys get what they are relative to. */
-    __device__ __forceinline__ void finish(bool keeps, const float *common, State<T> &state,
-                                           Rows<T> &keys)
+    __device__ __forceinline__ void finish(const mai_cu_params &p, bool keeps, const float *common,
+                                           State<T> &state, Rows<T> &keys)
     {
         const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
 #pragma unroll
@@ -138,12 +130,13 @@ struct MeanSums {
                 sum[j] += __shfl_xor_sync(ALL, sum[j], i);
                 slopes[j] += __shfl_xor_sync(ALL, slopes[j], i);
             }
+            if (!(p.softcap.top > 0)) slopes[j] = sum[j];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const int owner = (2 * c + h) * 4;
                 const float all = __shfl_sync(ALL, sum[j], owner);
                 const float slope = __shfl_sync(ALL, slopes[j], owner);
-                state.top[j][h] = __shfl_sync(ALL, least[j], owner);
+                state.top[j][h] = __shfl_sync(ALL, from[j], owner);
                 state.sum[j][h] = g == 0 ? all : 0.0f;
                 if (!keeps) continue;
 #pragma unroll
@@ -172,11 +165,12 @@ __device__ __forceinline__ void add_means(const mai_cu_params &p, AttendShared<T
         const unsigned char *k = sh.stage[warp][stage][0], *v = sh.stage[warp][stage][1];
         MeanWeights<T> values, for_keys;
         MeanTile<T> tile;
-        tile.load(v, v + 16 * D);
-        sums.take(p, heads, (const float *)(k + 16 * D), values, for_keys);
+        bool stands[4];
+        sums.take(p, heads, (const float *)(k + 16 * D), values, for_keys, stands);
+        tile.load(v, v + 16 * D, stands);
         tile.add(values, state.o);
         if (keeps) {
-            tile.load(k, v + 17 * D);
+            tile.load(k, v + 17 * D, stands);
             tile.add(for_keys, keys);
         }
         __syncwarp();
@@ -184,7 +178,7 @@ __device__ __forceinline__ void add_means(const mai_cu_params &p, AttendShared<T
         stage = stage + 1 == T::STAGES ? 0 : stage + 1;
     }
     const size_t of = runs_of(p, max(row_slot(p, x.row), 0), x.kv_head);
-    sums.finish(keeps, p.runs.common + of * D, state, keys);
+    sums.finish(p, keeps, p.runs.common + of * D, state, keys);
 }
 
 } // namespace mai

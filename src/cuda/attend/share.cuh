@@ -207,7 +207,7 @@ __device__ inline void place_item(const mai_segments &s, int begin, int end, int
     int first = x->first_unit;
 #pragma unroll
     for (int i = 0; i < MAI_SEGMENTS; i++) {
-        const mai_segment part = mai_segment_part(s.of[i], first, begin, end, mai_unit_of(i, unit));
+        const mai_segment part = mai_segment_part(s.of[i], first, begin, end, unit);
         /* An empty part of one unit (a row without tokens) has to be told from none. */
         x->part[i] = make_int2(part.t0, part.units > 0 ? part.t1 : -1);
         first += s.of[i].units;

@@ -19,6 +19,7 @@ struct Loader {
     int page, page_after; /* page number of token t + lane % 16, and of the tile after it */
     int token, token_after; /* SELECTS: which token those are */
     const int32_t *list;    /* SELECTS: of the runs that are read; NULL: all tokens */
+    int run_after;          /* of the list: of the tile after the one after */
     const float *scores;    /* SELECTS: of the item's first head */
     int score_stride;
     const char *k, *v;
@@ -27,13 +28,20 @@ struct Loader {
     __device__ Loader(const mai_cu_params &p_, AttendShared<T> &sh_, int n)
         : p(p_), sh(sh_), n_items(n), warp(threadIdx.x / 32), lane(threadIdx.x % 32), item(0),
           segment(-1), t(0), t1(0), pages(0), page(0), page_after(0), token(0), token_after(0),
-          list(nullptr), scores(nullptr), score_stride(0), k(nullptr), v(nullptr), stage(0)
+          list(nullptr), run_after(0), scores(nullptr), score_stride(0), k(nullptr), v(nullptr), stage(0)
     {
         seek();
     }
 
-    /* Of a tile of means it is their segment. */
-    __device__ int page_of(int tile)
+    /* The run that a tile's tokens are of. It is loaded a tile before the page it leads to is, so
+     * that none of the two waits for the other. */
+    __device__ int run_of(int tile) const
+    {
+        return list && tile < t1 ? __ldcg(list + (tile >> MAI_CU_RUN_SHIFT)) : 0;
+    }
+
+    /* `run`: run_of. Of a tile of means it is their segment. */
+    __device__ int page_of(int tile, int run)
     {
         int token = tile + lane % T::TILE;
         if (T::SELECTS) {
@@ -43,7 +51,6 @@ struct Loader {
             if (token >= t1) {
                 token = 0; /* not read */
             } else if (list) {
-                const int run = __ldcg(list + (token >> MAI_CU_RUN_SHIFT));
                 token = run * MAI_CU_RUN + token % MAI_CU_RUN;
             }
             token_after = token;
@@ -72,10 +79,13 @@ struct Loader {
             k = p.k + x.kv_head * p.k_head_stride;
             v = p.v + x.kv_head * p.v_head_stride;
             if (T::SELECTS) begin_selected(x);
-            page = page_of(t);
+            const int run = T::SELECTS ? run_of(t) : 0;
+            if (T::SELECTS) run_after = run_of(t + T::UNIT);
+            page = page_of(t, run);
             if (T::SELECTS) token = token_after;
         }
-        page_after = page_of(t + T::UNIT);
+        page_after = page_of(t + T::UNIT, run_after);
+        if (T::SELECTS) run_after = run_of(t + 2 * T::UNIT);
     }
 
     /* What is particular to segments of a selection. */
@@ -87,7 +97,7 @@ struct Loader {
         const size_t first = (size_t)__ldcg(&choice->first);
         const size_t n = ((size_t)__ldcg(&choice->n_runs) + MAI_CU_SEGMENT - 1) / MAI_CU_SEGMENT *
                          MAI_CU_SEGMENT;
-        list = p.lists + first * p.n_kv_heads + x.kv_head * n;
+        if (segment == MAI_OLD) list = p.lists + first * p.n_kv_heads + x.kv_head * n;
         scores = p.scores + first * p.n_heads + first_head(p, x) * n;
         score_stride = (int)n;
         if (segment == MAI_REST) pages = (int64_t)max(row_slot(p, x.row), 0) * p.runs.most;

@@ -112,7 +112,7 @@ __device__ Scored scored_of(const mai_cu_params &p, const mai_cu_prompt &x, cons
 }
 
 /* Grid: pieces, KV heads. */
-template <int D>
+template <int D, bool OUTLIERS>
 __global__ void __launch_bounds__(SCORE_THREADS)
     score_kernel(const __grid_constant__ mai_cu_params p, const mai_cu_prompt x, int sample)
 {
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(SCORE_THREADS)
     if (s.i < 0) return;
     for (int piece = blockIdx.x; piece * MAI_CU_PIECE < s.n_runs; piece += gridDim.x) {
         __syncthreads();
-        score_pieces<D>(p, scored_of(p, x, s, blockIdx.y), piece, 1, sh);
+        score_pieces<D, OUTLIERS>(p, scored_of(p, x, s, blockIdx.y), piece, 1, sh);
     }
 }
 
@@ -342,7 +342,10 @@ cudaError_t launch(const mai_cu_params *p, const mai_cu_prompt *x, int sample, c
 {
     const dim3 pieces(32, (unsigned)p->n_kv_heads);
     const dim3 chunks(MAI_CU_SHOWN_CHUNKS, (unsigned)p->n_heads);
-    score_kernel<D><<<pieces, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
+    if (p->runs.outlier)
+        score_kernel<D, true><<<pieces, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
+    else
+        score_kernel<D, false><<<pieces, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
     bucket_kernel<<<p->n_kv_heads, SCORE_THREADS, 0, stream>>>(*p, *x, sample);
     parts_kernel<D><<<chunks, 32 * part_warps(D), sizeof(PartsShared<D>), stream>>>(*p, *x, sample);
     error_kernel<D><<<p->n_kv_heads, 32 * MAI_THETAS, 0, stream>>>(*p, *x, sample);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Scoring runs by their mean keys, for the heads of a group: in decoding, and for what a prompt
- * shows.
+/* Scoring runs by their mean keys, and their outliers where these are kept, for the heads of a
+ * group: in decoding, and for what a prompt shows.
  *
- * Memory read: head_dim + head_dim / 16 bytes a run. A warp takes 16 runs as the rows of
+ * Memory read: head_dim + head_dim / 16 bytes a run, twice that with outliers. A warp takes 16 runs as the rows of
  * tensor-core products and eight heads as the columns, straight from global memory: a quad of lanes
  * reads the 32 codes of a run that share a scale in one sector. Products are added up by these
  * scales. They are of f16 whatever K is: codes are exact in it, and what is rounded to bf16, but
@@ -10,6 +10,7 @@
 #ifndef MAI_CUDA_SCORE_CUH
 #define MAI_CUDA_SCORE_CUH
 
+#include "cuda/run_score.h"
 #include "runs.cuh"
 
 namespace mai
@@ -35,21 +36,21 @@ struct ScoreShared {
     float top[SCORE_WARPS][SCORE_HEADS], sum[SCORE_WARPS][SCORE_HEADS];
 };
 
-/* A lane's part of the mean keys of 16 runs: rows g and g + 8, of each 32 codes eight, and all
- * scales. */
+/* A lane's part of the mean keys, or the outliers, of 16 runs: rows g and g + 8, of each 32 codes
+ * eight, and all scales. */
 template <int D>
 struct KeyTile {
     static constexpr int B = D / 32;
     uint2 codes[2][B];
     uint32_t scales[2][B / 2]; /* two f16 each */
 
-    __device__ __forceinline__ void load(const mai_cu_params &p, size_t row)
+    __device__ __forceinline__ void load(const int8_t *all, const uint16_t *all_scales, size_t row)
     {
         const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            const int8_t *from = p.runs.k + (row + g + 8 * h) * D + 8 * c;
-            const uint16_t *scale = p.runs.k_scale + (row + g + 8 * h) * B;
+            const int8_t *from = all + (row + g + 8 * h) * D + 8 * c;
+            const uint16_t *scale = all_scales + (row + g + 8 * h) * B;
 #pragma unroll
             for (int b = 0; b < B; b++) codes[h][b] = *(const uint2 *)(from + 32 * b);
 #pragma unroll
@@ -82,12 +83,28 @@ struct KeyTile {
     }
 };
 
-/* Add a score to a running sum of powers of 2. What is not a number stays out. */
-__device__ __forceinline__ void add_score(float x, float *top, float *sum)
+/* What a warp scores, tile by tile: two are on their way while one is computed. With outliers these
+ * are the same runs' means and outliers, else the means of two tiles. */
+template <int D, bool OUTLIERS>
+struct KeyTiles {
+    KeyTile<D> ahead[2];
+    size_t row;
+
+    /* `at`: first of the runs, if there are any. */
+    __device__ __forceinline__ void load(const mai_cu_params &p, const Scored &x, int which, int at)
+    {
+        if (!OUTLIERS || which == 0) row = run_row(p, x.slot, x.kv_head, at);
+        if (OUTLIERS && which == 1) ahead[1].load(p.runs.outlier, p.runs.outlier_scale, row);
+        else ahead[which].load(p.runs.k, p.runs.k_scale, row);
+    }
+};
+
+/* Add two scores to a running sum of powers of 2. What is not a number stays out. */
+__device__ __forceinline__ void add_scores(float a, float b, float *top, float *sum)
 {
-    if (!(x > -INFINITY)) return;
-    const float most = fmaxf(*top, x);
-    *sum = *sum * fast_exp2(*top - most) + fast_exp2(x - most);
+    a = fmaxf(a, -INFINITY), b = fmaxf(b, -INFINITY);
+    const float most = fmaxf(*top, fmaxf(a, b)), from = most == -INFINITY ? 0.0f : most;
+    *sum = *sum * fast_exp2(*top - from) + fast_exp2(a - from) + fast_exp2(b - from);
     *top = most;
 }
 
@@ -190,16 +207,37 @@ __device__ __forceinline__ void finish_pieces(const mai_cu_params &p, const Scor
     __syncthreads();
 }
 
+/* A lane's part of a tile of 16 runs: scores, at x.scores and to its running sums. */
+template <int D, bool OUTLIERS>
+__device__ __forceinline__ void finish_tile(const mai_cu_params &p, const Scored &x, int h0, int run,
+                                            const float *base, const float *means,
+                                            const float *outliers, float *top, float *sum)
+{
+    const int lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+    const float factor = p.scale * LOG2E * p.k_scale;
+    float score[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int at = run + g + i / 2 * 8, head = h0 + 2 * c + i % 2;
+        score[i] = OUTLIERS ? mai_outlier_score(p.softcap, factor, base[i % 2], means[i], outliers[i])
+                            : mai_mean_score(p.softcap, factor, base[i % 2], means[i]);
+        if (at < x.first || at >= x.n_runs) score[i] = -INFINITY;
+        if (head < p.group) x.scores[(size_t)head * x.stride + at] = score[i];
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) add_scores(score[h], score[2 + h], &top[h], &sum[h]);
+}
+
 /* The whole block: n pieces of a group's runs, made first if they are missing: scores, and their
  * lse. Runs that are not scored get -inf up to the end of the segment. */
-template <int D>
+template <int D, bool OUTLIERS>
 __device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Scored &x, int piece,
                                              int n, ScoreShared<D> &sh)
 {
-    constexpr int STEP = 16 * SCORE_WARPS;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane / 4, c = lane % 4;
+    /* Runs from a tile of a warp to the next, and from where it looks at two to the next two. */
+    constexpr int STEP = 16 * SCORE_WARPS, TWO = OUTLIERS ? STEP : 2 * STEP;
+    const int warp = threadIdx.x / 32, c = threadIdx.x & 3;
     const int run0 = piece * MAI_CU_PIECE, end = min(run0 + n * MAI_CU_PIECE, x.stride);
-    const float factor = p.scale * LOG2E * p.k_scale;
     MadeRuns<D / 32> runs;
     runs.load(p, x, run0 == 0);
     if (runs.made < min(end, x.n_runs)) {
@@ -212,29 +250,30 @@ __device__ __forceinline__ void score_pieces(const mai_cu_params &p, const Score
     for (int h0 = 0; h0 < p.group; h0 += SCORE_HEADS) {
         uint32_t q[D / 32][2][2];
         float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
-        KeyTile<D> now, next;
-        int run = run0 + 16 * warp;
-        if (run < end) next.load(p, run_row(p, x.slot, x.kv_head, run));
+        KeyTiles<D, OUTLIERS> tiles;
+        const int begin = run0 + 16 * warp;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int at = begin + (OUTLIERS ? 0 : k * STEP);
+            if (at < end) tiles.load(p, x, k, at);
+        }
         take_score_queries<D>(p, x, h0, runs, sh);
         __syncthreads();
         load_score_queries<D>(sh, q);
         const float base[2] = {sh.base[2 * c], sh.base[2 * c + 1]};
 #pragma unroll 1
-        for (; run < end; run += STEP) {
-            float s[4];
-            now = next;
-            if (run + STEP < end) next.load(p, run_row(p, x.slot, x.kv_head, run + STEP));
-            now.multiply(q, s);
+        for (int run = begin; run < end; run += TWO) {
+            float s[2][4];
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int at = run + g + i / 2 * 8, head = h0 + 2 * c + i % 2;
-                float score = (s[i] + base[i % 2]) * factor;
-                if (p.softcap.top > 0) score = mai_softcapped(p.softcap, score);
-                score += (float)MAI_CU_RUN_SHIFT;
-                if (at < x.first || at >= x.n_runs) score = -INFINITY;
-                add_score(score, &top[i % 2], &sum[i % 2]);
-                if (head < p.group) x.scores[(size_t)head * x.stride + at] = score;
+            for (int k = 0; k < 2; k++) {
+                const int at = run + (OUTLIERS ? 0 : k * STEP);
+                const KeyTile<D> now = tiles.ahead[k];
+                if (at + TWO < end) tiles.load(p, x, k, at + TWO);
+                now.multiply(q, s[k]);
+                if (!OUTLIERS && at < end)
+                    finish_tile<D, OUTLIERS>(p, x, h0, at, base, s[k], s[k], top, sum);
             }
+            if (OUTLIERS) finish_tile<D, OUTLIERS>(p, x, h0, run, base, s[0], s[1], top, sum);
         }
         finish_pieces<D>(p, x, piece, n, h0, top, sum, sh);
     }

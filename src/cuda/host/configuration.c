@@ -59,7 +59,6 @@ macattn_status mai_cu_resolve(macattn_cuda *m, const macattn_config *config)
     MAI_TRY(mai_config_resolve(config, &m->cfg, m->error, sizeof m->error));
     double band = 0; /* stays so if the caller's struct is too old to have one */
     macattn_setting_get(config, "band", &band);
-    if (m->cfg.select > 1) m->cfg.select = 1; /* no outliers here yet */
     if (is_fp8(m->cfg.k_dtype)) m->cfg.select = 0;
     if (m->cfg.policy == MACATTN_POLICY_BUDGET && m->cfg.select == 0 && band == 0)
         m->cfg.band = BUDGET_BAND;

@@ -53,10 +53,11 @@ static size_t segment_rows(const macattn_config *c)
     return (size_t)c->n_layers * (size_t)c->n_kv_heads * MAI_CU_SEGMENT;
 }
 
-/* Codes and scales of a key, or of a value. */
-static size_t mean_bytes(const macattn_config *c)
+/* Codes and scales of a run: its mean key, its mean value, and its outlier if that is kept. */
+static size_t run_bytes(const macattn_config *c)
 {
-    return (size_t)c->head_dim + (size_t)c->head_dim / 32 * sizeof(uint16_t);
+    const size_t row = (size_t)c->head_dim + (size_t)c->head_dim / 32 * sizeof(uint16_t);
+    return row * (mai_keeps_outliers(c) ? 3 : 2);
 }
 
 macattn_status macattn_cuda_run_bytes(const macattn_config *config, int64_t n_tokens, size_t *bytes)
@@ -66,7 +67,7 @@ macattn_status macattn_cuda_run_bytes(const macattn_config *config, int64_t n_to
     MAI_TRY(mai_cu_resolve(&m, config));
     if (n_tokens < 0 || n_tokens > m.cfg.max_tokens) return MACATTN_E_RANGE;
     *bytes = mai_keeps_runs(&m.cfg) ? segments_for(n_tokens >> MAI_CU_RUN_SHIFT) *
-                                          segment_rows(&m.cfg) * 2 * mean_bytes(&m.cfg)
+                                          segment_rows(&m.cfg) * run_bytes(&m.cfg)
                                     : 0;
     return MACATTN_OK;
 }
@@ -171,6 +172,11 @@ static macattn_status take_pool(macattn_cuda *m, size_t *n_segments)
     TAKE(m, &r->v, rows * d, false, "means of runs");
     TAKE(m, &r->k_scale, rows * (d / 32) * sizeof *r->k_scale, false, "means of runs");
     TAKE(m, &r->v_scale, rows * (d / 32) * sizeof *r->v_scale, false, "means of runs");
+    if (mai_keeps_outliers(c)) {
+        TAKE(m, &r->outlier, rows * d, false, "outliers of runs");
+        TAKE(m, &r->outlier_scale, rows * (d / 32) * sizeof *r->outlier_scale, false,
+             "outliers of runs");
+    }
     TAKE(m, &r->common, heads * d * sizeof *r->common, true, "means of runs");
     TAKE(m, &r->made, heads * sizeof *r->made, true, "means of runs");
     TAKE(m, &r->table, slots * most * sizeof *r->table, true, "means of runs");

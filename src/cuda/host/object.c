@@ -51,7 +51,8 @@ static macattn_status choose_kernel(macattn_cuda *m)
     DEVICE_TRY(m, "kernel", mai_cu_far_prepare(c->k_dtype, c->head_dim));
     if (mai_keeps_runs(c)) {
         int per_sm_select = 0;
-        DEVICE_TRY(m, "kernel", mai_cu_select_prepare(c->head_dim, &per_sm_select));
+        DEVICE_TRY(m, "kernel",
+                   mai_cu_select_prepare(c->head_dim, mai_keeps_outliers(c), &per_sm_select));
         DEVICE_TRY(m, "kernel", mai_cu_shown_prepare(c->head_dim));
         m->n_select_blocks = sms * per_sm_select;
         if (per_sm_select < 1) per_sm = 0;
