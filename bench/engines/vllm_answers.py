@@ -17,7 +17,8 @@ time, and an answer ends at the model's end token or after 48 tokens (niah_multi
             all of decoding alone
 and of the answers, for each task (`all`: of all tasks):
   score     share of the expected answers that the text holds, in percent; to_flash, to_exact: [difference, its standard error]
-  same_...  share of answers with that way's text; apart: where the others part from the first way's (tokens)
+  same_...  share of answers with that way's text
+  texts     a row of its own: tokens, and where texts part from the first way's (apart)
 Needs vLLM, a GPU, and the package gguf.
 """
 import argparse
@@ -200,42 +201,55 @@ def difference(scores, others):
     return [round(statistics.mean(d), 2), round(statistics.stdev(d) / len(d) ** 0.5, 2) if len(d) > 1 else None]
 
 
-def compare(args, folder, done):
-    """Scores, and whose text is flash's and exact's."""
-    from answers import score
-    from model import tokenizer
-    words, details, known = tokenizer(args.model), [], {}
-    with open(os.path.join(folder, "prompts.json")) as f:
-        stops = set(json.load(f)["stops"])
+class Answers:
+    """Scores of ways one after another, and whose text is flash's and exact's. Rows come after each way, so that a run that is
+    cut off has those of the ways it finished."""
 
-    def until_end(tokens):
-        return tokens[:next((i for i, t in enumerate(tokens) if t in stops), len(tokens))]
-    for way, results in done:
+    def __init__(self, args, folder):
+        from answers import score
+        from model import tokenizer
+        self.args, self.score, self.words = args, score, tokenizer(args.model)
+        self.details, self.known, self.first = [], {}, None
+        with open(os.path.join(folder, "prompts.json")) as f:
+            self.stops = set(json.load(f)["stops"])
+
+    def until_end(self, tokens):
+        return tokens[:next((i for i, t in enumerate(tokens) if t in self.stops), len(tokens))]
+
+    def add(self, way, results):
+        self.first = self.first or way
         with open(results) as f:
-            sets = [[until_end(tokens) for tokens in answers] for answers in json.load(f)]
-        for path, samples, answers in zip(args.samples, samples_of(args), sets):
-            texts = [words.decode(a) for a in answers]
-            scores = [score(t, s) for t, s in zip(texts, samples)]
-            known[way, path] = answers, scores
-            details.append({"way": way, "samples": os.path.basename(path), "texts": texts, "scores": scores})
+            sets = [[self.until_end(tokens) for tokens in answers] for answers in json.load(f)]
+        for path, samples, answers in zip(self.args.samples, samples_of(self.args), sets):
+            texts = [self.words.decode(a) for a in answers]
+            scores = [self.score(t, s) for t, s in zip(texts, samples)]
+            self.known[way, path] = answers, scores
+            self.details.append({"way": way, "samples": os.path.basename(path), "texts": texts, "scores": scores})
             for task in [*sorted({s["task"] for s in samples}), "all"]:
                 mine = [i for i, s in enumerate(samples) if task in (s["task"], "all")]
-                fields = {"score": round(100 * statistics.mean(scores[i] for i in mine), 2)}
-                for other in ("flash", "exact"):
-                    if (other, path) not in known or other == way:
-                        continue
-                    theirs, their_scores = known[other, path]
-                    fields[f"to_{other}"] = difference([scores[i] for i in mine], [their_scores[i] for i in mine])
-                    fields[f"same_{other}"] = round(statistics.mean(answers[i] == theirs[i] for i in mine), 3)
-                first = known[done[0][0], path][0]
-                if task == "all":
-                    fields["tokens"] = sum(map(len, answers))
-                    fields["apart"] = [next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-                                       for a, b in zip(answers, first) if a != b]
-                row(event="answers", way=way, samples=os.path.basename(path), task=task, n=len(mine), **fields)
-    if args.json:
-        with open(args.json, "w") as f:
-            json.dump(details, f)
+                row(event="answers", way=way, samples=os.path.basename(path), task=task, n=len(mine), **self.fields(way, path, mine))
+            row(event="texts", way=way, samples=os.path.basename(path), tokens=sum(map(len, answers)), apart=self.apart(path, answers))
+        if self.args.json:
+            with open(self.args.json, "w") as f:
+                json.dump(self.details, f)
+
+    def fields(self, way, path, mine):
+        """Of some samples: the score, and how it and the texts differ from the other ways'."""
+        answers, scores = self.known[way, path]
+        found = {"score": round(100 * statistics.mean(scores[i] for i in mine), 2)}
+        for other in ("flash", "exact"):
+            if (other, path) not in self.known or other == way:
+                continue
+            theirs, their_scores = self.known[other, path]
+            found[f"to_{other}"] = difference([scores[i] for i in mine], [their_scores[i] for i in mine])
+            found[f"same_{other}"] = round(statistics.mean(answers[i] == theirs[i] for i in mine), 3)
+        return found
+
+    def apart(self, path, answers):
+        """Where texts part from the first way's (tokens)."""
+        first = self.known[self.first, path][0]
+        return [next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+                for a, b in zip(answers, first) if a != b]
 
 
 def main():
@@ -254,16 +268,16 @@ def main():
     sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / "models"))
     common.import_vllm()
     with tempfile.TemporaryDirectory() as temporary:
-        folder, done = args.folder or temporary, []
+        folder, done = args.folder or temporary, 0
         if not common.in_child(prepare, args, folder):
             return 1
+        answers = Answers(args, folder)
         for i, way in enumerate(args.ways):
             results = os.path.join(temporary, f"{i}.json")
             if common.in_child(run, args, folder, way, results):
-                done.append((way, results))
-        if done:
-            compare(args, folder, done)
-    return 0 if len(done) == len(args.ways) else 1
+                answers.add(way, results)
+                done += 1
+    return 0 if done == len(args.ways) else 1
 
 
 if __name__ == "__main__":

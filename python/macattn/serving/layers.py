@@ -12,7 +12,7 @@ from ..cuda import CudaAttention, run_bytes, state_bytes
 
 ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
 HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
-SHOW_PROMPTS = 8  # one in so many; docs/vllm.md has what one costs
+SHOW_PROMPTS = 32  # one in so many; docs/vllm.md has what one costs
 LONGEST_RING = 512  # that a ring of 0, the policy's own, can be (MACATTN_DEFAULT_RING)
 OURS = {"run_tokens", "show_prompts"}  # settings of these plug-ins, not of the library
 # The model decides these.
