@@ -39,6 +39,7 @@ def arguments():
     parser.add_argument('--configurations', type=lambda s: s.split(','), default=['llama.cpp', 'exact', 'budget', 'budget:0.01'])
     parser.add_argument('--cache', default='f16', help='type of K and V')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
+    parser.add_argument('--threads-batch', type=int, help='threads that read the prompt, which then says nothing about theirs (--threads)')
     parser.add_argument('--rounds', type=int, default=8, help='turns of each configuration')
     parser.add_argument('--tokens', type=int, default=32, help='tokens written in a turn')
     parser.add_argument('--prompt', action='store_true', help='measure the prompt, too')
@@ -62,6 +63,8 @@ def settings(configuration):
 
 def start(configuration, args, context, folder):
     options = ['-fa', 'on', '-ctk', args.cache, '-ctv', args.cache, '--slot-save-path', folder]
+    if args.threads_batch:
+        options += ['-tb', args.threads_batch]
     if configuration == 'ik':
         return llama.Server('llama.cpp', args.model, args.threads, context, None, options, ik_server())
     name = 'llama.cpp' if configuration == 'llama.cpp' else 'macattn exact'
@@ -145,7 +148,7 @@ def measure(args, length, writer):
             if len(tokens) < length:
                 raise llama.Failed(f'the text has only {len(tokens)} tokens')
             if args.prompt:
-                read = read_in_turns(servers, tokens[:-1], args.threads)
+                read = read_in_turns(servers, tokens[:-1], args.threads_batch or args.threads)
             else:
                 read_once(servers, tokens[:-1])
             written = write_in_turns(servers, tokens, args)

@@ -3,10 +3,9 @@
  * block's scale, plus the block's least value where the type has one.
  *
  * A tile of them is unpacked once, to whole numbers of 8 bits side by side and the scales of each block
- * by token. Its vectors become f32 as they are multiplied (again for each block of heads: keeping
- * them in f32 took longer, the stores and the room in the first-level cache being worth more than the
- * conversions). In the sums the scale goes into the weights, once for a block of 32 values and not for
- * every vector of it.
+ * by token, unless its values are converted where they lie (in_place). Vectors become f32 as they are multiplied
+ * (again for each block of heads: keeping them in f32 took longer, the stores and the room in the first-level
+ * cache being worth more than the conversions).
  */
 
 #define BLOCK 32 /* values */
@@ -220,7 +219,7 @@ MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, 
 MAI_INLINE void score_unpacked_block(const unpacked *u, const bool least, const int hb,
                                      const float *q, int d, int n, float *scores, ahead *next)
 {
-    const int tb = DOT_TOKENS(hb);
+    const int tb = DOT_TOKENS(hb) == 3 ? 2 : DOT_TOKENS(hb);
     V sums[MOST_HEADS * TILE];
     for (int t = 0; t < n; t += tb) dot_unpacked(u, least, hb, tb, t, q, d, sums + t, next);
     MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
@@ -247,58 +246,95 @@ MAI_INLINE void score_unpacked(const unpacked *u, const bool least, const float 
 
 /* ---------------------------------------------------------------------------------------- sums -- */
 
-/* Where a tile's whole numbers are: unpacked, or for q8_0 still in the rows. */
+/* Where a tile's whole numbers are: unpacked, or still in the rows, of a type that is read in place. */
 typedef struct whole_rows {
     const unpacked *u;
     const char *const *rows;
     int64_t offset;
 } whole_rows;
 
-/* Vector j of token t, which is the first of a block or lies in one with all that are read from here. */
-MAI_INLINE const char *whole_at(const whole_rows *v, const bool in_place, int dim, int t, int j)
+#define UNPACKED MACATTN_DTYPE_F32 /* in the place of a type: values of any that are unpacked */
+
+/* Whether sums convert values where they lie: of bytes always, of half bytes where that takes no longer than
+ * to unpack them first. */
+MAI_INLINE bool in_place(macattn_dtype type)
 {
-    if (!in_place) return (const char *)v->u->values + (size_t)t * (size_t)dim + (size_t)j * VL;
-    return v->rows[t] + v->offset + j / BLOCK_VECS * (2 + BLOCK) + 2 + j % BLOCK_VECS * VL;
+    return type == MACATTN_DTYPE_Q8_0 ||
+           (NIBBLES_IN_PLACE && (type == MACATTN_DTYPE_Q4_0 || type == MACATTN_DTYPE_IQ4_NL));
 }
 
-/* How far the i-th vector behind it is; a constant. */
-MAI_INLINE int64_t whole_step(const bool in_place, const int i)
+/* The values of token t from vector j on, which is the first of a block. */
+MAI_INLINE const char *whole_at(const whole_rows *v, macattn_dtype type, int dim, int t, int j)
 {
-    return in_place ? i / BLOCK_VECS * (2 + BLOCK) + i % BLOCK_VECS * VL : i * VL;
+    if (type == UNPACKED)
+        return (const char *)v->u->values + (size_t)t * (size_t)dim + (size_t)j * VL;
+    return v->rows[t] + v->offset + j / BLOCK_VECS * (int64_t)block_bytes(type) + 2;
 }
 
-/* pv_block of tile.h for types without a least value. `w`: weights [dim / BLOCK][hb][TILE], which have
- * the scales in them. */
-MAI_INLINE void pv_whole(const whole_rows *v, const bool in_place, const int hb, const int nv,
+/* The i-th vector from there on, not yet multiplied by its scale; i is a constant. */
+MAI_INLINE V whole_vec(macattn_dtype type, const char *from, const int i)
+{
+    const int within = i % BLOCK_VECS;
+    if (type == UNPACKED) return v_load_i8(from + i * VL);
+    from += i / BLOCK_VECS * (int64_t)block_bytes(type);
+#if NIBBLES_IN_PLACE
+    const int half = BLOCK_VECS / 2; /* of a block's vectors: the low and the high half bytes */
+    if (type != MACATTN_DTYPE_Q8_0)
+        return v_load_nibbles(type, from + within % half * VL, within >= half);
+#endif
+    return v_load_i8(from + within * VL);
+}
+
+/* The scale of token t's b-th block from the one on that begins with vector j and at `from`. Where rows are read
+ * in place it is converted from them: gathering a tile's takes longer. */
+MAI_INLINE V block_scale(macattn_dtype type, const unpacked *u, const char *from, int j,
+                         const int b, int t)
+{
+    uint16_t h;
+    if (type == UNPACKED) return v_set1(u->scale[(j / BLOCK_VECS + b) * TILE + t]);
+    memcpy(&h, from + b * (int64_t)block_bytes(type) - 2, 2);
+    return v_set1(v_f16_scalar(h));
+}
+
+MAI_INLINE V whole_scaled(macattn_dtype type, const char *from, const int i, V factor)
+{
+    const V x = whole_vec(type, from, i);
+    return SCALE_VALUES ? v_mul(x, factor) : x;
+}
+
+/* pv_block of tile.h for types without a least value: nv vectors from the k-th of the block that begins with
+ * vector j; k is a constant, too. `w`: weights [dim / BLOCK][hb][TILE], which have the scales in them; or
+ * [hb][TILE], and the values are multiplied by theirs. */
+MAI_INLINE void pv_whole(const whole_rows *v, macattn_dtype type, const int hb, const int nv,
                          int dim, int t0, int t1, const float *w, float *const *o, int j,
-                         ahead *next)
+                         const int k0, ahead *next)
 {
     V acc[MOST_SUMS];
+    ahead mine = *next;
     const int lines = nv * VL / LINE, every = nv * VL >= 32 ? 2 : 4; /* tokens that a line lasts */
     const int same = nv < BLOCK_VECS ? nv : BLOCK_VECS; /* vectors that share a weight */
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
-        acc[h * nv + i] = v_load(o[h] + (size_t)(j + i) * VL);
+        acc[h * nv + i] = v_load(o[h] + (size_t)(j + k0 + i) * VL);
     for (int t = t0; t < t1; t++) {
-        const char *from = whole_at(v, in_place, dim, t, j);
+        const char *from = whole_at(v, type, dim, t, j);
         POINTER_IN_REGISTER(from);
-        if (lines > 0) fetch_lines(next, lines);
-        if (lines == 0 && t % every == 0) fetch_line(next);
+        if (lines > 0) fetch_lines(&mine, lines);
+        if (lines == 0 && t % every == 0) fetch_line(&mine);
         MAI_UNROLL for (int i = 0; i < nv; i += same)
         {
-            const float *weight = w + (j + i) / BLOCK_VECS * hb * TILE + t;
+            const int b = (k0 + i) / BLOCK_VECS; /* block, from j's on */
+            const float *weight = SCALE_VALUES ? w + t : w + (j / BLOCK_VECS + b) * hb * TILE + t;
+            const V factor = SCALE_VALUES ? block_scale(type, v->u, from, j, b, t) : v_zero();
             V wait[MOST_SUMS];
-            if (hb < same) {
-                MAI_UNROLL for (int h = 0; h < hb; h++) wait[h] = v_set1(weight[h * TILE]);
-            } else {
-                MAI_UNROLL for (int k = 0; k < same; k++)
-                {
-                    wait[k] = v_load_i8(from + whole_step(in_place, i + k));
-                    IN_REGISTER(wait[k]);
-                }
+            MAI_UNROLL for (int k = 0; k < (hb < same ? hb : same); k++)
+            {
+                wait[k] = hb < same ? v_set1(weight[k * TILE])
+                                    : whole_scaled(type, from, k0 + i + k, factor);
+                IN_REGISTER(wait[k]);
             }
             MAI_UNROLL for (int k = 0; k < (hb < same ? same : hb); k++)
             {
-                V x = hb < same ? v_load_i8(from + whole_step(in_place, i + k))
+                V x = hb < same ? whole_scaled(type, from, k0 + i + k, factor)
                                 : v_set1(weight[k * TILE]);
                 if (hb > 1 && same > 1) IN_REGISTER(x);
                 MAI_UNROLL for (int m = 0; m < (hb < same ? hb : same); m++)
@@ -310,7 +346,8 @@ MAI_INLINE void pv_whole(const whole_rows *v, const bool in_place, const int hb,
         }
     }
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
-        v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
+        v_store(o[h] + (size_t)(j + k0 + i) * VL, acc[h * nv + i]);
+    *next = mine;
 }
 
 /* The same for types with a least value; w [hb][TILE]. */
@@ -337,34 +374,38 @@ MAI_INLINE void pv_least(const unpacked *u, const int hb, const int nv, int dim,
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
 }
 
-MAI_INLINE void sum_whole_block(const whole_rows *v, const bool in_place, const int hb, int dim,
+MAI_INLINE void sum_whole_block(const whole_rows *v, macattn_dtype type, const int hb, int dim,
                                 int t0, int t1, const float *p, float *const *o, ahead *next)
 {
-    const int nv = SUM_VECS(hb), n_vec = dim / VL;
+    const int nv = WHOLE_VECS(hb), n_vec = dim / VL;
     const unpacked *u = v->u;
-    for (int b = 0; b < dim / BLOCK; b++) {
+    for (int b = 0; !SCALE_VALUES && b < dim / BLOCK; b++) {
         MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
             v_store(u->weights + (b * hb + h) * TILE + t,
                     v_mul(v_load(p + h * TILE + t), v_load(u->scale + b * TILE + t)));
     }
+    const float *w = SCALE_VALUES ? p : u->weights;
     int j = 0;
-    for (; j + nv <= n_vec; j += nv)
-        pv_whole(v, in_place, hb, nv, dim, t0, t1, u->weights, o, j, next);
-    for (; nv > 1 && j < n_vec; j++)
-        pv_whole(v, in_place, hb, 1, dim, t0, t1, u->weights, o, j, next);
+    for (; nv > BLOCK_VECS && j + nv <= n_vec; j += nv)
+        pv_whole(v, type, hb, nv, dim, t0, t1, w, o, j, 0, next);
+    const int step = nv < BLOCK_VECS ? nv : BLOCK_VECS;
+    for (; j < n_vec; j += BLOCK_VECS) {
+        MAI_UNROLL for (int k = 0; k < BLOCK_VECS; k += step)
+            pv_whole(v, type, hb, step, dim, t0, t1, w, o, j, k, next);
+    }
 }
 
 MAI_INLINE void sum_least_block(const unpacked *u, const int hb, int dim, int t0, int t1,
                                 const float *p, float *const *o, ahead *next)
 {
-    const int nv = SUM_VECS(hb), n_vec = dim / VL;
+    const int nv = WHOLE_VECS(hb), n_vec = dim / VL;
     int j = 0;
     for (; j + nv <= n_vec; j += nv) pv_least(u, hb, nv, dim, t0, t1, p, o, j, next);
     for (; nv > 1 && j < n_vec; j++) pv_least(u, hb, 1, dim, t0, t1, p, o, j, next);
 }
 
 /* sum_tile of tile.h. */
-MAI_INLINE void sum_whole(const whole_rows *v, const bool in_place, int dim, int n_heads, int t0,
+MAI_INLINE void sum_whole(const whole_rows *v, macattn_dtype type, int dim, int n_heads, int t0,
                           int t1, const float *p, float *const *o, ahead *next)
 {
     for (int h = 0, block; h < n_heads; h += block) {
@@ -372,7 +413,7 @@ MAI_INLINE void sum_whole(const whole_rows *v, const bool in_place, int dim, int
         block = next_block(n_heads - h, MOST_HEADS);
         switch (block) {
 #define SUM_WHOLE(hb) \
-    case hb: sum_whole_block(v, in_place, hb, dim, t0, t1, w, o + h, next); break;
+    case hb: sum_whole_block(v, type, hb, dim, t0, t1, w, o + h, next); break;
             EACH_BLOCK(SUM_WHOLE)
 #undef SUM_WHOLE
         }

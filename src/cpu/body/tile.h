@@ -156,6 +156,13 @@ MAI_INLINE void dot_block(macattn_dtype type, const int hb, const int tb, const 
     *next = mine;
 }
 
+/* Whether `step` more are to be done together of the `left` ones; of three, not if that left one alone where
+ * it could be two and two. */
+MAI_INLINE bool threes(const int step, int left)
+{
+    return step == 3 ? left == 3 || left > 4 : left >= step;
+}
+
 /* scores[h][..] of hb heads, a constant, for the first n tokens, a multiple of HSUM. */
 MAI_INLINE void score_block(macattn_dtype type, const int hb, const char *const *rows,
                             int64_t offset, const float *q, int d, int n, float *scores,
@@ -163,9 +170,12 @@ MAI_INLINE void score_block(macattn_dtype type, const int hb, const char *const 
 {
     const int tb = DOT_TOKENS(hb);
     V sums[MOST_HEADS * TILE];
-    for (int t = 0; t < n; t += tb) dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, next);
-    MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
-        v_hsum(sums + h * TILE + t, scores + h * TILE + t);
+    int t = 0;
+    for (; VL < 16 ? threes(tb, n - t) : t < n; t += tb) /* the same; each is faster where it is */
+        dot_block(type, hb, tb, rows + t, offset, q, d, sums + t, next);
+    for (; tb == 3 && t < n; t += 2) dot_block(type, hb, 2, rows + t, offset, q, d, sums + t, next);
+    MAI_UNROLL for (int h = 0; h < hb; h++) for (int i = 0; i < n; i += HSUM)
+        v_hsum(sums + h * TILE + i, scores + h * TILE + i);
 }
 
 /* How many of `left` heads the next block takes: all blocks about the same. */
@@ -252,7 +262,10 @@ MAI_INLINE void sum_block(macattn_dtype type, const int hb, const char *const *r
 {
     const int nv = SUM_VECS(hb), n_vec = dim / VL;
     int j = 0;
-    for (; j + nv <= n_vec; j += nv) pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, next);
+    for (; threes(nv, n_vec - j); j += nv)
+        pv_block(type, hb, nv, rows, offset, t0, t1, p, o, j, next);
+    for (; nv == 3 && j + 2 <= n_vec; j += 2)
+        pv_block(type, hb, 2, rows, offset, t0, t1, p, o, j, next);
     for (; nv > 1 && j < n_vec; j++) pv_block(type, hb, 1, rows, offset, t0, t1, p, o, j, next);
     if (dim % VL == 0) return;
     for (int h = 0; h < hb; h++) pv_tail(type, rows, offset, t0, t1, p + h * TILE, o[h], dim);
@@ -368,6 +381,37 @@ static void tile_scores(const mai_shape *shape, const char *const *rows, int n, 
     }
 }
 
+/* tile_sums of block types. */
+static void sum_blocks(macattn_dtype type, int dim, const char *const *rows, int64_t offset,
+                       int n_heads, int t0, int t1, const float *p, float *const *o, void *work,
+                       ahead *next)
+{
+    const unpacked u = unpacked_in(work, dim);
+    const whole_rows v = {&u, rows, offset};
+#define SUMS_WHOLE(type, dim) sum_whole(&v, type, dim, n_heads, t0, t1, p, o, next)
+#define SUMS_Q8_0(dim) SUMS_WHOLE(MACATTN_DTYPE_Q8_0, dim)
+#define SUMS_Q4_0(dim) SUMS_WHOLE(MACATTN_DTYPE_Q4_0, dim)
+#define SUMS_IQ4_NL(dim) SUMS_WHOLE(MACATTN_DTYPE_IQ4_NL, dim)
+#define SUMS_UNPACKED(dim) SUMS_WHOLE(UNPACKED, dim)
+#define SUMS_LEAST(dim) sum_least(&u, dim, n_heads, t0, t1, p, o, next)
+    if (in_place(type)) {
+        if (!SCALE_VALUES) unpack_scales(type, rows, offset, dim, &u);
+        if (type == MACATTN_DTYPE_Q8_0) FOR_DIM(dim, SUMS_Q8_0);
+#if NIBBLES_IN_PLACE
+        else if (type == MACATTN_DTYPE_Q4_0)
+            FOR_DIM(dim, SUMS_Q4_0);
+        else
+            FOR_DIM(dim, SUMS_IQ4_NL);
+#endif
+        return;
+    }
+    unpack_tile(type, rows, offset, dim, t0, t1, &u);
+    if (has_least(type))
+        FOR_DIM(dim, SUMS_LEAST);
+    else
+        FOR_DIM(dim, SUMS_UNPACKED);
+}
+
 /* o[h] [dim] += rows [t0, t1) of a tile's K or V, weighted by p. */
 static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int64_t offset,
                       int n_heads, int t0, int t1, const float *p, float *const *o, void *work,
@@ -377,27 +421,8 @@ static void tile_sums(macattn_dtype type, int dim, const char *const *rows, int6
 #define SUMS_F32(dim) SUMS(MACATTN_DTYPE_F32, dim)
 #define SUMS_F16(dim) SUMS(MACATTN_DTYPE_F16, dim)
 #define SUMS_BF16(dim) SUMS(MACATTN_DTYPE_BF16, dim)
-#define SUMS_Q8_0(dim) SUMS(MACATTN_DTYPE_Q8_0, dim)
     if (is_blocks(type)) {
-        const unpacked u = unpacked_in(work, dim);
-        const whole_rows v = {&u, rows, offset};
-#define SUMS_IN_PLACE(dim) sum_whole(&v, true, dim, n_heads, t0, t1, p, o, next)
-#define SUMS_UNPACKED(dim) sum_whole(&v, false, dim, n_heads, t0, t1, p, o, next)
-#define SUMS_LEAST(dim) sum_least(&u, dim, n_heads, t0, t1, p, o, next)
-        if (type == MACATTN_DTYPE_Q8_0) {
-#if Q8_SCALED
-            FOR_DIM(dim, SUMS_Q8_0);
-#else
-            unpack_scales(type, rows, offset, dim, &u);
-            FOR_DIM(dim, SUMS_IN_PLACE);
-#endif
-            return;
-        }
-        unpack_tile(type, rows, offset, dim, t0, t1, &u);
-        if (has_least(type))
-            FOR_DIM(dim, SUMS_LEAST);
-        else
-            FOR_DIM(dim, SUMS_UNPACKED);
+        sum_blocks(type, dim, rows, offset, n_heads, t0, t1, p, o, work, next);
         return;
     }
     switch (type) {

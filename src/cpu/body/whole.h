@@ -72,11 +72,16 @@ static void whole_from_query(macattn_dtype type, const float *q, int d, char *wh
 
 /* ------------------------------------------------------------------------------ turning a tile -- */
 
-/* Turn a block of a tile's rows. */
+/* Turn a block of a tile's rows; of half bytes before they are told apart. */
 MAI_INLINE void turn_block(macattn_dtype type, const char *const *rows, int64_t at, uint8_t *quads)
 {
     MAI_UNROLL for (int t = 0; t < TILE; t += TURN_TOKENS)
     {
+        if (type != MACATTN_DTYPE_Q8_0 && !has_high_bits(type)) {
+            v_turn_nibbles(type, rows + t, at + (int64_t)block_bytes(type) - BLOCK / 2,
+                           quads + t * 4);
+            continue;
+        }
         __m256i x[TURN_TOKENS];
         MAI_UNROLL for (int i = 0; i < TURN_TOKENS; i++) x[i] =
             block_bytes_of(type, rows[t + i] + at);

@@ -32,8 +32,19 @@
  * every product. avx512 has no such products because processors that have nothing better run
  * them on two units, as multiply-adds in f32.
  *
- * Q8_SCALED: values of q8_0 are multiplied by their scale where they lie, else the scale goes into the
- * weights. Sums by 1, 4, 6, 7 heads with the scale in the weights: avx512vnni .23, .51, .59, .58.
+ * Q8_SCALED: scores of q8_0 in f32 take values where they lie. SCALE_VALUES: in sums values are multiplied by
+ * their block's scale; else it goes into the weights, once for a block. Sums of q8_0 by 1, 4, 6, 7 heads with
+ * the scale in the weights: avx512vnni .23, .51, .59, .58; with the scales of a tile gathered first, as the weights
+ * need them, a whole step took 1.11 to 1.16 times as long with 4 and 6 heads.
+ *
+ * NIBBLES_IN_PLACE: sums of q4_0 and iq4_nl convert half bytes where they lie, by a table of 16 floats. (With it,
+ * and keys whose half bytes are told apart after they are turned, a step of q4_0 in cache takes .81 to .90 of its time
+ * on avx512vnni.) AVX2 has no such table: there it takes five instructions for eight values, and .98 to 1.15 of the time
+ * of unpacked bytes.
+ *
+ * AVX2, 4 heads: 3 tokens or vectors at a time, the rest of 16 by two. Two are 8 sums, just as many as the latency of
+ * multiply-adds asks for; a step of 32/8 heads in cache takes .84 to .91 of the time with 12 sums. Block types, whose
+ * blocks are of four vectors (WHOLE_VECS), keep two.
  *
  * Lines of the next tile are fetched at each step, as many as the step's bytes, and a block's (about nine) at
  * once while a tile is turned. */
@@ -54,8 +65,11 @@
 #    define WHOLE_HEADS 2
 #    define Q8_SCALED 0
 #    define MOST_HEADS 6
-#    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
-#    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
+#    define SCALE_VALUES 0
+#    define NIBBLES_IN_PLACE 0
+#    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
+#    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
+#    define WHOLE_VECS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #elif defined(TUNE_AVX512)
 #    if defined(__AVX512VNNI__)
 #        define WHOLE_HEADS 8
@@ -63,21 +77,30 @@
 #        define WHOLE_HEADS 0
 #    endif
 #    define Q8_SCALED 1
+#    define SCALE_VALUES 1
+#    define NIBBLES_IN_PLACE 1
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
+#    define WHOLE_VECS SUM_VECS
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
+#    define SCALE_VALUES 0
+#    define NIBBLES_IN_PLACE 0
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
+#    define WHOLE_VECS SUM_VECS
 #elif defined(TUNE_SCALAR)
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
+#    define SCALE_VALUES 0
+#    define NIBBLES_IN_PLACE 0
 #    define MOST_HEADS 4
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
+#    define WHOLE_VECS SUM_VECS
 #endif
 
 #define MOST_SUMS 16 /* accumulators of a block */

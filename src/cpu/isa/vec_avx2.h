@@ -234,6 +234,36 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
     }
 }
 
+/* The same for the rows' half bytes of types of 4 bits, from `at` on. */
+MAI_INLINE void v_turn_nibbles(macattn_dtype type, const char *const *rows, int64_t at,
+                               uint8_t *quads)
+{
+    static const int8_t iq4_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i x[4];
+    MAI_UNROLL for (int i = 0; i < 4; i++) x[i] = _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(rows[i] + at))),
+        _mm_loadu_si128((const __m128i *)(const void *)(rows[i + 4] + at)), 1);
+    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
+    const __m256i c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm256_unpacklo_epi64(a, c);
+    x[1] = _mm256_unpackhi_epi64(a, c);
+    x[2] = _mm256_unpacklo_epi64(b, d);
+    x[3] = _mm256_unpackhi_epi64(b, d);
+    MAI_UNROLL for (int i = 0; i < 8; i++)
+    {
+        __m256i y = _mm256_and_si256(i < 4 ? x[i] : _mm256_srli_epi16(x[i - 4], 4), low);
+        if (type == MACATTN_DTYPE_IQ4_NL) {
+            const __m256i table = _mm256_xor_si256(
+                _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)iq4_nl)),
+                _mm256_set1_epi8(-128));
+            y = _mm256_shuffle_epi8(table, y);
+        }
+        _mm256_storeu_si256((__m256i *)(void *)(quads + i * 64), y);
+    }
+}
+
 static inline int32_t sum_of_words(__m256i x)
 {
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -137,6 +137,17 @@ static inline V v_load_i8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+#define IQ4_NL_TABLE -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+/* Of q4_0 or iq4_nl: the low or the high halves of VL bytes; both are constants. */
+MAI_INLINE V v_load_nibbles(macattn_dtype type, const char *p, const bool high)
+{
+    const __m512i x = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    static const float tables[2][16] = {{IQ4_NL_TABLE},
+                                        {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}};
+    const V table = _mm512_loadu_ps(tables[type == MACATTN_DTYPE_Q4_0]);
+    /* of an index only the low four bits count */
+    return _mm512_permutexvar_ps(high ? _mm512_srli_epi32(x, 4) : x, table);
+}
 static inline V v_load_f16_n(const void *p, int n)
 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
@@ -234,6 +245,41 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
     for (int i = 0; i < 4; i++) {
         _mm512_storeu_si512(quads + i * 64, _mm512_shuffle_i64x2(t[i], t[i + 4], 0x88));
         _mm512_storeu_si512(quads + (i + 4) * 64, _mm512_shuffle_i64x2(t[i], t[i + 4], 0xDD));
+    }
+}
+
+/* The same for the rows' half bytes of types of 4 bits, from `at` on. */
+MAI_INLINE void v_turn_nibbles(macattn_dtype type, const char *const *rows, int64_t at,
+                               uint8_t *quads)
+{
+#    define HALVES(i) _mm_loadu_si128((const __m128i *)(const void *)(rows[i] + at))
+    static const int8_t bytes[16] = {IQ4_NL_TABLE};
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i x[4];
+    MAI_UNROLL for (int i = 0; i < 4; i++)
+    {
+        x[i] = _mm512_castsi128_si512(HALVES(i));
+        x[i] = _mm512_inserti32x4(x[i], HALVES(i + 4), 1);
+        x[i] = _mm512_inserti32x4(x[i], HALVES(i + 8), 2);
+        x[i] = _mm512_inserti32x4(x[i], HALVES(i + 12), 3);
+    }
+#    undef HALVES
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    x[0] = _mm512_unpacklo_epi64(a, c);
+    x[1] = _mm512_unpackhi_epi64(a, c);
+    x[2] = _mm512_unpacklo_epi64(b, d);
+    x[3] = _mm512_unpackhi_epi64(b, d);
+    MAI_UNROLL for (int i = 0; i < 8; i++)
+    {
+        __m512i y = _mm512_and_si512(i < 4 ? x[i] : _mm512_srli_epi16(x[i - 4], 4), low);
+        if (type == MACATTN_DTYPE_IQ4_NL) {
+            const __m512i table = _mm512_xor_si512(
+                _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)bytes)),
+                _mm512_set1_epi8(-128));
+            y = _mm512_shuffle_epi8(table, y);
+        }
+        _mm512_storeu_si512(quads + i * 64, y);
     }
 }
 
