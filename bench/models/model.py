@@ -143,7 +143,7 @@ class Prompt:
 class Decoder:
     """What comes behind a prompt under several settings at once, each with its own cache and macattn object."""
 
-    PROBES, APART = 40, 128  # calls of two queries, as far apart as selection's samples of a prompt are: see remember
+    PIECE, LAST, APART = 512, 32, 128  # see remember
 
     def __init__(self, prompt, room, settings, threads=0):
         self.prompt, self.m, self.n = prompt, prompt.model, prompt.n
@@ -163,13 +163,14 @@ class Decoder:
             o.reset_stats()
 
     def remember(self, o, caches):
-        """The object sees of the prompt what it would learn from if an engine had shown it all: one query in APART, from each of
-        which selection learns (a call of two, as one query is a step), then the last ones, which are remembered."""
-        held = len(self.prompt.layers[0][2])
-        last = min(held, max(o.settings["ring"], 2))
-        ends = [self.n - last - i * self.APART for i in range(self.PROBES, -1, -1)]
-        calls = [(end, 2) for end in ends if end - 2 >= self.n - held] + [(self.n, last)]
-        for end, n in calls:
+        """The object sees of the prompt what it would learn from if an engine had shown it all in pieces of PIECE: the last queries of
+        each, which are remembered (an eighth; calls of LAST, which are remembered whole), and so many queries before them that one in
+        APART teaches selection (calls of two, as one query is a step)."""
+        held, ends = len(self.prompt.layers[0][2]), []
+        for end in range(self.n, self.n - held, -self.PIECE):
+            ends += [(end - i * self.LAST, self.LAST) for i in range(2)]
+            ends += [(end - i * self.APART, 2) for i in range(2, self.PIECE // self.APART)]
+        for end, n in sorted(x for x in ends if x[0] - x[1] >= self.n - held):
             o.plan([end], n_queries=n)
             first = end - n - (self.n - held)
             for layer, (_, _, before, q) in enumerate(self.prompt.layers):

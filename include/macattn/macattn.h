@@ -377,8 +377,10 @@ MACATTN_API macattn_status macattn_set_head_budget(macattn *m, int32_t layer, in
                                                    float budget);
 
 /*! macattn_prefill() : exact causal attention for the planned rows, any n_queries each; remembers the
- *  last `ring` queries of every row, with their summaries. Under BUDGET some of them show what
- *  reuse would have cost, so that it may begin with the first token. Once per layer and plan.
+ *  last `ring` queries of every row, with their summaries. Under BUDGET these are an eighth of the
+ *  row's queries, at least 32 and at most `ring`, so that a prompt in pieces costs little, and some of
+ *  them show what reuse would have cost, so that it may begin with the first token. Once per layer and
+ *  plan.
  * @return : as macattn_decode, but any n_queries. */
 MACATTN_API macattn_status macattn_prefill(macattn *m, int32_t layer, const macattn_io *io);
 

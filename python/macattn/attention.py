@@ -269,7 +269,8 @@ class Attention(Owner):
         return self._run("macattn_decode", (whole(layer, "layer"),), q, k, v, q_match, sinks, out, lse)
 
     def prefill(self, layer, q, k, v, *, q_match=None, sinks=None, out=None, lse=None):
-        """Exact causal attention of any number of queries a row, remembering the last `ring` of them. As `decode`."""
+        """Exact causal attention of any number of queries a row, remembering the last `ring` of them (under budget an eighth, at
+        least 32 and at most `ring`). As `decode`."""
         return self._run("macattn_prefill", (whole(layer, "layer"),), q, k, v, q_match, sinks, out, lse)
 
     def set_head_budget(self, layer, head, budget):

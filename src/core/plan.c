@@ -193,14 +193,14 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     const int64_t n = row->n_tokens, fresh = m->cfg.fresh_tokens, band = m->cfg.band;
     p.fresh_end = min64(fresh, n);
     p.far_end = max64(p.fresh_end, n - band);
-    /* The first query that has something to remember, and no more than the ring holds. */
+    /* The first query that has something to remember, and no more than is to be remembered. */
+    const bool judges = mai_policy_get(m->cfg.policy)->judges;
     const int64_t first_pos = fresh + band; /* position + 1 - band > F */
-    const int64_t capture =
-        max64(first_pos - (n - row->n_queries), (int64_t)row->n_queries - m->cfg.ring);
+    const int64_t most = judges ? mai_prompt_remembers(row->n_queries, m->cfg.ring) : m->cfg.ring;
+    const int64_t capture = max64(first_pos - (n - row->n_queries), row->n_queries - most);
     p.capture0 = (int32_t)min64(max64(capture, 0), row->n_queries);
     if (!mai_keeps_rings(&m->cfg) || row->slot < 0) p.capture0 = row->n_queries;
-    if (mai_policy_get(m->cfg.policy)->judges)
-        p.n_samples = mai_prompt_samples(row->n_queries - p.capture0);
+    if (judges) p.n_samples = mai_prompt_samples(row->n_queries - p.capture0);
     plan_runs(m, &p);
     return p;
 }

@@ -207,13 +207,20 @@ static double key_logit(const macattn *m, const test_bench *b, int64_t query, in
     return s * (double)b->cfg.scale;
 }
 
+/* How many queries of a call are remembered, all of which have something to remember. */
+static int64_t kept_of(const macattn *m, int64_t n_queries)
+{
+    const int64_t most = mai_prompt_remembers((int)n_queries, m->cfg.ring);
+    return n_queries < most ? n_queries : most;
+}
+
 /* Fails unless what is kept of the newest `n_queries` positions up to n tokens is as the
  * reference has it, for heads without a hit; those with one built on an older summary, which is
  * why they are off. */
 static int64_t check_shares(macattn *m, test_bench *b, int64_t n, int64_t n_queries, bool decoded)
 {
     const mai_ring_view *ring = &m->slots[0].rings[0]->view;
-    const int64_t kept = n_queries < m->cfg.ring ? n_queries : m->cfg.ring;
+    const int64_t kept = kept_of(m, n_queries);
     int64_t n_hits = 0;
     ref_attend(&b->cfg, &b->batch, &b->io, b->want, b->want_lse);
     for (int32_t h = 0; h < HEADS; h++) {
@@ -444,7 +451,7 @@ static void test_no_budget_remembers_nothing(void **state)
     test_bench_step(&b, m, 0, &seq, PROMPT, PROMPT);
     test_bench_step(&twin, exact, 0, &seq, PROMPT, PROMPT);
     assert_int_equal(remembered(m, 0), 0);
-    assert_int_equal(remembered(m, 1), 4 * cfg.ring);
+    assert_int_equal(remembered(m, 1), 4 * kept_of(m, PROMPT));
     for (int32_t i = 0; i < PROMPT; i++) {
         const size_t at = (size_t)i * HEADS;
         test_same_bits("prompt, group without a budget", b.out + at * DIM, twin.out + at * DIM,
@@ -535,7 +542,10 @@ static void decode_one(const macattn_config *cfg, const float *sinks, int64_t fi
     b.io.q_match = NULL;
     prefill_row(m, &b, first, (int32_t)first);
     b.io.q_match = b.q_match;
-    prefill_row(m, &b, pos, (int32_t)(pos - first));
+    for (int64_t n = first; n < pos;) { /* in calls of which all is remembered */
+        const int64_t left = pos - n, size = left < MAI_PROMPT_LEAST ? left : MAI_PROMPT_LEAST;
+        prefill_row(m, &b, n += size, (int32_t)size);
+    }
     for (int32_t h = 0; h < HEADS; h++) {
         m->records[h] = (mai_record){
             .budget = like[h].budget, .output2 = like[h].output2, .n_outputs = like[h].n_outputs};
@@ -574,18 +584,17 @@ static void test_prompt_as_decode(void **state)
         test_bench b = test_bench_of(m, 1, PROMPT, PROMPT);
         b.io.sinks = variant == 2 ? NULL : sinks;
         prefill_row(m, &b, PROMPT, PROMPT);
-        const int n_samples = mai_prompt_samples(PROMPT_RING);
-        assert_int_equal(n_samples, PROMPT_RING / MAI_PROMPT_APART);
+        const int kept = (int)kept_of(m, PROMPT), n_samples = mai_prompt_samples(kept);
+        assert_int_equal(kept, PROMPT / MAI_PROMPT_SHARE);
+        assert_int_equal(n_samples, kept / MAI_PROMPT_APART);
         mai_record want[HEADS];
         for (int32_t h = 0; h < HEADS; h++) want[h] = (mai_record){.budget = 0.1f};
         for (int i = 0; i < n_samples; i++) {
-            const int64_t pos =
-                PROMPT - PROMPT_RING + mai_prompt_sample_at(i, n_samples, PROMPT_RING);
+            const int64_t pos = PROMPT - kept + mai_prompt_sample_at(i, n_samples, kept);
             mai_record shown[HEADS];
             double distance2[HEADS];
             float before[HEADS];
-            decode_one(&cfg, b.io.sinks, PROMPT - PROMPT_RING, pos, m->records, shown, distance2,
-                       before);
+            decode_one(&cfg, b.io.sinks, PROMPT - kept, pos, m->records, shown, distance2, before);
             for (int32_t h = 0; h < HEADS; h++) {
                 const mai_judgement j =
                     mai_expect(&want[h], distance2[h], shown[h].weight, before[h]);
@@ -630,6 +639,60 @@ static void test_prompt_samples(void **state)
         }
     }
     assert_int_equal(mai_prompt_samples(256), MAI_MIN_SAMPLES);
+    assert_int_equal(2 * mai_prompt_samples(mai_prompt_remembers(512, 256)), MAI_MIN_SAMPLES);
+}
+
+/* Every entry is what the reference has for the query of its position. */
+static void check_entries(macattn *m, test_bench *b)
+{
+    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+    const size_t width = (size_t)m->ring_dims.width;
+    for (int32_t h = 0; h < HEADS; h++) {
+        for (int32_t i = 0; i < ring->count[h]; i++) {
+            const size_t at = (size_t)(h * m->cfg.ring + i);
+            float q[DIM], q_match[DIM];
+            double x[DIM], out[DIM], kbar[DIM];
+            test_query(&seq, &b->cfg, ring->pos[at], 0, h, q, q_match);
+            for (int k = 0; k < DIM; k++) x[k] = (double)q_match[k];
+            (void)ref_range_keys(&b->cfg, &b->batch, b->rows, &b->kv.view, h, x,
+                                 b->cfg.fresh_tokens, ring->end[at], out, kbar);
+            test_close("a summary", ring->out + at * width, out, DIM, 1e-5);
+            test_close("its keys", ring->out + at * width + DIM, kbar, DIM, 1e-5);
+        }
+    }
+}
+
+/* Of a call some of the queries are remembered, the last ones: a whole ring of a long call, all of a
+ * short one. Of a prompt in pieces the ring holds several pieces' queries, each as the reference has
+ * it. */
+static void test_prompt_pieces(void **state)
+{
+    (void)state;
+    enum { PIECE = 80, PIECES = 5 };
+    assert_int_equal(mai_prompt_remembers(4096, 256), 256);
+    assert_int_equal(mai_prompt_remembers(512, 256), 64);
+    assert_int_equal(mai_prompt_remembers(256, 256), 32);
+    assert_int_equal(mai_prompt_remembers(2, 256), 32);
+    assert_int_equal(mai_prompt_remembers(512, 16), 16);
+    const macattn_config cfg = prompt_config(0.1f);
+    macattn *m = test_create(&cfg);
+    test_bench b = test_bench_of(m, 1, PIECE * PIECES + 2, PIECE);
+    for (int i = 1; i <= PIECES; i++) prefill_row(m, &b, i * PIECE, PIECE);
+    prefill_row(m, &b, PIECE * PIECES + 2, 2);
+    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
+    for (int32_t h = 0; h < HEADS; h++) {
+        assert_int_equal(ring->count[h], cfg.ring);
+        for (int32_t back = 0; back < cfg.ring; back++) {
+            const int32_t at = (ring->head[h] - 1 - back + cfg.ring) % cfg.ring, k = back - 2;
+            const int64_t pos =
+                back < 2 ? PIECE * PIECES + 1 - back
+                         : (PIECES - k / MAI_PROMPT_LEAST) * PIECE - 1 - k % MAI_PROMPT_LEAST;
+            assert_int_equal(ring->pos[h * cfg.ring + at], pos);
+        }
+    }
+    check_entries(m, &b);
+    test_bench_destroy(&b);
+    macattn_destroy(m);
 }
 
 /* The swap of a summary is what merging the parts anew gives. */
@@ -678,7 +741,7 @@ static void test_prompt_threads(void **state)
         }
         test_bench_destroy(&b);
     }
-    assert_int_equal(m[0]->records[0].n_outputs, 14 + 14 + 10);
+    assert_int_equal(m[0]->records[0].n_outputs, 5 * ROWS * mai_prompt_samples(MAI_PROMPT_LEAST));
     for (int32_t h = 0; h < HEADS; h++) assert_true(m[0]->records[h].n_samples > 20);
     test_same_bits("records", m[0]->records, m[1]->records, sizeof(mai_record) * HEADS);
     assert_memory_equal(m[0]->habits, m[1]->habits, sizeof(mai_habit) * 2);
@@ -698,7 +761,8 @@ static void test_prompt_begins(void **state)
         test_bench b = test_bench_of(m, 1, PROMPT + 10, PROMPT);
         for (int i = 0; i < 2; i++)
             m->habits[i] = (mai_habit){.rest = 30, .pause = 32, .refusals = 40};
-        prefill_row(m, &b, PROMPT, PROMPT);
+        for (int64_t n = PROMPT / 4; n <= PROMPT; n += PROMPT / 4)
+            prefill_row(m, &b, n, PROMPT / 4);
         assert_int_equal(m->records[0].n_samples, variant == 2 ? 0 : MAI_MIN_SAMPLES);
         assert_int_equal(m->habits[0].rest, variant == 0 ? 0 : 30);
         assert_int_equal(m->habits[1].refusals, variant == 0 ? 0 : 40);
@@ -760,26 +824,6 @@ static void test_unit(void **state)
 }
 
 /* ------------------------------------------------------------------------------------- rests -- */
-
-/* Every entry is what the reference has for the query of its position. */
-static void check_entries(macattn *m, test_bench *b)
-{
-    const mai_ring_view *ring = &m->slots[0].rings[0]->view;
-    const size_t width = (size_t)m->ring_dims.width;
-    for (int32_t h = 0; h < HEADS; h++) {
-        for (int32_t i = 0; i < ring->count[h]; i++) {
-            const size_t at = (size_t)(h * m->cfg.ring + i);
-            float q[DIM], q_match[DIM];
-            double x[DIM], out[DIM], kbar[DIM];
-            test_query(&seq, &b->cfg, ring->pos[at], 0, h, q, q_match);
-            for (int k = 0; k < DIM; k++) x[k] = (double)q_match[k];
-            (void)ref_range_keys(&b->cfg, &b->batch, b->rows, &b->kv.view, h, x,
-                                 b->cfg.fresh_tokens, ring->end[at], out, kbar);
-            test_close("a summary", ring->out + at * width, out, DIM, 1e-5);
-            test_close("its keys", ring->out + at * width + DIM, kbar, DIM, 1e-5);
-        }
-    }
-}
 
 /* While a group rests it remembers nothing, until shortly before it searches again; and what it
  * then finds was made as always. */
@@ -864,6 +908,7 @@ int main(void)
         cmocka_unit_test(test_no_budget_remembers_nothing),
         cmocka_unit_test(test_batch),
         cmocka_unit_test(test_prompt_samples),
+        cmocka_unit_test(test_prompt_pieces),
         cmocka_unit_test(test_swap),
         cmocka_unit_test(test_prompt_as_decode),
         cmocka_unit_test(test_prompt_threads),

@@ -41,9 +41,19 @@ static inline mai_ring *mai_run_ring(const mai_run *run, const mai_row_plan *p)
     return run->m->slots[p->row.slot].rings[run->layer];
 }
 
+/* A row's heads come in blocks of at most MAI_MATCH_HEADS, as many for each thread. */
 static inline int mai_head_blocks(const mai_run *run)
 {
-    return (run->m->shape.n_heads + MAI_MATCH_HEADS - 1) / MAI_MATCH_HEADS;
+    const int n_heads = run->m->shape.n_heads, threads = run->m->cfg.n_threads;
+    const int least = (n_heads + MAI_MATCH_HEADS - 1) / MAI_MATCH_HEADS;
+    const int even = (least + threads - 1) / threads * threads;
+    return even < n_heads ? even : n_heads;
+}
+
+/* The first head of a block; of the one past the last: n_heads. */
+static inline int mai_head_block(const mai_run *run, int block)
+{
+    return (int)((int64_t)block * run->m->shape.n_heads / mai_head_blocks(run));
 }
 
 /* ------------------------------------------------------------------------------------- match -- */

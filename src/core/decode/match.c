@@ -80,8 +80,9 @@ void mai_begin_heads_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
     const macattn *m = run->m;
-    const int r = i / mai_head_blocks(run), h0 = i % mai_head_blocks(run) * MAI_MATCH_HEADS;
-    const int left = m->shape.n_heads - h0, n = left < MAI_MATCH_HEADS ? left : MAI_MATCH_HEADS;
+    const int n_blocks = mai_head_blocks(run), r = i / n_blocks;
+    const int h0 = mai_head_block(run, i % n_blocks),
+              n = mai_head_block(run, i % n_blocks + 1) - h0;
     const mai_row_plan *p = &run->plan->rows[r];
     if (p->row.n_queries != 1) return;
     mai_match matches[MAI_MATCH_HEADS];

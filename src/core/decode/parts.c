@@ -117,10 +117,9 @@ static void merge_head(const mai_run *run, int r, int head, mai_parts *parts)
 void mai_merge_task(void *arg, int i, int worker)
 {
     const mai_run *run = arg;
-    const int r = i / mai_head_blocks(run), h0 = i % mai_head_blocks(run) * MAI_MATCH_HEADS;
+    const int n_blocks = mai_head_blocks(run), r = i / n_blocks, block = i % n_blocks;
     if (run->plan->rows[r].row.n_queries != 1) return;
     mai_parts parts = {.in = mai_work_scratch(run->work, worker)};
-    for (int head = h0; head < h0 + MAI_MATCH_HEADS && head < run->m->shape.n_heads; head++) {
+    for (int head = mai_head_block(run, block); head < mai_head_block(run, block + 1); head++)
         merge_head(run, r, head, &parts);
-    }
 }

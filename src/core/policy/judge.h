@@ -74,8 +74,10 @@ enum {
     MAI_FIRST_REST = 8,
     MAI_LONGEST_REST = 64,
     MAI_WAKE = 4, /* last steps of a rest, which remember again: there is something to find then */
+    MAI_PROMPT_SHARE = 8,    /* of a call's queries one in so many is remembered, the last ones */
+    MAI_PROMPT_LEAST = 32,   /* but so many, if there are */
     MAI_PROMPT_SAMPLES = 16, /* most samples of one row in one call: enough to begin with */
-    MAI_PROMPT_APART = 16,   /* remembered queries to one sample, at least: a sample costs a search
+    MAI_PROMPT_APART = 8,    /* remembered queries to one sample, at least: a sample costs a search
                                 and the tokens since what it finds, so this bounds the cost */
 };
 #define MAI_USUAL_WEIGHT 0.25f
@@ -166,6 +168,16 @@ typedef struct mai_prompt_sample {
     float off2;  /* squared norm of the difference that using the candidate would have made */
     float norm2; /* squared norm of the exact output */
 } mai_prompt_sample;
+
+/* How many of a row's queries are remembered of one call that has n_queries of them: what is
+ * remembered of a prompt costs half as much again as its attention, for the sums of keys. A prompt
+ * that comes in pieces leaves some queries of each, and one that comes at once a whole ring. */
+MAI_HOST_DEVICE int mai_prompt_remembers(int n_queries, int ring)
+{
+    const int share = n_queries / MAI_PROMPT_SHARE;
+    const int n = share > MAI_PROMPT_LEAST ? share : MAI_PROMPT_LEAST;
+    return n < ring ? n : ring;
+}
 
 /* How many queries of a row are samples in one call that remembers `n_remembered` of them, and
  * which the i-th is: spread evenly, the last one included. */
