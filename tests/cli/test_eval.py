@@ -197,7 +197,7 @@ class progress(Case):
 
     def test_rows_come_one_by_one(self):
         process = self.start('eval', '--model', MODEL, '--text', self.text, *SHORT, '--windows', '2', '--policy', 'paper',
-                             '--tau', '0.2,0.5,0.8', '--progress', '0.1')
+                             '--tau', '0.2,0.5,0.8', '--progress', '0.001')
         seen = self.rows_at_each_look(process)
         self.assertTrue({1, 2} <= set(seen), seen)
         self.assertEqual((self.path / 'out').read_text().count(' 1024 '), 3)
@@ -207,7 +207,7 @@ class progress(Case):
 
     def test_tune(self):
         process = self.start('tune', '--model', MODEL, '--text', self.text, *SHORT, '--tokens', '4', '--output',
-                             self.path / 'config', '--one-budget', '--progress', '0.1')
+                             self.path / 'config', '--one-budget', '--progress', '0.001')
         seen = self.rows_at_each_look(process)
         self.assertGreater(len(set(seen)), 4, seen)
         self.assertIn('setting 3 of 12', (self.path / 'err').read_text())
