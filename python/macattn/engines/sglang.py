@@ -133,7 +133,7 @@ class Backend(TritonAttnBackend):
     def __init__(self, runner):
         super().__init__(runner)
         asked = getattr(runner.model_config.hf_config, "macattn", None) or {}
-        settings = read_settings(asked, runner.model_config.context_len + 8)
+        settings = read_settings(asked, runner.model_config.context_len + 8, show_prompts=0)  # has not run on a GPU here
         exact = {}
         if not runner.spec_algorithm.is_none():
             exact["speculation"] = "its steps are not plain decoding"

@@ -20,13 +20,13 @@ MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_
               "softcap", "window", "max_tokens"}
 
 
-def read_settings(asked, max_tokens):
+def read_settings(asked, max_tokens, show_prompts=SHOW_PROMPTS):
     """All settings but the model's own, from those that were asked for; exact is what nobody has to ask for. `run_tokens` is
     CudaAttention's: tokens of all requests together whose means of runs there is room for. `show_prompts`: see Prompts."""
     if not isinstance(asked, collections.abc.Mapping):
         raise ValueError(f"macattn: the settings are {asked!r}, not names with values")
     asked = dict(asked)
-    run_tokens, show = asked.pop("run_tokens", None), asked.pop("show_prompts", SHOW_PROMPTS)
+    run_tokens, show = asked.pop("run_tokens", None), asked.pop("show_prompts", show_prompts)
     if not isinstance(show, int) or show < 0:
         raise ValueError(f"macattn: show_prompts is {show!r}; it must be a whole number, 0 or above")
     if run_tokens is not None and (not isinstance(run_tokens, int) or run_tokens < 1):
