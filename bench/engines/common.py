@@ -127,15 +127,16 @@ def parameters(**more):
     return vllm.SamplingParams(temperature=0, ignore_eos=True, detokenize=False, **more)
 
 
-def time_runner(cpu):
-    """Collect into a list how long vLLM's execute_model takes on the CPU: preparing and launching a step."""
+def watch_runner(record):
+    """Call record(what vLLM scheduled, start, seconds) after each of the model runner's execute_model, which prepares and launches
+    a step on the CPU; start is perf_counter's."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
     plain = GPUModelRunner.execute_model
 
-    def execute_model(self, *arguments, **more):
+    def execute_model(self, scheduled, *arguments, **more):
         start = time.perf_counter()
         try:
-            return plain(self, *arguments, **more)
+            return plain(self, scheduled, *arguments, **more)
         finally:
-            cpu.append(time.perf_counter() - start)
+            record(scheduled, start, time.perf_counter() - start)
     GPUModelRunner.execute_model = execute_model

@@ -78,14 +78,16 @@ def run(args):
     now, seconds = state(engine), time.perf_counter() - started
     watch, stats = now["watch"], now["macattn"]
     bad = {name: watch[name] for name in ("stale", "nans", "shrunk")}
-    ok = not any(bad.values()) and stats["hits"] > 0 and watch["retracted"] > 0 and watch["captures"] > 0 and not found["wrong_lengths"] and found["cancelled"]
+    ok = (not any(bad.values()) and stats["hits"] > 0 and watch["retracted"] > 0 and watch["captures"] > 0 and
+          not found["wrong_lengths"] and found["cancelled"])
     # The check sees what it should: without resets a request does meet another's memory.
     pathlib.Path(os.environ["MACATTN_ALLOW_STALE"]).touch()
     state(engine)
     engine.loop.run_until_complete(serve(engine, 100, 2))
     sees = {name: state(engine)["watch"][name] for name in bad}
     row(event="requests", policy=args.policy, **found, **bad, retracted=watch["retracted"], slots_given=watch["slots_given"],
-        hits=stats["hits"], heads=stats["steps"], prompts=stats["prompts"], prompts_shown=stats["prompts_shown"], start_s=round(started - start, 1), run_s=round(seconds, 1),
+        hits=stats["hits"], heads=stats["steps"], prompts=stats["prompts"], prompts_shown=stats["prompts_shown"],
+        start_s=round(started - start, 1), run_s=round(seconds, 1),
         without_resets=sees, ok=bool(ok and sum(sees.values())), sglang=sglang.__version__, torch=torch.__version__, gpu=args.gpu)
     engine.shutdown()
     return 0 if ok and sum(sees.values()) else 1

@@ -44,8 +44,8 @@ def read_samples(path, n):
     """The first n samples, as many of each task."""
     with gzip.open(path, "rt") if path.endswith(".gz") else open(path) as f:
         by_task = collections.defaultdict(list)
-        for line in f:
-            by_task[json.loads(line)["task"]].append(json.loads(line))
+        for sample in map(json.loads, f):
+            by_task[sample["task"]].append(sample)
     turns = [s for turn in zip(*by_task.values()) for s in turn]
     rest = [s for found in by_task.values() for s in found[len(turns) // len(by_task):]]
     return (turns + rest)[:n]
@@ -75,18 +75,13 @@ class Steps:
     """The steps of vLLM's model runner: when each began, what it computed, and its time on the CPU."""
 
     def __init__(self):
-        from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-        plain, self.all = GPUModelRunner.execute_model, []
+        self.all = []
+        common.watch_runner(self.record)
 
-        def execute_model(runner, scheduled, *arguments, **more):
-            start = time.perf_counter()
-            try:
-                return plain(runner, scheduled, *arguments, **more)
-            finally:
-                tokens, rows = scheduled.total_num_scheduled_tokens, len(scheduled.num_scheduled_tokens)
-                if tokens:
-                    self.all.append((start, rows, tokens, time.perf_counter() - start))
-        GPUModelRunner.execute_model = execute_model
+    def record(self, scheduled, start, seconds):
+        tokens, rows = scheduled.total_num_scheduled_tokens, len(scheduled.num_scheduled_tokens)
+        if tokens:
+            self.all.append((start, rows, tokens, seconds))
 
     def summary(self):
         """(seconds in steps with prompts; median ms and CPU us of the largest that only decode; their rows), and begin anew."""
@@ -133,13 +128,6 @@ def settings_of(args, way):
     found = {"budget": float(budget), **({"show_prompts": int(show)} if show else {})}
     if args.select is not None:
         found["select"] = args.select
-        try:
-            from macattn.cuda import CudaAttention
-            CudaAttention(n_layers=1, n_heads=8, n_kv_heads=2, head_dim=128, q_dtype="bf16", k_dtype="bf16", v_dtype="bf16",
-                          max_tokens=1024, max_rows=1, policy="budget", **{n: v for n, v in found.items() if n != "show_prompts"})
-        except Exception as e:  # a library that does not have it: its own default, and the row says so
-            row(event="no select", select=args.select, why=str(e))
-            del found["select"]
     return "budget", found
 
 
@@ -208,7 +196,7 @@ class Answers:
     def __init__(self, args, folder):
         from answers import score
         from model import tokenizer
-        self.args, self.score, self.words = args, score, tokenizer(args.model)
+        self.args, self.samples, self.score, self.words = args, samples_of(args), score, tokenizer(args.model)
         self.details, self.known, self.first = [], {}, None
         with open(os.path.join(folder, "prompts.json")) as f:
             self.stops = set(json.load(f)["stops"])
@@ -220,7 +208,7 @@ class Answers:
         self.first = self.first or way
         with open(results) as f:
             sets = [[self.until_end(tokens) for tokens in answers] for answers in json.load(f)]
-        for path, samples, answers in zip(self.args.samples, samples_of(self.args), sets):
+        for path, samples, answers in zip(self.args.samples, self.samples, sets):
             texts = [self.words.decode(a) for a in answers]
             scores = [self.score(t, s) for t, s in zip(texts, samples)]
             self.known[way, path] = answers, scores
@@ -257,7 +245,7 @@ def main():
     a.add_argument("model")
     a.add_argument("samples", nargs="+")
     a.add_argument("--ways", nargs="+", default=["flash", "exact", "0.01", "0.02"])
-    a.add_argument("--select", type=int, help="the setting, where the library takes it")
+    a.add_argument("--select", type=int, help="the setting; by default the library's")
     a.add_argument("--first", type=int, nargs="*", default=[], help="samples of each file")
     a.add_argument("--new", type=int, default=256)
     a.add_argument("--batch", type=int, default=8)

@@ -190,8 +190,8 @@ def requests_of(args, policy, n, options):
         serve(llm, 60, 2)
         sees = sum(watch.found().values()) > 0
         row(event="requests", policy=policy, options=str(options), **found, preempted=len(preempted), **bad, hits=stats["hits"],
-            heads=stats["steps"], prompts=stats["prompts"], prompts_shown=stats["prompts_shown"], start_s=round(started - start, 1), run_s=round(seconds, 1), check_sees_missing_resets=sees,
-            ok=bool(ok and sees), **common.versions())
+            heads=stats["steps"], prompts=stats["prompts"], prompts_shown=stats["prompts_shown"],
+            start_s=round(started - start, 1), run_s=round(seconds, 1), check_sees_missing_resets=sees, ok=bool(ok and sees), **common.versions())
     if not (ok and sees):
         raise SystemExit(1)
 

@@ -95,7 +95,7 @@ def run(args, way):
             cudagraph_mode=str(config.compilation_config.cudagraph_mode), settings=config.additional_config)
         ours, cpu = common.WAYS[way]["backend"] == "CUSTOM" and args.tp == 1, []
         if args.tp == 1:
-            common.time_runner(cpu)
+            common.watch_runner(lambda scheduled, start, seconds: cpu.append(seconds))
         for context in args.context:
             for batch in args.batch:
                 measured, found = [], {}

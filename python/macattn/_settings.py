@@ -59,6 +59,11 @@ def settings() -> tuple[Setting, ...]:
     return tuple(found)
 
 
+def longest_ring():
+    """What a ring of 0, the policy's own, is at most."""
+    return int(next(s.high for s in settings() if s.name == "ring"))
+
+
 def apply(config, values):
     """Set fields of an _abi.Config by name: numbers, or names of policies and types."""
     library, words = load(), _abi.buffer(SENTENCE)

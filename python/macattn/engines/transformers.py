@@ -32,7 +32,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .._arrays import SHORT, View
 from .._library import ArgumentError, UnsupportedError
-from .._settings import new_config
+from .._settings import longest_ring, new_config
 from .._settings import settings as all_settings
 from ..attention import Attention
 from ..cuda import Batch, CudaAttention
@@ -401,11 +401,6 @@ class CudaRunner(Runner):
                                    lse=lse[row, :, query.shape[2] - n:query.shape[2]].t().contiguous(),
                                    stream=self.stream())
         return out
-
-
-def longest_ring():
-    """What a ring of 0, the policy's own, is at most."""
-    return int(next(s.high for s in all_settings() if s.name == "ring"))
 
 
 # -------------------------------------------------------------------------------------------------------------- engines

@@ -100,6 +100,10 @@ class Engine:
             logger.warning("macattn: %d of %d layers have a RoPE that is not known: they are computed exactly",
                            reusing - found, reusing)
 
+    def idle(self):
+        """No step of requests is prepared: rows are dummies."""
+        self.rows, self.shown = None, []
+
     def begin(self, batch):
         """A step of these requests is prepared."""
         self.rows = [(int(i), self.given[int(i)]) for i in batch.idx_mapping_np]
@@ -189,17 +193,17 @@ def prepare_attn(plain, self, input_batch):
 
 @hook(GPUModelRunner, "prepare_dummy_attn")
 def prepare_dummy_attn(plain, self, input_batch):
-    engine.rows, engine.shown = None, []
+    engine.idle()
     return plain(self, input_batch)
 
 
 @hook(GPUModelRunner, "execute_model")
 def execute_model(plain, self, *arguments, **kwargs):
-    engine.rows, engine.shown = None, []
+    engine.idle()
     try:
         return plain(self, *arguments, **kwargs)
     finally:
-        engine.rows, engine.shown = None, []
+        engine.idle()
 
 
 @hook(GPUModelRunner, "initialize_kv_cache")

@@ -7,13 +7,12 @@ import torch
 
 from .._arrays import SHORT
 from .._library import load
-from .._settings import new_config, read
+from .._settings import longest_ring, new_config, read
 from ..cuda import CudaAttention, run_bytes, state_bytes
 
 ROPES = {"RotaryEmbedding", "Llama3RotaryEmbedding", "YaRNScalingRotaryEmbedding"}  # a row of cos_sin_cache a position
 HEAD_SIZES = (64, 128, 256)  # that the GPU side has kernels for
 SHOW_PROMPTS = 32  # one in so many; docs/vllm.md has what one costs
-LONGEST_RING = 512  # that a ring of 0, the policy's own, can be (MACATTN_DEFAULT_RING)
 OURS = {"run_tokens", "show_prompts"}  # settings of these plug-ins, not of the library
 # The model decides these.
 MODELS_OWN = {"n_layers", "n_heads", "n_kv_heads", "head_dim", "v_head_dim", "q_dtype", "k_dtype", "v_dtype", "scale",
@@ -68,7 +67,7 @@ class Group:
         self.shown = None
         if self.reuses and settings["show_prompts"]:
             from .prompts import Shown
-            self.shown = Shown(heads, dim, settings["ring"] or LONGEST_RING, dtype, device)
+            self.shown = Shown(heads, dim, settings["ring"] or longest_ring(), dtype, device)
 
 
 def by_shape(layers, shape):
