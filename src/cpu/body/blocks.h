@@ -78,8 +78,7 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
 #else
 MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
 {
-    static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                     1,    13,   25,  38,  53,  69,  89,  113};
+    static const int8_t table[16] = {IQ4_NL_TABLE};
     if (type == MACATTN_DTYPE_Q8_0) {
         memcpy(out, block + 2, BLOCK);
         return;
@@ -219,7 +218,7 @@ MAI_INLINE void dot_unpacked(const unpacked *u, const bool least, const int hb, 
 MAI_INLINE void score_unpacked_block(const unpacked *u, const bool least, const int hb,
                                      const float *q, int d, int n, float *scores, ahead *next)
 {
-    const int tb = DOT_TOKENS(hb) == 3 ? 2 : DOT_TOKENS(hb);
+    const int tb = WHOLE_STEP(hb);
     V sums[MOST_HEADS * TILE];
     for (int t = 0; t < n; t += tb) dot_unpacked(u, least, hb, tb, t, q, d, sums + t, next);
     MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = 0; t < n; t += HSUM)
@@ -377,7 +376,7 @@ MAI_INLINE void pv_least(const unpacked *u, const int hb, const int nv, int dim,
 MAI_INLINE void sum_whole_block(const whole_rows *v, macattn_dtype type, const int hb, int dim,
                                 int t0, int t1, const float *p, float *const *o, ahead *next)
 {
-    const int nv = WHOLE_VECS(hb), n_vec = dim / VL;
+    const int nv = WHOLE_STEP(hb), n_vec = dim / VL;
     const unpacked *u = v->u;
     for (int b = 0; !SCALE_VALUES && b < dim / BLOCK; b++) {
         MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
@@ -398,7 +397,7 @@ MAI_INLINE void sum_whole_block(const whole_rows *v, macattn_dtype type, const i
 MAI_INLINE void sum_least_block(const unpacked *u, const int hb, int dim, int t0, int t1,
                                 const float *p, float *const *o, ahead *next)
 {
-    const int nv = WHOLE_VECS(hb), n_vec = dim / VL;
+    const int nv = WHOLE_STEP(hb), n_vec = dim / VL;
     int j = 0;
     for (; j + nv <= n_vec; j += nv) pv_least(u, hb, nv, dim, t0, t1, p, o, j, next);
     for (; nv > 1 && j < n_vec; j++) pv_least(u, hb, 1, dim, t0, t1, p, o, j, next);

@@ -10,6 +10,9 @@
 #endif
 #define MAI_INLINE static inline __attribute__((always_inline))
 
+/* What the half bytes of iq4_nl stand for. */
+#define IQ4_NL_TABLE -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
 /* A macro, not a function: gcc takes a function that only prefetches for one without effect, and drops
  * the calls. */
 #define v_prefetch(p) __builtin_prefetch((p), 0, 3)

@@ -44,7 +44,7 @@
  *
  * AVX2, 4 heads: 3 tokens or vectors at a time, the rest of 16 by two. Two are 8 sums, just as many as the latency of
  * multiply-adds asks for; a step of 32/8 heads in cache takes .84 to .91 of the time with 12 sums. Block types, whose
- * blocks are of four vectors (WHOLE_VECS), keep two.
+ * blocks are of four vectors, keep two: WHOLE_STEP is their tokens in a dot product, and their vectors in a sum.
  *
  * Lines of the next tile are fetched at each step, as many as the step's bytes, and a block's (about nine) at
  * once while a tile is turned. */
@@ -69,7 +69,7 @@
 #    define NIBBLES_IN_PLACE 0
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
-#    define WHOLE_VECS(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
+#    define WHOLE_STEP(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #elif defined(TUNE_AVX512)
 #    if defined(__AVX512VNNI__)
 #        define WHOLE_HEADS 8
@@ -82,7 +82,7 @@
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
-#    define WHOLE_VECS SUM_VECS
+#    define WHOLE_STEP SUM_VECS
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
@@ -91,7 +91,7 @@
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
-#    define WHOLE_VECS SUM_VECS
+#    define WHOLE_STEP SUM_VECS
 #elif defined(TUNE_SCALAR)
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
@@ -100,7 +100,7 @@
 #    define MOST_HEADS 4
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
-#    define WHOLE_VECS SUM_VECS
+#    define WHOLE_STEP SUM_VECS
 #endif
 
 #define MOST_SUMS 16 /* accumulators of a block */

@@ -213,19 +213,21 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
 /* Words of body/whole.h. */
 
 #define TURN_TOKENS 8
+/* Four tokens' quads 0 to 3, of each 128 bits, side by side. */
+MAI_INLINE void turn_four(const __m256i x[4], __m256i t[4])
+{
+    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
+    const __m256i c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
+    t[0] = _mm256_unpacklo_epi64(a, c);
+    t[1] = _mm256_unpackhi_epi64(a, c);
+    t[2] = _mm256_unpacklo_epi64(b, d);
+    t[3] = _mm256_unpackhi_epi64(b, d);
+}
+
 static inline void v_turn(const __m256i *x, uint8_t *quads)
 {
-    __m256i t[8];
-    for (int i = 0; i < 8; i += 4) { /* the halves: quads 0 to 3 and 4 to 7 of four tokens */
-        const __m256i a = _mm256_unpacklo_epi32(x[i], x[i + 1]);
-        const __m256i b = _mm256_unpackhi_epi32(x[i], x[i + 1]);
-        const __m256i c = _mm256_unpacklo_epi32(x[i + 2], x[i + 3]);
-        const __m256i d = _mm256_unpackhi_epi32(x[i + 2], x[i + 3]);
-        t[i] = _mm256_unpacklo_epi64(a, c);
-        t[i + 1] = _mm256_unpackhi_epi64(a, c);
-        t[i + 2] = _mm256_unpacklo_epi64(b, d);
-        t[i + 3] = _mm256_unpackhi_epi64(b, d);
-    }
+    __m256i t[8]; /* the halves: quads 0 to 3 and 4 to 7 of four tokens */
+    for (int i = 0; i < 8; i += 4) turn_four(x + i, t + i);
     for (int i = 0; i < 4; i++) {
         _mm256_storeu_si256((__m256i *)(void *)(quads + i * 64),
                             _mm256_permute2x128_si256(t[i], t[i + 4], 0x20));
@@ -238,19 +240,13 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
 MAI_INLINE void v_turn_nibbles(macattn_dtype type, const char *const *rows, int64_t at,
                                uint8_t *quads)
 {
-    static const int8_t iq4_nl[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
-                                      1,    13,   25,  38,  53,  69,  89,  113};
+    static const int8_t iq4_nl[16] = {IQ4_NL_TABLE};
     const __m256i low = _mm256_set1_epi8(15);
     __m256i x[4];
     MAI_UNROLL for (int i = 0; i < 4; i++) x[i] = _mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(rows[i] + at))),
         _mm_loadu_si128((const __m128i *)(const void *)(rows[i + 4] + at)), 1);
-    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpackhi_epi32(x[0], x[1]);
-    const __m256i c = _mm256_unpacklo_epi32(x[2], x[3]), d = _mm256_unpackhi_epi32(x[2], x[3]);
-    x[0] = _mm256_unpacklo_epi64(a, c);
-    x[1] = _mm256_unpackhi_epi64(a, c);
-    x[2] = _mm256_unpacklo_epi64(b, d);
-    x[3] = _mm256_unpackhi_epi64(b, d);
+    turn_four(x, x);
     MAI_UNROLL for (int i = 0; i < 8; i++)
     {
         __m256i y = _mm256_and_si256(i < 4 ? x[i] : _mm256_srli_epi16(x[i - 4], 4), low);

@@ -137,7 +137,6 @@ static inline V v_load_i8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-#define IQ4_NL_TABLE -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 /* Of q4_0 or iq4_nl: the low or the high halves of VL bytes; both are constants. */
 MAI_INLINE V v_load_nibbles(macattn_dtype type, const char *p, const bool high)
 {
@@ -226,6 +225,17 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
 /* Words of body/whole.h. */
 
 #    define TURN_TOKENS 16
+/* Four tokens' quads 0 to 3, of each 128 bits, side by side. */
+MAI_INLINE void turn_four(const __m512i x[4], __m512i t[4])
+{
+    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
+    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
+    t[0] = _mm512_unpacklo_epi64(a, c);
+    t[1] = _mm512_unpackhi_epi64(a, c);
+    t[2] = _mm512_unpacklo_epi64(b, d);
+    t[3] = _mm512_unpackhi_epi64(b, d);
+}
+
 static inline void v_turn(const __m256i *x, uint8_t *quads)
 {
     __m512i t[8];
@@ -234,12 +244,7 @@ static inline void v_turn(const __m256i *x, uint8_t *quads)
         __m512i w[4];
         for (int j = 0; j < 4; j++)
             w[j] = _mm512_inserti64x4(_mm512_castsi256_si512(x[8 * i + j]), x[8 * i + j + 4], 1);
-        const __m512i a = _mm512_unpacklo_epi32(w[0], w[1]), b = _mm512_unpackhi_epi32(w[0], w[1]);
-        const __m512i c = _mm512_unpacklo_epi32(w[2], w[3]), d = _mm512_unpackhi_epi32(w[2], w[3]);
-        t[4 * i] = _mm512_unpacklo_epi64(a, c);
-        t[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
-        t[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
-        t[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+        turn_four(w, t + 4 * i);
     }
     /* quarters of t[i]: quad i, quad i + 4 of four tokens, the same of the next four */
     for (int i = 0; i < 4; i++) {
@@ -264,12 +269,7 @@ MAI_INLINE void v_turn_nibbles(macattn_dtype type, const char *const *rows, int6
         x[i] = _mm512_inserti32x4(x[i], HALVES(i + 12), 3);
     }
 #    undef HALVES
-    const __m512i a = _mm512_unpacklo_epi32(x[0], x[1]), b = _mm512_unpackhi_epi32(x[0], x[1]);
-    const __m512i c = _mm512_unpacklo_epi32(x[2], x[3]), d = _mm512_unpackhi_epi32(x[2], x[3]);
-    x[0] = _mm512_unpacklo_epi64(a, c);
-    x[1] = _mm512_unpackhi_epi64(a, c);
-    x[2] = _mm512_unpacklo_epi64(b, d);
-    x[3] = _mm512_unpackhi_epi64(b, d);
+    turn_four(x, x);
     MAI_UNROLL for (int i = 0; i < 8; i++)
     {
         __m512i y = _mm512_and_si512(i < 4 ? x[i] : _mm512_srli_epi16(x[i - 4], 4), low);
