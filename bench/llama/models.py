@@ -11,9 +11,11 @@ bench/models/texts.py; what is written after it is sampled, with the same seed, 
 
 The prompt is read once by each server, but by `llama.cpp` alone only if nobody else can leave it its cache: `exact` does.
 With --prompt it is read by all of them, in turns of 1024 tokens, and its speed is reported, too.
+
+With --read-on a longer prompt is read on from where a shorter one ended, by the same server. What the plug-in says of itself, and rows
+carry, is then of all lengths.
 """
 import argparse
-import json
 import os
 import pathlib
 import statistics
@@ -43,6 +45,7 @@ def arguments():
     parser.add_argument('--rounds', type=int, default=8, help='turns of each configuration')
     parser.add_argument('--tokens', type=int, default=32, help='tokens written in a turn')
     parser.add_argument('--prompt', action='store_true', help='measure the prompt, too')
+    parser.add_argument('--read-on', action='store_true', help='one server for all lengths')
     parser.add_argument('--hold', help='a command that keeps the machine quiet while tokens are written: it says a line when it '
                                        'does, and ends when its input does')
     return parser.parse_args()
@@ -78,14 +81,13 @@ def work_of(server, servers, threads, work):
     return turns.Turn(ms / tokens, tokens, turns.taken(before, turns.usage(processes), threads))
 
 
-def read_in_turns(servers, tokens, threads):
-    read = {c: [] for c in servers}
-    for at in range(0, len(tokens), PIECE):
+def read_in_turns(servers, read, tokens, begin, threads):
+    """The tokens from `begin` on; turns are added to `read`."""
+    for at in range(begin, len(tokens), PIECE):
         end = min(at + PIECE, len(tokens))
         for c, server in servers.items():
             read[c].append(work_of(server, servers, threads, lambda s=server: (end - at, s.read(tokens[:end]))))
         print(f'read {end} of {len(tokens)}', file=sys.stderr)
-    return read
 
 
 def read_once(servers, tokens):
@@ -134,40 +136,52 @@ def ways(stats):
     return {**{way: count / n for way, count in stats['groups'].items()}, 'bytes_read': stats['bytes_read_share']} if n else {}
 
 
-def measure(args, length, writer):
+def prompt_row(read):
+    return {'prompt_tokens_per_second': 1e3 * sum(t.tokens for t in read) / sum(t.ms * t.tokens for t in read),
+            'prompt_pieces': [round(1e3 / t.ms, 2) for t in read], 'prompt_taken': turns.taken_of_all(read)}
+
+
+def rows_of(servers, lengths, text, args):
+    """A row a length and configuration, but for what servers tell when they have ended."""
+    tokens = next(iter(servers.values())).tokenize(text)[:lengths[-1]]
+    if len(tokens) < lengths[-1]:
+        raise llama.Failed(f'the text has only {len(tokens)} tokens')
+    read, begin = {c: [] for c in servers}, 0
+    for length in lengths:
+        prompt = tokens[:length]
+        if args.prompt:
+            read_in_turns(servers, read, prompt[:-1], begin, args.threads_batch or args.threads)
+        else:
+            read_once(servers, prompt[:-1])
+        begin = length - 1
+        for c, done in write_in_turns(servers, prompt, args).items():
+            yield {'what': 'decode', 'configuration': c, 'settings': settings(c), 'cache': args.cache, 'text': args.text,
+                   'prompt_tokens': length, 'tokens_per_second': spread(done), **(prompt_row(read[c]) if args.prompt else {})}
+
+
+def measure(args, lengths, writer):
     text = subprocess.run([sys.executable, TEXTS, args.text], check=True, capture_output=True, text=True).stdout
-    servers, read = {}, {}
-    context = 256 * -(-(length + (2 * args.rounds + 2) * args.tokens) // 256)
+    servers, rows = {}, []
+    context = 256 * -(-(lengths[-1] + (2 * args.rounds + 2) * args.tokens) // 256)
     with tempfile.TemporaryDirectory() as folder:
         try:
             for c in args.configurations:
                 servers[c] = start(c, args, context, folder)
             for server in servers.values():
                 server.wait()
-            tokens = next(iter(servers.values())).tokenize(text)[:length]
-            if len(tokens) < length:
-                raise llama.Failed(f'the text has only {len(tokens)} tokens')
-            if args.prompt:
-                read = read_in_turns(servers, tokens[:-1], args.threads_batch or args.threads)
-            else:
-                read_once(servers, tokens[:-1])
-            written = write_in_turns(servers, tokens, args)
+            for row in rows_of(servers, lengths, text, args):
+                print(row['configuration'], row['prompt_tokens'], row['tokens_per_second'],
+                      row.get('prompt_tokens_per_second', ''), file=sys.stderr)
+                rows.append(row)
         finally:
             for server in servers.values():
                 server.stop()
-    for c, done in written.items():
-        stats = servers[c].stats or {}
-        row = {'what': 'decode', 'configuration': c, 'settings': settings(c), 'cache': args.cache, 'text': args.text,
-               'prompt_tokens': length, 'tokens_per_second': spread(done)}
-        if c in read:
-            row['prompt_tokens_per_second'] = 1e3 * sum(t.tokens for t in read[c]) / sum(t.ms * t.tokens for t in read[c])
-            row['prompt_pieces'] = [round(1e3 / t.ms, 2) for t in read[c]]
-            row['prompt_taken'] = turns.taken_of_all(read[c])
-        if stats.get('steps'):
-            row.update(ways(stats))
-        if stats:
-            row['attention_ms_per_call'] = stats['decode']['ms'] / max(1, stats['decode']['calls'])
-        writer.row(**row)
+            for row in rows:
+                stats = servers[row['configuration']].stats
+                if stats:
+                    row['attention_ms_per_call'] = stats['decode']['ms'] / max(1, stats['decode']['calls'])
+                    row.update(ways(stats) if stats.get('steps') else {})
+                writer.row(**row)
 
 
 def main():
@@ -176,8 +190,9 @@ def main():
         args.model = llama.find_model(args.model)[0]
         args.repeat = args.rounds
         writer = figures.Writer(args.out, args)
-        for length in args.lengths:
-            measure(args, length, writer)
+        lengths = sorted(args.lengths)
+        for some in [lengths] if args.read_on else [[n] for n in lengths]:
+            measure(args, some, writer)
     except llama.Failed as error:
         raise SystemExit(f'models.py: {error}') from error
 
