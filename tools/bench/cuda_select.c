@@ -25,16 +25,8 @@ enum {
     MOST_LAYERS = 16
 };
 
-static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
-                                        {"batch", "batch", 5, 0},
-                                        {"select_share", "runs", 6, 3},
-                                        BENCH_TIME_COLUMNS,
-                                        {"exact_us_median", "exact us", 10, 1},
-                                        {"speedup_vs_exact", "speedup", 7, 2},
-                                        {"selected_share", "selected", 8, 3},
-                                        {"read_share", "read", 6, 3},
-                                        {"error", "error", 9, 5},
-                                        {0}};
+static const report_column columns[] = {
+    BENCH_SHAPE_COLUMNS, {"batch", "batch", 5, 0}, THEME_COLUMNS, {0}};
 
 typedef struct world {
     const bench_shape *shape;

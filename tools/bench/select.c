@@ -19,14 +19,8 @@
 
 static const report_column columns[] = {BENCH_SHAPE_COLUMNS,
                                         {"threads", "threads", 7, 0},
-                                        {"select_share", "runs", 6, 3},
-                                        BENCH_TIME_COLUMNS,
-                                        {"exact_us_median", "exact us", 10, 1},
-                                        {"speedup_vs_exact", "speedup", 7, 2},
-                                        {"selected_share", "selected", 8, 3},
-                                        {"read_share", "read", 6, 3},
+                                        THEME_COLUMNS,
                                         {"select_us_mean", "choose us", 9, 1},
-                                        {"error", "error", 9, 5},
                                         {0}};
 
 typedef struct world {

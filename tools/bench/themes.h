@@ -20,6 +20,15 @@ enum {
 /* How much of a theme is in the keys that have it, beside noise of size 1. */
 #define THEME_KEY_SHARE 1.2f
 
+/* What both report. */
+#define THEME_COLUMNS                                                                           \
+    {"select_share", "runs", 6, 3}, BENCH_TIME_COLUMNS, {"exact_us_median", "exact us", 10, 1}, \
+        {"speedup_vs_exact", "speedup", 7, 2}, {"selected_share", "selected", 8, 3},            \
+        {"read_share", "read", 6, 3},                                                           \
+    {                                                                                           \
+        "error", "error", 9, 5                                                                  \
+    }
+
 /* [THEMES][n_kv_heads][head_dim], orthogonal, each value of size 1 or so: to be freed. */
 float *themes_make(const macattn_config *cfg, random_state *rng);
 const float *themes_at(const float *themes, const macattn_config *cfg, size_t which,
