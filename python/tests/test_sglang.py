@@ -9,29 +9,12 @@ import sys
 import types
 
 import pytest
+import standins
 
 torch = pytest.importorskip("torch")
 
 import macattn.cuda
 import macattn.sglang
-
-
-class Object:
-    """Stands in for macattn.CudaAttention."""
-
-    def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
-        self.settings, self.calls, self.resets, self.max_rows, self.captures = settings, [], [], max_rows, []
-
-    def reset(self, slot, stream):
-        self.resets.append(slot)
-
-    def decode(self, layer, batch, q, k, v, **more):
-        self.calls.append((layer, batch, q, k, v, more))
-
-    def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream):
-        self.captures.append(types.SimpleNamespace(
-            layer=layer, row=row, q=q, out=out, match=q_match.clone(), lse=lse.clone(), stream=stream, page=batch.struct.page_size,
-            slot=batch._keep[1].owner[row].item(), length=batch._keep[0].owner[row].item()))
 
 
 class Mode(enum.Enum):
@@ -180,7 +163,7 @@ def sglang(monkeypatch):
     for name in ("engines.sglang", "serving.layers", "serving.prompts", "serving.rotate"):
         monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.5.17")
-    monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
+    monkeypatch.setattr(macattn.cuda, "CudaAttention", standins.CudaAttention)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
     monkeypatch.setattr(macattn.cuda, "run_bytes", lambda n_tokens, **settings: 2 * n_tokens)
     macattn.sglang.register()

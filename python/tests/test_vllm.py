@@ -8,6 +8,7 @@ import sys
 import types
 
 import pytest
+import standins
 
 torch = pytest.importorskip("torch")
 
@@ -103,25 +104,6 @@ class Worker:
         pass
 
 
-class Object:
-    """Stands in for macattn.CudaAttention."""
-
-    def __init__(self, device=None, max_rows=None, out_dtype=None, run_tokens=None, **settings):
-        self.settings, self.calls, self.resets, self.captures = settings, [], [], []
-
-    def reset(self, slot, stream):
-        self.resets.append(slot)
-
-    def decode(self, layer, batch, q, k, v, **more):
-        self.calls.append((layer, batch, q, k, v, more))
-
-    def capture(self, layer, batch, row, q, k, v, *, q_match, out, lse, stream):
-        """Only what is remembered of q_match and lse is written: its newest queries."""
-        self.captures.append(types.SimpleNamespace(
-            layer=layer, row=row, q=q, k=k, out=out, match=q_match.clone(), lse=lse.clone(), stream=stream, page=batch.struct.page_size,
-            slot=batch._keep[1].owner[row].item(), length=batch._keep[0].owner[row].item(), rows=batch.n_rows))
-
-
 def split(common, decode_threshold):
     lengths = common.query_start_loc.diff().tolist()
     n = next((i for i, length in enumerate(lengths) if length > decode_threshold), len(lengths))
@@ -168,7 +150,7 @@ def vllm(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.26.0")
     for name in MODULES:
         monkeypatch.delitem(sys.modules, f"macattn.{name}", raising=False)
-    monkeypatch.setattr(macattn.cuda, "CudaAttention", Object)
+    monkeypatch.setattr(macattn.cuda, "CudaAttention", standins.CudaAttention)
     monkeypatch.setattr(macattn.cuda, "state_bytes", lambda **settings: 1)
     monkeypatch.setattr(macattn.cuda, "run_bytes", lambda n_tokens, **settings: 2 * n_tokens)
     plugin = importlib.import_module("macattn.engines.vllm")
