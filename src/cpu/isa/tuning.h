@@ -62,6 +62,8 @@
                 : (h))
 
 #if defined(TUNE_AVX2)
+#    define ROW_VECS 3
+#    define STEP 4
 #    define WHOLE_HEADS 2
 #    define Q8_SCALED 0
 #    define MOST_HEADS 6
@@ -71,6 +73,8 @@
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
 #    define WHOLE_STEP(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
 #elif defined(TUNE_AVX512)
+#    define ROW_VECS 3
+#    define STEP 8
 #    if defined(__AVX512VNNI__)
 #        define WHOLE_HEADS 8
 #    else
@@ -84,6 +88,8 @@
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define WHOLE_STEP SUM_VECS
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
+#    define ROW_VECS 3
+#    define STEP 8
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
@@ -93,6 +99,8 @@
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define WHOLE_STEP SUM_VECS
 #elif defined(TUNE_SCALAR)
+#    define ROW_VECS 3
+#    define STEP 4
 #    define WHOLE_HEADS 0
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
@@ -102,6 +110,8 @@
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define WHOLE_STEP SUM_VECS
 #endif
+
+#define PREFILL_ROWS 96 /* about as many rows of a prompt are one block: PREFILL */
 
 #define MOST_SUMS 16 /* accumulators of a block */
 
