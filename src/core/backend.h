@@ -140,7 +140,8 @@ typedef struct mai_attend_args {
 } mai_attend_args;
 
 /* One work item of prefill: queries [q0, q1) of one row, one kv head. Query i (of the row) is at
- * position pos0 + i and sees tokens [max(0, position + 1 - window), position]. */
+ * position pos0 + i and sees tokens [max(0, position + 1 - window), position]. Its results are the same bit
+ * for bit whichever other queries the item has. */
 typedef struct mai_prefill_args {
     const mai_shape *shape;
     mai_tokens tokens;

@@ -12,13 +12,14 @@
  * once for all rows of a block. What binds are the multiply-adds: a step loads ROW_VECS + STEP times for
  * ROW_VECS * STEP of them.
  *
- * Per row, tokens are summed in order within a tile, and the tiles in order: its bits depend on where the
- * tiles begin, not on the other rows, nor on tokens of a tile that it does not see.
+ * Per row, tokens are summed in order within a tile, and the tiles in order: its bits depend on where
+ * tiles begin, not on the other rows of a block, nor on tokens of a tile that it does not see, which
+ * add 0.
  *
  * f32 rows of a tile lie in strips of STRIP columns, [strip][token][STRIP], so that the distance
  * from token to token is a constant whatever the dimension. */
 
-#define SPAN 64 /* tokens of a tile */
+#define SPAN 64 /* most tokens of a tile */
 #define STRIP 64
 #define LANES (ROW_VECS * VL)
 

@@ -94,11 +94,13 @@ static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
     if (b->keys) memset(b->kbar, 0, sizeof(float) * lanes * (size_t)d);
 }
 
-/* Tokens [t, t + n), at most SPAN of them. */
-static void span_load(const mai_prefill_args *a, int64_t t, int64_t n, span_rows *rows)
+/* The tile that begins with token t, of tokens before `end`. Tiles end at multiples of SPAN, so that how a
+ * query's tokens are cut into tiles does not depend on the queries it is computed with. */
+static void span_load(const mai_prefill_args *a, int64_t t, int64_t end, span_rows *rows)
 {
     const macattn_kv *kv = a->tokens.kv;
-    rows->n = n < SPAN ? (int)n : SPAN;
+    const int most = SPAN - (int)(t % SPAN);
+    rows->n = end - t < most ? (int)(end - t) : most;
     for (int i = 0; i < rows->n; i++) {
         int64_t k, v;
         token_offsets(&a->tokens, t + i, &k, &v);
@@ -211,10 +213,10 @@ static void prefill_pass(const prefill_block *b)
     }
     span_rows rows[2];
     int now = 0;
-    span_load(b->a, lo, hi - lo, &rows[0]);
-    for (int64_t t = lo; t < hi; t += SPAN, now ^= 1) {
-        const int64_t end = t + rows[now].n;
-        span_load(b->a, end, hi - end, &rows[now ^ 1]);
+    if (lo < hi) span_load(b->a, lo, hi, &rows[0]);
+    for (int64_t t = lo, end; t < hi; t = end, now ^= 1) {
+        end = t + rows[now].n;
+        span_load(b->a, end, hi, &rows[now ^ 1]);
         prefill_span(b, t, t >= all_lo && end <= all_hi, &rows[now], &rows[now ^ 1]);
     }
 }
@@ -269,16 +271,16 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
 {
     prefill_block b;
     prefill_block_init(&b, a);
-    const bool capture = a->capture0 < a->q1;
     for (int i = 0; i < b.n_queries; i++) { /* far: what summaries cover, or all */
         const int64_t n = a->pos0 + a->q0 + i + 1;
+        const bool capture = a->q0 + i >= a->capture0;
         b.lo[i] = capture         ? clamp64(a->fresh, 0, n)
                   : a->window > 0 ? clamp64(n - a->window, 0, n)
                                   : 0;
         b.hi[i] = capture ? clamp64(n - a->band, b.lo[i], n) : n;
     }
     prefill_pass(&b);
-    if (capture) {
+    if (a->capture0 < a->q1) {
         prefill_capture(&b);
         b.keys = false;
         for (int i = 0; i < b.n_queries; i++) { /* from the summary's end to the query itself */
@@ -287,8 +289,9 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
         }
         prefill_pass(&b);
         for (int i = 0; i < b.n_queries; i++) { /* the always fresh first tokens */
+            const bool capture = a->q0 + i >= a->capture0;
             b.lo[i] = 0;
-            b.hi[i] = clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1);
+            b.hi[i] = capture ? clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1) : 0;
         }
         prefill_pass(&b);
     }

@@ -111,7 +111,7 @@
 #    define WHOLE_STEP SUM_VECS
 #endif
 
-#define PREFILL_ROWS 96 /* about as many rows of a prompt are one block: PREFILL */
+#define PREFILL_ROWS 192
 
 #define MOST_SUMS 16 /* accumulators of a block */
 
