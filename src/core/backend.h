@@ -147,7 +147,8 @@ typedef struct mai_prefill_args {
     mai_tokens tokens;
     int64_t pos0, window; /* window 0 = all */
     int32_t q0, q1, kv_head;
-    const char *q; /* query 0, head 0, in q_dtype */
+    int32_t n_queries; /* of the row */
+    const char *q;     /* query 0, head 0, in q_dtype */
     int64_t q_row_stride, q_head_stride;
     float *out;                              /* query 0, head 0 */
     int64_t out_row_stride, out_head_stride; /* bytes */

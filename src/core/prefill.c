@@ -88,6 +88,7 @@ static void prefill_task(void *arg, int i, int worker)
         .q0 = block * most,
         .q1 = (block + 1) * most < n ? (block + 1) * most : n,
         .kv_head = kv_head,
+        .n_queries = n,
         .q = mai_run_q(run, p->first_query, 0),
         .q_row_stride = run->io.q_row_stride,
         .q_head_stride = run->io.q_head_stride,

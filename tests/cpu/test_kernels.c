@@ -568,6 +568,7 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
                                    .q0 = p->q0,
                                    .q1 = p->q1,
                                    .kv_head = p->kv_head,
+                                   .n_queries = p->n_queries,
                                    .q = q.data,
                                    .q_row_stride = (int64_t)(heads * q_bytes),
                                    .q_head_stride = (int64_t)q_bytes,

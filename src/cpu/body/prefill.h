@@ -8,7 +8,7 @@
  * are left out of its sums.
  *
  * Memory to read: K and V of all tokens once per block, the next tile's fetched while this one is
- * computed. */
+ * computed. Few rows go another way: few.h. */
 
 #include "matrix.h"
 
@@ -24,11 +24,29 @@ typedef struct prefill_block {
     int group, n_queries, n_rows, n_panels;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
     bool keys;                                  /* sum up keys in this pass */
+    bool few;                                   /* the layout is that of few.h */
+    tile_queries prepared;                      /* of few.h */
     float *k, *v;                               /* strips of a tile */
     float *s, *k_weights;                       /* [SPAN][LANES] of a panel */
     float *q, *o, *kbar;                        /* [panel][dim][LANES] */
     float *m, *l, *rescale, *first, *last;      /* [panel][LANES] */
 } prefill_block;
+
+/* Tokens that some query, and that all queries see in a pass. */
+typedef struct prefill_range {
+    int64_t lo, hi, all_lo, all_hi;
+} prefill_range;
+
+/* Row `row`'s query, to f32. */
+static void prefill_query(const prefill_block *b, int row, float *to)
+{
+    const mai_prefill_args *a = b->a;
+    const int query = a->q0 + row / b->group, head = a->kv_head * b->group + row % b->group;
+    load_q(a->shape, a->q + query * a->q_row_stride + head * a->q_head_stride,
+           (float)mai_q_factor(a->shape), to);
+}
+
+#include "few.h"
 
 static int prefill_queries(const mai_shape *shape)
 {
@@ -41,7 +59,8 @@ static size_t prefill_scratch_bytes(const mai_shape *shape)
     const size_t lanes = (rows + LANES - 1) / LANES * LANES;
     const size_t per_lane = 2 * (size_t)shape->d + (size_t)shape->dv + 5;
     const size_t floats = strips_floats(shape->d) + strips_floats(shape->dv) + 2 * SPAN * LANES;
-    return sizeof(float) * (floats + lanes * per_lane);
+    const size_t bytes = sizeof(float) * (floats + lanes * per_lane), few = few_scratch_bytes(shape);
+    return bytes > few ? bytes : few;
 }
 
 static void prefill_places(prefill_block *b)
@@ -68,30 +87,37 @@ static size_t row_at(int row, int dim)
     return (size_t)(row / LANES) * (size_t)dim * LANES + (size_t)(row % LANES);
 }
 
-static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
+static void panels_init(prefill_block *b)
 {
-    const mai_shape *shape = a->shape;
+    const mai_shape *shape = b->a->shape;
     const int d = shape->d;
-    b->a = a;
-    b->group = shape->group;
-    b->n_queries = a->q1 - a->q0;
-    b->n_rows = b->n_queries * b->group;
     b->n_panels = (b->n_rows + LANES - 1) / LANES;
-    b->keys = a->capture0 < a->q1 && a->far_keys;
     prefill_places(b);
     const size_t lanes = (size_t)b->n_panels * LANES;
-    const float factor = (float)mai_q_factor(shape);
     memset(b->q, 0, sizeof(float) * lanes * (size_t)d); /* lanes without a row stay 0 */
     for (int row = 0; row < b->n_rows; row++) {
-        const int query = a->q0 + row / b->group, head = a->kv_head * b->group + row % b->group;
         float x[MAI_MAX_DIM], *to = b->q + row_at(row, d);
-        load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor, x);
+        prefill_query(b, row, x);
         for (int j = 0; j < d; j++) to[(size_t)j * LANES] = x[j];
     }
     for (size_t i = 0; i < lanes; i++) b->m[i] = -INFINITY;
     memset(b->l, 0, sizeof(float) * lanes);
     memset(b->o, 0, sizeof(float) * lanes * (size_t)shape->dv);
     if (b->keys) memset(b->kbar, 0, sizeof(float) * lanes * (size_t)d);
+}
+
+static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
+{
+    b->a = a;
+    b->group = a->shape->group;
+    b->n_queries = a->q1 - a->q0;
+    b->n_rows = b->n_queries * b->group;
+    b->keys = a->capture0 < a->q1 && a->far_keys;
+    b->few = (int64_t)a->n_queries * b->group <= FEW_ROWS;
+    if (b->few)
+        few_init(b);
+    else
+        panels_init(b);
 }
 
 /* The tile that begins with token t, of tokens before `end`. Tiles end at multiples of SPAN, so that how a
@@ -201,30 +227,42 @@ static void prefill_span(const prefill_block *b, int64_t t, bool all_seen, const
     }
 }
 
+static void panels_pass(const prefill_block *b, const prefill_range *r)
+{
+    span_rows rows[2];
+    int now = 0;
+    if (r->lo < r->hi) span_load(b->a, r->lo, r->hi, &rows[0]);
+    for (int64_t t = r->lo, end; t < r->hi; t = end, now ^= 1) {
+        end = t + rows[now].n;
+        span_load(b->a, end, r->hi, &rows[now ^ 1]);
+        prefill_span(b, t, t >= r->all_lo && end <= r->all_hi, &rows[now], &rows[now ^ 1]);
+    }
+}
+
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */
 static void prefill_pass(const prefill_block *b)
 {
-    int64_t lo = INT64_MAX, hi = 0, all_lo = 0, all_hi = INT64_MAX;
+    prefill_range r = {.lo = INT64_MAX, .all_hi = INT64_MAX};
     for (int i = 0; i < b->n_queries; i++) {
-        if (b->lo[i] < lo) lo = b->lo[i];
-        if (b->hi[i] > hi) hi = b->hi[i];
-        if (b->lo[i] > all_lo) all_lo = b->lo[i];
-        if (b->hi[i] < all_hi) all_hi = b->hi[i];
+        if (b->lo[i] < r.lo) r.lo = b->lo[i];
+        if (b->hi[i] > r.hi) r.hi = b->hi[i];
+        if (b->lo[i] > r.all_lo) r.all_lo = b->lo[i];
+        if (b->hi[i] < r.all_hi) r.all_hi = b->hi[i];
     }
-    span_rows rows[2];
-    int now = 0;
-    if (lo < hi) span_load(b->a, lo, hi, &rows[0]);
-    for (int64_t t = lo, end; t < hi; t = end, now ^= 1) {
-        end = t + rows[now].n;
-        span_load(b->a, end, hi, &rows[now ^ 1]);
-        prefill_span(b, t, t >= all_lo && end <= all_hi, &rows[now], &rows[now ^ 1]);
-    }
+    if (b->few)
+        few_pass(b, &r);
+    else
+        panels_pass(b, &r);
 }
 
 /* A row's sums, normalised, without disturbing them; kbar NULL: not wanted. An empty range gives 0 and
  * -inf. */
 static void prefill_result(const prefill_block *b, int row, float *o, float *kbar, float *lse)
 {
+    if (b->few) {
+        few_result(b, row, o, kbar, lse);
+        return;
+    }
     const mai_shape *shape = b->a->shape;
     const float m = b->m[row], l = b->l[row];
     const bool empty = l == 0 && !(m > -INFINITY);

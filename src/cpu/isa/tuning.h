@@ -112,6 +112,7 @@
 #endif
 
 #define PREFILL_ROWS 192
+#define FEW_ROWS 16
 
 #define MOST_SUMS 16 /* accumulators of a block */
 
