@@ -47,8 +47,8 @@
  * blocks are of four vectors, keep two: WHOLE_STEP is their tokens in a dot product, and their vectors in a sum.
  *
  * Prefill (body/matrix.h): ROW_VECS vectors of rows by STEP tokens, or columns of V, with 24 sums in registers on
- * AVX-512, 12 on AVX2: 0.85 to 0.9 of the multiply-add peak (512 queries, 32/8 heads, d 128, f16, behind 16384 tokens;
- * AVX2 0.93), the rest being exponentials and conversions. PREFILL_ROWS: with blocks of 96 rows instead of 192 the same takes
+ * AVX-512, 12 on AVX2: 0.84 to 0.9 of the multiply-add peak (512 queries, 32/8 heads, d 128, f16, behind 16384 tokens;
+ * AVX2 0.91), the rest being exponentials and conversions. PREFILL_ROWS: with blocks of 96 rows instead of 192 the same takes
  * 1.02 times as long (AVX2 1.04), 14/2 heads of 64, where a block of 96 has 91, 1.07 (1.06). Tiles of 32 or 128 tokens
  * instead of 64: within 2%. FEW_ROWS: so few rows go by the tiles of decode. 8, 16 and 32 rows take 1.00, 1.73 and 3.26 ms
  * there (32/8 heads, 4096 tokens, avx512vnni), as rows of a block 2.02, 2.02 and 2.83.
