@@ -140,13 +140,15 @@ typedef struct mai_attend_args {
 } mai_attend_args;
 
 /* One work item of prefill: queries [q0, q1) of one row, one kv head. Query i (of the row) is at
- * position pos0 + i and sees tokens [max(0, position + 1 - window), position]. */
+ * position pos0 + i and sees tokens [max(0, position + 1 - window), position]. Its results are the same bit
+ * for bit whichever other queries the item has. */
 typedef struct mai_prefill_args {
     const mai_shape *shape;
     mai_tokens tokens;
     int64_t pos0, window; /* window 0 = all */
     int32_t q0, q1, kv_head;
-    const char *q; /* query 0, head 0, in q_dtype */
+    int32_t n_queries; /* of the row */
+    const char *q;     /* query 0, head 0, in q_dtype */
     int64_t q_row_stride, q_head_stride;
     float *out;                              /* query 0, head 0 */
     int64_t out_row_stride, out_head_stride; /* bytes */

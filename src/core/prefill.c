@@ -11,18 +11,34 @@
 typedef struct prefill_job {
     mai_run *run;
     bool single_rows_too;
+    int most; /* queries of a block */
 } prefill_job;
-
-static int block_queries(const prefill_job *x)
-{
-    return x->run->m->backend->prefill_queries(&x->run->m->shape);
-}
 
 static int row_blocks(const prefill_job *x, const mai_row_plan *p)
 {
     if (p->row.n_queries == 1 && !x->single_rows_too) return 0;
-    const int most = block_queries(x);
-    return (p->row.n_queries + most - 1) / most;
+    return (p->row.n_queries + x->most - 1) / x->most;
+}
+
+static int count_items(const prefill_job *x)
+{
+    const mai_plan *plan = x->run->plan;
+    int n = 0;
+    for (int r = 0; r < plan->n_rows; r++) n += row_blocks(x, &plan->rows[r]);
+    return n * x->run->m->shape.n_kv_heads;
+}
+
+/* Blocks as large as the kernel has them; halves or quarters where there would be too few for all threads to
+ * end at about the same time. What a query gives does not depend on its block. */
+static void size_blocks(prefill_job *x)
+{
+    enum { ITEMS_PER_THREAD = 4, SMALLEST = 4 };
+    const int largest = x->run->m->backend->prefill_queries(&x->run->m->shape);
+    const int enough = ITEMS_PER_THREAD * x->run->m->cfg.n_threads;
+    x->most = largest;
+    while (x->most > 1 && x->most * SMALLEST > 2 * largest && count_items(x) < enough &&
+           x->run->m->cfg.n_threads > 1)
+        x->most /= 2;
 }
 
 /* With a sink, a further logit adds to the denominator: o and lse change accordingly. */
@@ -61,7 +77,7 @@ static void prefill_task(void *arg, int i, int worker)
     const mai_row_plan *p = plan->rows;
     while (i >= row_blocks(x, p) * m->shape.n_kv_heads)
         i -= row_blocks(x, p++) * m->shape.n_kv_heads;
-    const int block = row_blocks(x, p) - 1 - i / m->shape.n_kv_heads, most = block_queries(x);
+    const int block = row_blocks(x, p) - 1 - i / m->shape.n_kv_heads, most = x->most;
     const int n = p->row.n_queries, kv_head = i % m->shape.n_kv_heads;
     const size_t hq = (size_t)m->shape.n_heads, capture = (size_t)p->first_capture * hq;
     const mai_prefill_args args = {
@@ -72,6 +88,7 @@ static void prefill_task(void *arg, int i, int worker)
         .q0 = block * most,
         .q1 = (block + 1) * most < n ? (block + 1) * most : n,
         .kv_head = kv_head,
+        .n_queries = n,
         .q = mai_run_q(run, p->first_query, 0),
         .q_row_stride = run->io.q_row_stride,
         .q_head_stride = run->io.q_head_stride,
@@ -280,16 +297,13 @@ static void learn(const mai_run *run)
 void mai_prefill_rows(mai_run *run, bool single_rows_too)
 {
     macattn *m = run->m;
-    prefill_job x = {run, single_rows_too};
-    int n = 0;
-    for (int r = 0; r < run->plan->n_rows; r++) {
-        n += row_blocks(&x, &run->plan->rows[r]) * m->shape.n_kv_heads;
-    }
+    prefill_job x = {.run = run, .single_rows_too = single_rows_too};
+    size_blocks(&x);
     for (int r = 0; run->reuse && r < run->plan->n_rows; r++) {
         mai_slot_ring(m, run->plan->rows[r].row.slot, run->layer);
     }
     if (mai_selects(run)) mai_summarise_rows(run);
-    mai_threads_run(m->threads, n, prefill_task, &x);
+    mai_threads_run(m->threads, count_items(&x), prefill_task, &x);
     if (!run->reuse) return;
     if (mai_selects(run)) mai_show_selections(run);
     mai_threads_run(m->threads, run->plan->n_rows * m->shape.n_heads, remember_task, &x);

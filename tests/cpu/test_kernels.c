@@ -512,6 +512,35 @@ typedef struct prefill_case {
     int32_t n_queries, q0, q1, kv_head, capture0;
 } prefill_case;
 
+/* The same queries in two items give the same bits. */
+static void check_split(const mai_backend *backend, const mai_prefill_args *whole, test_rng *rng)
+{
+    const mai_shape *shape = whole->shape;
+    const size_t heads = (size_t)shape->n_heads, dv = (size_t)shape->dv, n = (size_t)whole->q1;
+    const size_t width = dv + (size_t)shape->d;
+    const size_t far = whole->q1 > whole->capture0 ? n - (size_t)whole->capture0 : 0;
+    test_memory out = test_guarded(n * heads * dv * 4, 0), lse = test_guarded(n * heads * 4, 0);
+    test_memory far_out = test_guarded(far * heads * width * 4 + 4, 0);
+    test_memory far_lse = test_guarded(far * heads * 4 + 4, 0);
+    mai_prefill_args part = *whole;
+    part.out = (float *)(void *)out.data;
+    part.lse = (float *)(void *)lse.data;
+    part.far_out = (float *)(void *)far_out.data;
+    part.far_lse = (float *)(void *)far_lse.data;
+    for (; part.q0 < whole->q1; part.q0 = part.q1) {
+        part.q1 = part.q0 + 1 + (int32_t)test_below(rng, whole->q1 - part.q0);
+        backend->prefill(&part);
+    }
+    test_same_bits("prefill in parts", part.out, whole->out, n * heads * dv * 4);
+    test_same_bits("prefill in parts, lse", part.lse, whole->lse, n * heads * 4);
+    test_same_bits("prefill in parts, far", part.far_out, whole->far_out, far * heads * width * 4);
+    test_same_bits("prefill in parts, far lse", part.far_lse, whole->far_lse, far * heads * 4);
+    test_release(&out);
+    test_release(&lse);
+    test_release(&far_out);
+    test_release(&far_lse);
+}
+
 static void prefill_one(const mai_backend *backend, const tokens_case *c, const prefill_case *p,
                         test_rng *rng)
 {
@@ -539,6 +568,7 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
                                    .q0 = p->q0,
                                    .q1 = p->q1,
                                    .kv_head = p->kv_head,
+                                   .n_queries = p->n_queries,
                                    .q = q.data,
                                    .q_row_stride = (int64_t)(heads * q_bytes),
                                    .q_head_stride = (int64_t)q_bytes,
@@ -559,6 +589,7 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
     with_keys.out = (float *)(void *)keys_out.data;
     backend->prefill(&with_keys);
     test_same_bits("prefill with key sums", args.out, with_keys.out, n * heads * dv * 4);
+    check_split(backend, &with_keys, rng);
     for (int32_t i = 0; i < p->n_queries; i++) {
         const int64_t seen = p->n_tokens - p->n_queries + i + 1;
         for (int32_t h = 0; h < shape->n_heads; h++) {
@@ -591,6 +622,22 @@ static void prefill_one(const mai_backend *backend, const tokens_case *c, const 
     test_release(&scratch);
 }
 
+/* One token's value or key is not finite; queries before it must not notice. */
+static void spoil_token(tokens_case *c, int32_t kv_head, test_rng *rng)
+{
+    static const float bad[] = {NAN, INFINITY, -INFINITY};
+    float k[MAI_MAX_DIM], v[MAI_MAX_DIM];
+    const int64_t t = test_below(rng, c->row.n_tokens);
+    const int32_t size = c->batch.page_size;
+    for (int32_t i = 0; i < c->cfg.head_dim; i++) k[i] = (float)test_normal(rng);
+    for (int32_t i = 0; i < c->cfg.v_head_dim; i++) v[i] = (float)test_normal(rng);
+    if (test_below(rng, 3))
+        v[test_below(rng, c->cfg.v_head_dim)] = bad[test_below(rng, 3)];
+    else
+        k[test_below(rng, c->cfg.head_dim)] = NAN;
+    test_kv_put(&c->kv, &c->cfg, size ? c->pages[t / size] : 0, size ? t % size : t, kv_head, k, v);
+}
+
 static void prefill(const mai_backend *backend)
 {
     static const int32_t dims[][2] = {{64, 64}, {128, 128}, {80, 40}, {8, 256}, {256, 64}};
@@ -603,9 +650,11 @@ static void prefill(const mai_backend *backend)
         cfg.k_dtype = cfg.head_dim % 32 ? kv_types[i % 3] : kv_types[i / 2 % N_KV_TYPES];
         cfg.v_dtype = cfg.v_head_dim % 32 ? kv_types[i / 4 % 3] : kv_types[i / 3 % N_KV_TYPES];
         cfg.softcap = i % 5 == 0 ? 4 : 0;
-        prefill_case p = {.n_tokens = 1 + test_below(&rng, 120), .kv_head = i % 2};
+        prefill_case p = {.n_tokens = 1 + test_below(&rng, i % 7 ? 120 : 300), .kv_head = i % 2};
         tokens_case c;
         tokens_create(&c, &cfg, p.n_tokens, i % 4 == 0 ? 8 : 0, &rng);
+        if (i % 11 == 0 && (int)cfg.k_dtype < 3 && (int)cfg.v_dtype < 3)
+            spoil_token(&c, p.kv_head, &rng);
         const int32_t most = backend->prefill_queries(&c.shape);
         assert_true(most >= 1);
         p.n_queries = 1 + (int32_t)test_below(&rng, p.n_tokens);

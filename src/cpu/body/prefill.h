@@ -1,26 +1,52 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Causal attention of a block of queries of one kv head, with the far summaries that the ring wants.
  *
- * The (query, head of the group) pairs of the block are rows that share every K and V row, so the tiles
- * of decode (attend.h) serve here too, with up to PREFILL_ROWS rows instead of one group. Tiles that
- * only some queries see (the diagonal, the start of a window, the edge of a summary) are computed query
- * by query, so that nothing a query may not see ever touches its sums. */
+ * The (query, head of the group) pairs of the block are rows that share every K and V row. Tiles of SPAN
+ * tokens are converted to f32 once for the block; its rows, in panels of LANES, are multiplied by them:
+ * matrix.h. Tokens of a tile that a query may not see (the diagonal, the start of a window, the edge
+ * of a summary) get the weight 0 for it, and where that is not enough, because they are not finite, they
+ * are left out of its sums.
+ *
+ * Memory to read: K and V of all tokens once per block, the next tile's fetched while this one is
+ * computed. Few rows go another way: few.h. */
 
-#define PREFILL_ROWS 64
-#define PREFILL_MAX_ROWS MAI_MAX_HEADS /* one query of a group of any size */
+#include "matrix.h"
+
+/* K and V of a tile's tokens, of the block's kv head. */
+typedef struct span_rows {
+    const char *k[SPAN], *v[SPAN];
+    int n;
+} span_rows;
 
 /* Running state of the block's rows; row = (query - q0) * group + head of the group. */
 typedef struct prefill_block {
     const mai_prefill_args *a;
-    int group, n_queries;
+    int group, n_queries, n_rows, n_panels;
     int64_t lo[PREFILL_ROWS], hi[PREFILL_ROWS]; /* [query] tokens it sees in this pass */
     bool keys;                                  /* sum up keys in this pass */
-    void *work;                                 /* of tile.h */
-    tile_queries q;                             /* [row] */
-    float *o, *kbar, *m, *l;                    /* [row]; l [row][VL] */
-    float *scores, *k_weights;                  /* [row][TILE]; the latter: of head_sums */
-    float *o_row[PREFILL_MAX_ROWS], *kbar_row[PREFILL_MAX_ROWS];
+    bool few;                                   /* the layout is that of few.h */
+    tile_queries prepared;                      /* of few.h */
+    float *k, *v;                               /* strips of a tile */
+    float *s, *k_weights;                       /* [SPAN][LANES] of a panel */
+    float *q, *o, *kbar;                        /* [panel][dim][LANES] */
+    float *m, *l, *rescale, *first, *last;      /* [panel][LANES] */
 } prefill_block;
+
+/* Tokens that some query, and that all queries see in a pass. */
+typedef struct prefill_range {
+    int64_t lo, hi, all_lo, all_hi;
+} prefill_range;
+
+/* Row `row`'s query, to f32. */
+static void prefill_query(const prefill_block *b, int row, float *to)
+{
+    const mai_prefill_args *a = b->a;
+    const int query = a->q0 + row / b->group, head = a->kv_head * b->group + row % b->group;
+    load_q(a->shape, a->q + query * a->q_row_stride + head * a->q_head_stride,
+           (float)mai_q_factor(a->shape), to);
+}
+
+#include "few.h"
 
 static int prefill_queries(const mai_shape *shape)
 {
@@ -30,149 +56,247 @@ static int prefill_queries(const mai_shape *shape)
 static size_t prefill_scratch_bytes(const mai_shape *shape)
 {
     const size_t rows = (size_t)prefill_queries(shape) * (size_t)shape->group;
-    const size_t floats = 2 * (size_t)shape->d + (size_t)shape->dv + 2 * TILE + 1 + VL;
-    return rows * (sizeof(float) * floats + whole_bytes(shape->d));
+    const size_t lanes = (rows + LANES - 1) / LANES * LANES;
+    const size_t per_lane = 2 * (size_t)shape->d + (size_t)shape->dv + 5;
+    const size_t floats = strips_floats(shape->d) + strips_floats(shape->dv) + 2 * SPAN * LANES;
+    const size_t bytes = sizeof(float) * (floats + lanes * per_lane), few = few_scratch_bytes(shape);
+    return bytes > few ? bytes : few;
+}
+
+static void prefill_places(prefill_block *b)
+{
+    const mai_shape *shape = b->a->shape;
+    const size_t lanes = (size_t)b->n_panels * LANES;
+    b->k = b->a->scratch;
+    b->v = b->k + strips_floats(shape->d);
+    b->s = b->v + strips_floats(shape->dv);
+    b->k_weights = b->s + SPAN * LANES;
+    b->q = b->k_weights + SPAN * LANES;
+    b->o = b->q + lanes * (size_t)shape->d;
+    b->kbar = b->o + lanes * (size_t)shape->dv;
+    b->m = b->kbar + lanes * (size_t)shape->d;
+    b->l = b->m + lanes;
+    b->rescale = b->l + lanes;
+    b->first = b->rescale + lanes;
+    b->last = b->first + lanes;
+}
+
+/* Where row `row` of [panel][dim][LANES] begins; its values are LANES apart. */
+static size_t row_at(int row, int dim)
+{
+    return (size_t)(row / LANES) * (size_t)dim * LANES + (size_t)(row % LANES);
+}
+
+static void panels_init(prefill_block *b)
+{
+    const mai_shape *shape = b->a->shape;
+    const int d = shape->d;
+    b->n_panels = (b->n_rows + LANES - 1) / LANES;
+    prefill_places(b);
+    const size_t lanes = (size_t)b->n_panels * LANES;
+    memset(b->q, 0, sizeof(float) * lanes * (size_t)d); /* lanes without a row stay 0 */
+    for (int row = 0; row < b->n_rows; row++) {
+        float x[MAI_MAX_DIM], *to = b->q + row_at(row, d);
+        prefill_query(b, row, x);
+        for (int j = 0; j < d; j++) to[(size_t)j * LANES] = x[j];
+    }
+    for (size_t i = 0; i < lanes; i++) b->m[i] = -INFINITY;
+    memset(b->l, 0, sizeof(float) * lanes);
+    memset(b->o, 0, sizeof(float) * lanes * (size_t)shape->dv);
+    if (b->keys) memset(b->kbar, 0, sizeof(float) * lanes * (size_t)d);
 }
 
 static void prefill_block_init(prefill_block *b, const mai_prefill_args *a)
 {
-    const mai_shape *shape = a->shape;
     b->a = a;
-    b->group = shape->group;
+    b->group = a->shape->group;
     b->n_queries = a->q1 - a->q0;
+    b->n_rows = b->n_queries * b->group;
     b->keys = a->capture0 < a->q1 && a->far_keys;
-    const size_t rows = (size_t)b->n_queries * (size_t)b->group;
-    b->work = a->scratch;
-    b->q.q = (float *)(void *)((char *)a->scratch + tile_work_bytes(shape));
-    b->q.whole = (char *)(b->q.q + rows * (size_t)shape->d);
-    b->o = (float *)(void *)(b->q.whole + rows * whole_bytes(shape->d));
-    b->kbar = b->o + rows * (size_t)shape->dv;
-    b->scores = b->kbar + rows * (size_t)shape->d;
-    b->k_weights = b->scores + rows * TILE;
-    b->m = b->k_weights + rows * TILE;
-    b->l = b->m + rows;
-    const float factor = (float)mai_q_factor(shape);
-    for (size_t i = 0; i < rows; i++) {
-        const int query = a->q0 + (int)i / b->group,
-                  head = a->kv_head * b->group + (int)i % b->group;
-        load_q(shape, a->q + query * a->q_row_stride + head * a->q_head_stride, factor,
-               b->q.q + i * (size_t)shape->d);
-        prepare_query(shape->k_dtype, shape->d, &b->q, (int)i);
-        b->o_row[i] = b->o + i * (size_t)shape->dv;
-        b->kbar_row[i] = b->kbar + i * (size_t)shape->d;
-        b->m[i] = -INFINITY;
-        v_store(b->l + i * VL, v_zero());
-    }
-    memset(b->o, 0, rows * (size_t)shape->dv * sizeof(float));
-    if (b->keys) memset(b->kbar, 0, rows * (size_t)shape->d * sizeof(float));
+    b->few = (int64_t)a->n_queries * b->group <= FEW_ROWS;
+    if (b->few)
+        few_init(b);
+    else
+        panels_init(b);
 }
 
-static head_sums prefill_sums(const prefill_block *b, size_t row)
+/* The tile that begins with token t, of tokens before `end`. Tiles end at multiples of SPAN, so that how a
+ * query's tokens are cut into tiles does not depend on the queries it is computed with. */
+static void span_load(const mai_prefill_args *a, int64_t t, int64_t end, span_rows *rows)
 {
-    return (head_sums){.o = b->o_row[row],
-                       .kbar = b->keys ? b->kbar_row[row] : NULL,
-                       .k_weights = b->k_weights + row * TILE,
-                       .m = b->m + row,
-                       .l = b->l + row * VL};
-}
-
-/* Rows of `n_queries` queries from `query` (of the block) on over tokens [t, t + n). */
-static void prefill_tile(const prefill_block *b, int query, int n_queries, int64_t t, int n,
-                         bool fetch_next)
-{
-    const mai_prefill_args *a = b->a;
-    const mai_shape *shape = a->shape;
     const macattn_kv *kv = a->tokens.kv;
-    const size_t row = (size_t)query * (size_t)b->group;
-    tile_rows rows[2];
-    load_rows(&a->tokens, t, n, &rows[0]);
-    load_rows(&a->tokens, t + n, fetch_next ? TILE : 0, &rows[1]);
-    const int64_t k_offset = a->kv_head * kv->k_head_stride,
-                  v_offset = a->kv_head * kv->v_head_stride;
-    ahead nothing = fetch_nothing(a->scratch), k_next = nothing, v_next = nothing;
-    if (fetch_next) {
-        k_next = fetch_rows(rows[1].k, k_offset,
-                            (int64_t)macattn_dtype_row_bytes(shape->k_dtype, shape->d), 0);
-        v_next = fetch_rows(rows[1].v, v_offset,
-                            (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv), 0);
+    const int most = SPAN - (int)(t % SPAN);
+    rows->n = end - t < most ? (int)(end - t) : most;
+    for (int i = 0; i < rows->n; i++) {
+        int64_t k, v;
+        token_offsets(&a->tokens, t + i, &k, &v);
+        rows->k[i] = (const char *)kv->k + k + a->kv_head * kv->k_head_stride;
+        rows->v[i] = (const char *)kv->v + v + a->kv_head * kv->v_head_stride;
     }
-    const int n_rows = n_queries * b->group;
-    float *scores = b->scores + row * TILE;
-    const tile_queries q = queries_from(&b->q, shape->d, row);
-    tile_scores(shape, rows[0].k, n, k_offset, &q, n_rows, scores, b->work, &k_next);
-    for (int i = 0; i < n_rows; i++) {
-        const head_sums sums = prefill_sums(b, row + (size_t)i);
-        softmax_tile(scores + (size_t)i * TILE, 0, n, shape, &sums);
+}
+
+/* Fetching rows of `bytes` bytes in `steps` steps. */
+typedef struct span_ahead {
+    ahead next;
+    int lines; /* of a step */
+} span_ahead;
+
+static span_ahead fetch_span(const char *const *rows, int n, size_t bytes, int steps)
+{
+    if (n <= 0) return (span_ahead){.lines = 0};
+    const int lines = n * (int)((bytes + LINE - 1) / LINE);
+    return (span_ahead){.next = {.at = rows[0],
+                                 .end = rows[0] + bytes,
+                                 .rows = rows + 1,
+                                 .n_rows = n - 1,
+                                 .span = (int64_t)bytes},
+                        .lines = (lines + steps - 1) / steps};
+}
+
+/* A tile, as one panel after the other needs it. */
+typedef struct prefill_tile {
+    int n;
+    bool all_seen, k_plain, v_plain; /* plain: no value that is not finite is hidden from some row */
+    span_ahead k_next, v_next;
+} prefill_tile;
+
+MAI_INLINE void prefill_panel(const prefill_block *b, prefill_tile *tile, int panel, const int nv)
+{
+    const mai_shape *shape = b->a->shape;
+    const size_t d = (size_t)shape->d, dv = (size_t)shape->dv, at = (size_t)panel * LANES;
+    const panel_state state = {b->m + at, b->l + at, b->rescale + at};
+    const panel_sight sight = {tile->all_seen ? NULL : b->first + at, b->last + at};
+    float *k_weights = b->keys && shape->softcap > 0 ? b->k_weights : NULL;
+    ahead nothing = {.end = NULL};
+    panel_scores(nv, b->k, b->q + at * d, shape->d, tile->n, b->s, &tile->k_next.next,
+                 tile->k_next.lines);
+    panel_softmax(nv, b->s, tile->n, shape->softcap, k_weights, &sight, &state);
+    if (tile->v_plain) {
+        panel_sums(nv, b->v, b->s, shape->dv, tile->n, state.rescale, b->o + at * dv,
+                   &tile->v_next.next, tile->v_next.lines);
+    } else {
+        panel_sums_seen(nv, b->v, b->s, shape->dv, tile->n, state.rescale, b->o + at * dv, &sight);
     }
-    tile_sums(shape->v_dtype, shape->dv, rows[0].v, v_offset, n_rows, 0, n, scores, b->o_row + row,
-              b->work, &v_next);
     if (!b->keys) return;
-    tile_sums(shape->k_dtype, shape->d, rows[0].k, k_offset, n_rows, 0, n,
-              shape->softcap > 0 ? b->k_weights + row * TILE : scores, b->kbar_row + row, b->work,
-              &nothing);
+    const float *w = k_weights ? k_weights : b->s;
+    if (tile->k_plain) {
+        panel_sums(nv, b->k, w, shape->d, tile->n, state.rescale, b->kbar + at * d, &nothing, 0);
+    } else {
+        panel_sums_seen(nv, b->k, w, shape->d, tile->n, state.rescale, b->kbar + at * d, &sight);
+    }
+}
+
+/* Which tokens of the tile of n at t each row sees, in floats. */
+static void prefill_sight(const prefill_block *b, int64_t t, int n)
+{
+    for (int row = 0; row < b->n_panels * LANES; row++) {
+        const int query = row / b->group;
+        const int64_t lo = row < b->n_rows ? b->lo[query] - t : 0;
+        const int64_t hi = row < b->n_rows ? b->hi[query] - t : 0;
+        b->first[row] = (float)(lo < 0 ? 0 : lo > n ? n : lo);
+        b->last[row] = (float)(hi < 0 ? 0 : hi > n ? n : hi);
+    }
+}
+
+/* The tile of `rows`, from token t on. */
+static void prefill_span(const prefill_block *b, int64_t t, bool all_seen, const span_rows *rows,
+                         const span_rows *next)
+{
+    const mai_shape *shape = b->a->shape;
+    const int n = rows->n;
+    strip_rows(shape->k_dtype, rows->k, n, shape->d, b->k);
+    strip_rows(shape->v_dtype, rows->v, n, shape->dv, b->v);
+    prefill_tile tile = {
+        .n = n,
+        .all_seen = all_seen,
+        .k_plain = all_seen || !b->keys || strips_finite(b->k, n, shape->d),
+        .v_plain = all_seen || strips_finite(b->v, n, shape->dv),
+        .k_next = fetch_span(next->k, next->n, macattn_dtype_row_bytes(shape->k_dtype, shape->d),
+                             b->n_panels * ((n + STEP - 1) / STEP)),
+        .v_next = fetch_span(next->v, next->n, macattn_dtype_row_bytes(shape->v_dtype, shape->dv),
+                             b->n_panels * shape->dv / STEP),
+    };
+    if (!all_seen) prefill_sight(b, t, n);
+    for (int panel = 0; panel < b->n_panels; panel++) {
+        const int left = (b->n_rows - panel * LANES + VL - 1) / VL;
+        switch (left < ROW_VECS ? left : ROW_VECS) {
+        case 1: prefill_panel(b, &tile, panel, 1); break;
+        case 2: prefill_panel(b, &tile, panel, 2); break;
+        default: prefill_panel(b, &tile, panel, ROW_VECS); break;
+        }
+    }
+}
+
+static void panels_pass(const prefill_block *b, const prefill_range *r)
+{
+    span_rows rows[2];
+    int now = 0;
+    if (r->lo < r->hi) span_load(b->a, r->lo, r->hi, &rows[0]);
+    for (int64_t t = r->lo, end; t < r->hi; t = end, now ^= 1) {
+        end = t + rows[now].n;
+        span_load(b->a, end, r->hi, &rows[now ^ 1]);
+        prefill_span(b, t, t >= r->all_lo && end <= r->all_hi, &rows[now], &rows[now ^ 1]);
+    }
 }
 
 /* All queries over the tokens [lo, hi) that each of them sees in this pass. */
 static void prefill_pass(const prefill_block *b)
 {
-    int64_t lo = INT64_MAX, hi = 0, all_lo = 0, all_hi = INT64_MAX;
+    prefill_range r = {.lo = INT64_MAX, .all_hi = INT64_MAX};
     for (int i = 0; i < b->n_queries; i++) {
-        if (b->lo[i] < lo) lo = b->lo[i];
-        if (b->hi[i] > hi) hi = b->hi[i];
-        if (b->lo[i] > all_lo) all_lo = b->lo[i];
-        if (b->hi[i] < all_hi) all_hi = b->hi[i];
+        if (b->lo[i] < r.lo) r.lo = b->lo[i];
+        if (b->hi[i] > r.hi) r.hi = b->hi[i];
+        if (b->lo[i] > r.all_lo) r.all_lo = b->lo[i];
+        if (b->hi[i] < r.all_hi) r.all_hi = b->hi[i];
     }
-    for (int64_t t = lo; t < hi; t += TILE) {
-        const int64_t end = t + TILE < hi ? t + TILE : hi;
-        if (t >= all_lo && end <= all_hi) {
-            prefill_tile(b, 0, b->n_queries, t, (int)(end - t), end + TILE <= all_hi);
-            continue;
-        }
-        for (int i = 0; i < b->n_queries; i++) {
-            const int64_t from = t > b->lo[i] ? t : b->lo[i];
-            const int64_t to = end < b->hi[i] ? end : b->hi[i];
-            if (from < to) prefill_tile(b, i, 1, from, (int)(to - from), false);
-        }
-    }
+    if (b->few)
+        few_pass(b, &r);
+    else
+        panels_pass(b, &r);
 }
 
-/* Far summaries of the captured queries: the state after [fresh, b), normalised into the caller's
- * arrays, without disturbing it. */
+/* A row's sums, normalised, without disturbing them; kbar NULL: not wanted. An empty range gives 0 and
+ * -inf. */
+static void prefill_result(const prefill_block *b, int row, float *o, float *kbar, float *lse)
+{
+    if (b->few) {
+        few_result(b, row, o, kbar, lse);
+        return;
+    }
+    const mai_shape *shape = b->a->shape;
+    const float m = b->m[row], l = b->l[row];
+    const bool empty = l == 0 && !(m > -INFINITY);
+    const float factor = empty ? 0.0f : 1.0f / l;
+    const float *from = b->o + row_at(row, shape->dv);
+    for (int j = 0; j < shape->dv; j++) o[j] = from[(size_t)j * LANES] * factor;
+    from = b->kbar + row_at(row, shape->d);
+    for (int j = 0; kbar && j < shape->d; j++) kbar[j] = from[(size_t)j * LANES] * factor;
+    *lse = empty ? -INFINITY : (float)(((double)m + log2((double)l)) * MAI_LN2);
+}
+
+/* Far summaries of the captured queries: the state after [fresh, b). */
 static void prefill_capture(const prefill_block *b)
 {
     const mai_prefill_args *a = b->a;
     const size_t dv = (size_t)a->shape->dv, d = b->keys ? (size_t)a->shape->d : 0;
-    for (int i = 0; i < b->n_queries; i++) {
-        if (a->q0 + i < a->capture0) continue;
-        for (int g = 0; g < b->group; g++) {
-            const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
-            const size_t at = (size_t)(a->q0 + i - a->capture0) * (size_t)a->shape->n_heads +
-                              (size_t)(a->kv_head * b->group + g);
-            float *far = a->far_out + at * (dv + d);
-            const head_sums sums = {
-                .o = far, .kbar = b->keys ? far + dv : NULL, .m = b->m + row, .l = b->l + row * VL};
-            memcpy(far, b->o_row[row], sizeof(float) * dv);
-            memcpy(far + dv, b->kbar_row[row], sizeof(float) * d);
-            finish_head(a->shape, &sums, a->far_lse + at);
-        }
+    for (int row = 0; row < b->n_rows; row++) {
+        const int query = a->q0 + row / b->group;
+        if (query < a->capture0) continue;
+        const size_t at = (size_t)(query - a->capture0) * (size_t)a->shape->n_heads +
+                          (size_t)(a->kv_head * b->group + row % b->group);
+        float *far = a->far_out + at * (dv + d);
+        prefill_result(b, row, far, b->keys ? far + dv : NULL, a->far_lse + at);
     }
 }
 
 static void prefill_store(const prefill_block *b)
 {
     const mai_prefill_args *a = b->a;
-    const int dv = a->shape->dv;
-    for (int i = 0; i < b->n_queries; i++) {
-        for (int g = 0; g < b->group; g++) {
-            const size_t row = (size_t)i * (size_t)b->group + (size_t)g;
-            const int query = a->q0 + i, head = a->kv_head * b->group + g;
-            const head_sums sums = prefill_sums(b, row);
-            float lse;
-            finish_head(a->shape, &sums, &lse);
-            memcpy((char *)a->out + query * a->out_row_stride + head * a->out_head_stride, sums.o,
-                   sizeof(float) * (size_t)dv);
-            a->lse[(size_t)query * (size_t)a->shape->n_heads + (size_t)head] = lse;
-        }
+    for (int row = 0; row < b->n_rows; row++) {
+        const int query = a->q0 + row / b->group, head = a->kv_head * b->group + row % b->group;
+        char *out = (char *)a->out + query * a->out_row_stride + head * a->out_head_stride;
+        prefill_result(b, row, (float *)(void *)out, NULL,
+                       &a->lse[(size_t)query * (size_t)a->shape->n_heads + (size_t)head]);
     }
 }
 
@@ -185,16 +309,16 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
 {
     prefill_block b;
     prefill_block_init(&b, a);
-    const bool capture = a->capture0 < a->q1;
     for (int i = 0; i < b.n_queries; i++) { /* far: what summaries cover, or all */
         const int64_t n = a->pos0 + a->q0 + i + 1;
+        const bool capture = a->q0 + i >= a->capture0;
         b.lo[i] = capture         ? clamp64(a->fresh, 0, n)
                   : a->window > 0 ? clamp64(n - a->window, 0, n)
                                   : 0;
         b.hi[i] = capture ? clamp64(n - a->band, b.lo[i], n) : n;
     }
     prefill_pass(&b);
-    if (capture) {
+    if (a->capture0 < a->q1) {
         prefill_capture(&b);
         b.keys = false;
         for (int i = 0; i < b.n_queries; i++) { /* from the summary's end to the query itself */
@@ -203,8 +327,9 @@ static void MAI_FN(prefill)(const mai_prefill_args *a)
         }
         prefill_pass(&b);
         for (int i = 0; i < b.n_queries; i++) { /* the always fresh first tokens */
+            const bool capture = a->q0 + i >= a->capture0;
             b.lo[i] = 0;
-            b.hi[i] = clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1);
+            b.hi[i] = capture ? clamp64(a->fresh, 0, a->pos0 + a->q0 + i + 1) : 0;
         }
         prefill_pass(&b);
     }

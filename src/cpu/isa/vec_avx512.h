@@ -169,6 +169,10 @@ static inline bool v_any_above(V a, V b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
 }
+static inline V v_where_above(V a, V b, V x, V y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
 static inline V v_from_i32(const int32_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));

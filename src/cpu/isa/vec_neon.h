@@ -111,6 +111,10 @@ static inline bool v_any_above(V a, V b)
 {
     return vmaxvq_u32(vcgtq_f32(a, b)) != 0;
 }
+static inline V v_where_above(V a, V b, V x, V y)
+{
+    return vbslq_f32(vcgtq_f32(a, b), x, y);
+}
 static inline V v_from_i32(const int32_t *p)
 {
     return vcvtq_f32_s32(vld1q_s32(p));

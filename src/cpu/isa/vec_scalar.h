@@ -7,6 +7,7 @@
  *     -127 on; 2^128 is infinite
  *   v_f16_of_rows(rows, at): the f16 at byte `at` of VL rows
  *   v_any_above(a, b): whether a > b in any lane
+ *   v_where_above(a, b, x, y): lanes of x where a > b, of y elsewhere
  *   v_not_above(a, b): bit i is set unless a > b in lane i
  *   v_hsum(acc, out): out[i] = sum of the lanes of acc[i], i < HSUM, all by the same tree
  *   v_dot_block(block, q, dot): dot[lane] = sum over MAI_CHUNK dims of uint8 row times int8 q */
@@ -108,6 +109,10 @@ static inline uint32_t v_not_above(V a, V b)
 static inline bool v_any_above(V a, V b)
 {
     return a > b;
+}
+static inline V v_where_above(V a, V b, V x, V y)
+{
+    return a > b ? x : y;
 }
 static inline V v_from_i32(const int32_t *p)
 {
