@@ -138,8 +138,10 @@ MAI_INLINE void whole_block(const bool least, const int hb, const unpacked *u, c
         MAI_UNROLL for (int i = 0; i < QUADS; i++)
         {
             whole_keys k[TILE_VECS];
-            MAI_UNROLL for (int s = 0; i == QUADS / 2 && s < hb * TILE_VECS; s++)
-                whole_half(&sums[s], w->start + 3 * b + (int64_t)(s / TILE_VECS) * d);
+            if (i == QUADS / 2) {
+                MAI_UNROLL for (int s = 0; s < hb * TILE_VECS; s++)
+                    whole_half(&sums[s], w->start + 3 * b + (int64_t)(s / TILE_VECS) * d);
+            }
             MAI_UNROLL for (int t = 0; t < TILE_VECS; t++) k[t] =
                 whole_load(quads + (i * TILE + t * VL) * 4);
             MAI_UNROLL for (int h = 0; h < hb; h++)
