@@ -379,9 +379,12 @@ MAI_INLINE void sum_whole_block(const whole_rows *v, macattn_dtype type, const i
     const int nv = WHOLE_STEP(hb), n_vec = dim / VL;
     const unpacked *u = v->u;
     for (int b = 0; !SCALE_VALUES && b < dim / BLOCK; b++) {
-        MAI_UNROLL for (int h = 0; h < hb; h++) for (int t = t0 / VL * VL; t < t1; t += VL)
-            v_store(u->weights + (b * hb + h) * TILE + t,
-                    v_mul(v_load(p + h * TILE + t), v_load(u->scale + b * TILE + t)));
+        MAI_UNROLL for (int t = 0; t < TILE; t += VL)
+        {
+            const V scale = v_load(u->scale + b * TILE + t);
+            MAI_UNROLL for (int h = 0; h < hb; h++) v_store(u->weights + (b * hb + h) * TILE + t,
+                                                            v_mul(v_load(p + h * TILE + t), scale));
+        }
     }
     const float *w = SCALE_VALUES ? p : u->weights;
     int j = 0;

@@ -135,19 +135,18 @@ MAI_INLINE void whole_block(const bool least, const int hb, const unpacked *u, c
             MAI_UNROLL for (int t = 0; t < TILE_VECS; t++) sums[h * TILE_VECS + t] =
                 whole_start(w->start + 3 * b + (int64_t)h * d);
         }
-        for (int half = 0; half < 2; half++) {
-            if (half) {
-                MAI_UNROLL for (int i = 0; i < hb * TILE_VECS; i++)
-                    whole_half(&sums[i], w->start + 3 * b + (int64_t)(i / TILE_VECS) * d);
+        MAI_UNROLL for (int i = 0; i < QUADS; i++)
+        {
+            whole_keys k[TILE_VECS];
+            if (i == QUADS / 2) {
+                MAI_UNROLL for (int s = 0; s < hb * TILE_VECS; s++)
+                    whole_half(&sums[s], w->start + 3 * b + (int64_t)(s / TILE_VECS) * d);
             }
-            for (int i = 0; i < QUADS / 2; i++, quads += TILE * 4) {
-                whole_keys k[TILE_VECS];
-                MAI_UNROLL for (int t = 0; t < TILE_VECS; t++) k[t] =
-                    whole_load(quads + t * VL * 4);
-                MAI_UNROLL for (int h = 0; h < hb; h++)
-                {
-                    whole_add(sums + h * TILE_VECS, k, TILE_VECS, part[h], QUADS / 2 * half + i);
-                }
+            MAI_UNROLL for (int t = 0; t < TILE_VECS; t++) k[t] =
+                whole_load(quads + (i * TILE + t * VL) * 4);
+            MAI_UNROLL for (int h = 0; h < hb; h++)
+            {
+                whole_add(sums + h * TILE_VECS, k, TILE_VECS, part[h], i);
             }
         }
         MAI_UNROLL for (int i = 0; i < hb * TILE_VECS; i++)

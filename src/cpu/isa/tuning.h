@@ -27,6 +27,14 @@
  *     avx512vnni, before   .17  .48  .51  .44          .25  .54  .61  .62
  *     avx512vnni           .24  .60  .69  .64          .27  .63  .66  .65
  *
+ * Since, with the next tile's lines fetched as a step does (heads 3 and 7: d 64), before and now:
+ *
+ *                     scores 3    4    6    7       sums 3    4    6    7
+ *     avx2, before         .50  .63  .68  .66          .65  .70  .82  .75
+ *     avx2                 .50  .63  .70  .66          .67  .73  .86  .75
+ *     avxvnni, before      .57  .73  .83  .76          .65  .71  .80  .74
+ *     avxvnni              .59  .78  .89  .83          .67  .74  .84  .77
+ *
  * WHOLE_HEADS: scores by products of whole numbers (body/whole.h), so many heads at a time; 0: in f32.
  * A block of AVX2 is two heads by 16 tokens: more heads by 8 tokens would load a part of the query for
  * every product. avx512 has no such products because processors that have nothing better run
