@@ -83,8 +83,12 @@
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define WHOLE_STEP SUM_VECS
-#elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
-#    define WHOLE_HEADS 0
+#elif defined(TUNE_NEON)
+#    if defined(__ARM_FEATURE_DOTPROD)
+#        define WHOLE_HEADS 2
+#    else
+#        define WHOLE_HEADS 0
+#    endif
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
 #    define NIBBLES_IN_PLACE 0
