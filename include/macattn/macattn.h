@@ -480,7 +480,8 @@ MACATTN_API macattn_status macattn_stats_reset(macattn *m);
 /* ------------------------------------------------------------------------------ introspection -- */
 
 /*! macattn_isa_name() : name of the `index`-th instruction set compiled into the library, best first
- *  ("avx512vnni", "avx512", "avxvnni", "avx2", "neon", "scalar"); NULL past the last. Thread-safe. */
+ *  ("avx512vnni", "avx512", "avxvnni", "avx2"; "neon-i8mm", "neon-dotprod", "neon"; "scalar"); NULL
+ *  past the last. Thread-safe. */
 MACATTN_API const char *macattn_isa_name(int index);
 
 /*! macattn_isa_supported() : 1 if this machine can run the named instruction set, else 0 (also for

@@ -2,6 +2,10 @@
 /* Which backends are compiled in, which of them this machine can run, which one is taken. */
 #if defined(__x86_64__)
 #    include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#    include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#    include <sys/sysctl.h>
 #endif
 #include <string.h>
 
@@ -14,8 +18,10 @@
 #    define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avxvnni) XX(avx2) XX(scalar)
 #elif defined(__x86_64__)
 #    define MAI_ISA_LIST(XX) XX(avx512vnni) XX(avx512) XX(avx2) XX(scalar)
+#elif defined(MAI_COMPILES_NEON_I8MM)
+#    define MAI_ISA_LIST(XX) XX(neon_i8mm) XX(neon_dotprod) XX(neon) XX(scalar)
 #elif defined(__aarch64__)
-#    define MAI_ISA_LIST(XX) XX(neon) XX(scalar)
+#    define MAI_ISA_LIST(XX) XX(neon_dotprod) XX(neon) XX(scalar)
 #else
 #    define MAI_ISA_LIST(XX) XX(scalar)
 #endif
@@ -93,4 +99,45 @@ int mai_cpu_has_neon(void)
 {
     return 1;
 }
+
+/* Bits of the system's answer, by their place in Linux's interface for 64-bit Arm, as headers of older systems
+ * do not name them all. */
+#    if defined(__linux__)
+int mai_cpu_has_neon_dotprod(void)
+{
+    return (getauxval(AT_HWCAP) >> 20 & 1) != 0;
+}
+
+int mai_cpu_has_neon_i8mm(void)
+{
+    return mai_cpu_has_neon_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
+}
+#    elif defined(__APPLE__)
+static int has_feature(const char *name)
+{
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+
+int mai_cpu_has_neon_dotprod(void)
+{
+    return has_feature("hw.optional.arm.FEAT_DotProd");
+}
+
+int mai_cpu_has_neon_i8mm(void)
+{
+    return mai_cpu_has_neon_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM");
+}
+#    else /* a system that is not asked */
+int mai_cpu_has_neon_dotprod(void)
+{
+    return 0;
+}
+
+int mai_cpu_has_neon_i8mm(void)
+{
+    return 0;
+}
+#    endif
 #endif

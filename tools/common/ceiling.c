@@ -266,7 +266,7 @@ static fma_fn fma_of(const char *isa)
         return fma_avx2;
     }
 #elif defined(__aarch64__)
-    if (strcmp(isa, "neon") == 0) {
+    if (strncmp(isa, "neon", 4) == 0) {
         return fma_neon;
     }
 #endif

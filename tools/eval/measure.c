@@ -73,9 +73,12 @@ static metrics_step compare_at(const measurement *r, int64_t i)
                            r->baseline.vocab, r->tokens[i + 1]);
 }
 
-/* Instruction sets with vectors of one width add up alike: avx512vnni and avx512, avxvnni and avx2. */
+/* Instruction sets with vectors of one width add up alike: avx512vnni and avx512, avxvnni and avx2, all of NEON. */
 static bool add_up_alike(const char *a, const char *b)
 {
+    if (strncmp(a, "neon", 4) == 0 && strncmp(b, "neon", 4) == 0) {
+        return true;
+    }
     const bool wide = strncmp(a, "avx512", 6) == 0, narrow = !wide && strncmp(a, "avx", 3) == 0;
     return (wide && strncmp(b, "avx512", 6) == 0) ||
            (narrow && strncmp(b, "avx512", 6) != 0 && strncmp(b, "avx", 3) == 0);

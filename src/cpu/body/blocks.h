@@ -30,9 +30,13 @@ MAI_INLINE size_t block_bytes(macattn_dtype type)
     return 2 + (has_least(type) ? 2 : 0) + (has_high_bits(type) ? 4 : 0) + BLOCK / 2;
 }
 
-/* The byte that means 0 where values are unsigned bytes. */
+/* The byte that means 0 where values are unsigned bytes; on Arm, where they may be signed, of the types that have
+ * none below 0. */
 MAI_INLINE int zero_byte(macattn_dtype type)
 {
+#if defined(TUNE_NEON)
+    if (type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_IQ4_NL) return 0;
+#endif
     return type == MACATTN_DTYPE_Q8_0 || type == MACATTN_DTYPE_IQ4_NL ? 128
            : type == MACATTN_DTYPE_Q4_0                               ? 8
            : type == MACATTN_DTYPE_Q5_0                               ? 16
@@ -41,6 +45,7 @@ MAI_INLINE int zero_byte(macattn_dtype type)
 
 /* The 32 whole numbers of a block. Of two values in a byte, the low half belongs to the first 16. */
 #if defined(__AVX2__)
+typedef __m256i block_vec;
 /* As unsigned bytes, of which one means 0: zero_byte. */
 MAI_INLINE __m256i block_bytes_of(macattn_dtype type, const char *block)
 {
@@ -74,6 +79,38 @@ MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out
 {
     const __m256i zero = _mm256_set1_epi8((char)zero_byte(type));
     _mm256_storeu_si256((__m256i *)(void *)out, _mm256_sub_epi8(block_bytes_of(type, block), zero));
+}
+#elif defined(TUNE_NEON)
+typedef int8x16x2_t block_vec;
+/* As bytes, of which one means 0: zero_byte. */
+MAI_INLINE int8x16x2_t block_bytes_of(macattn_dtype type, const char *block)
+{
+    static const int8_t iq4_nl[16] = {IQ4_NL_TABLE};
+    if (type == MACATTN_DTYPE_Q8_0) {
+        const int8_t *values = (const int8_t *)block + 2;
+        return (int8x16x2_t){{vld1q_s8(values), vld1q_s8(values + 16)}};
+    }
+    const uint8_t *from = (const uint8_t *)block + block_bytes(type) - BLOCK / 2;
+    const uint8x16_t halves = vld1q_u8(from);
+    uint8x16_t x[2] = {vandq_u8(halves, vdupq_n_u8(15)), vshrq_n_u8(halves, 4)};
+    for (int i = 0; i < 2 && has_high_bits(type); i++) { /* bit j of two bytes to byte j */
+        static const uint8_t mask[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+        const uint8x16_t spread =
+            vcombine_u8(vdup_n_u8(from[2 * i - 4]), vdup_n_u8(from[2 * i - 3]));
+        x[i] = vorrq_u8(x[i], vandq_u8(vtstq_u8(spread, vld1q_u8(mask)), vdupq_n_u8(16)));
+    }
+    if (type == MACATTN_DTYPE_IQ4_NL)
+        return (int8x16x2_t){
+            {vqtbl1q_s8(vld1q_s8(iq4_nl), x[0]), vqtbl1q_s8(vld1q_s8(iq4_nl), x[1])}};
+    return (int8x16x2_t){{vreinterpretq_s8_u8(x[0]), vreinterpretq_s8_u8(x[1])}};
+}
+
+MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
+{
+    const int8x16_t zero = vdupq_n_s8((int8_t)zero_byte(type));
+    const int8x16x2_t x = block_bytes_of(type, block);
+    vst1q_s8(out, vsubq_s8(x.val[0], zero));
+    vst1q_s8(out + 16, vsubq_s8(x.val[1], zero));
 }
 #else
 MAI_INLINE void unpack_values(macattn_dtype type, const char *block, int8_t *out)
@@ -274,6 +311,10 @@ MAI_INLINE const char *whole_at(const whole_rows *v, macattn_dtype type, int dim
 MAI_INLINE V whole_vec(macattn_dtype type, const char *from, const int i)
 {
     const int within = i % BLOCK_VECS;
+#if defined(TUNE_NEON)
+    if (type == UNPACKED || type == MACATTN_DTYPE_Q8_0) return v_i8_at(from, i);
+    return v_nibbles_at(type, from, i);
+#endif
     if (type == UNPACKED) return v_load_i8(from + i * VL);
     from += i / BLOCK_VECS * (int64_t)block_bytes(type);
 #if NIBBLES_IN_PLACE

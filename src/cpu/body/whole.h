@@ -12,6 +12,8 @@
  *   words  w = 63 a + r, a of 16 bits and |r| <= 31, for AVX2: a is multiplied as words of 16 bits, r
  *          as bytes, 8 products of which still fit into 16 bits, so a block is summed in two halves
  *
+ * On Arm the parts of 8 bits are multiplied by signed bytes of K: whole_neon.h.
+ *
  * A lane is a token, so nothing is summed across lanes, and a tile has to be turned: quads of a
  * token's values side by side, [QUADS][TILE][4], as unsigned bytes, from which a type's zero is taken away
  * where the sums start. A block is turned once for all heads.
@@ -79,13 +81,13 @@ MAI_INLINE void turn_block(macattn_dtype type, const char *const *rows, int64_t 
     {
         if (type != MACATTN_DTYPE_Q8_0 && !has_high_bits(type)) {
             v_turn_nibbles(type, rows + t, at + (int64_t)block_bytes(type) - BLOCK / 2,
-                           quads + t * 4);
+                           quads + t * TURN_STEP);
             continue;
         }
-        __m256i x[TURN_TOKENS];
+        block_vec x[TURN_TOKENS];
         MAI_UNROLL for (int i = 0; i < TURN_TOKENS; i++) x[i] =
             block_bytes_of(type, rows[t + i] + at);
-        v_turn(x, quads + t * 4);
+        v_turn(x, quads + t * TURN_STEP);
     }
 }
 
@@ -117,7 +119,10 @@ static void turn_tile(macattn_dtype type, const char *const *rows, int64_t offse
 
 /* -------------------------------------------------------------------------------------- scores -- */
 
-#define TILE_VECS (TILE / VL)
+#if defined(TUNE_NEON)
+#    include "whole_neon.h"
+#else
+#    define TILE_VECS (TILE / VL)
 
 /* Scores [hb][TILE] of a turned tile by the heads from w's on; hb is a constant. */
 MAI_INLINE void whole_block(const bool least, const int hb, const unpacked *u, const whole_query *w,
@@ -164,6 +169,7 @@ MAI_INLINE void whole_block(const bool least, const int hb, const unpacked *u, c
         v_store(scores + i * VL, v_mul(x[i], v_set1(factor)));
     }
 }
+#endif
 
 /* Not inlined: registers are scarce in each. */
 #define DEFINE_WHOLE_BLOCK(hb)                                                     \

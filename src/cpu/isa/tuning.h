@@ -105,7 +105,11 @@
 #elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
 #    define ROW_VECS 3
 #    define STEP 8
-#    define WHOLE_HEADS 0
+#    if defined(__ARM_FEATURE_DOTPROD)
+#        define WHOLE_HEADS 2
+#    else
+#        define WHOLE_HEADS 0
+#    endif
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
 #    define NIBBLES_IN_PLACE 0

@@ -229,6 +229,7 @@ static inline void v_dot_block(const uint8_t *block, const int8_t *q, int32_t *d
 /* Words of body/whole.h. */
 
 #    define TURN_TOKENS 16
+#    define TURN_STEP 4 /* bytes of a token in a turned vector */
 /* Four tokens' quads 0 to 3, of each 128 bits, side by side. */
 MAI_INLINE void turn_four(const __m512i x[4], __m512i t[4])
 {
