@@ -30,6 +30,14 @@
 #    define IN_REGISTER(x) ((void)0)
 #endif
 
+/* acc += a * b, in place: left to choose among the forms of the instruction, GCC rotates accumulators through
+ * other registers and keeps some of them in memory. */
+#if defined(__AVX512F__)
+#    define ADD_PRODUCT(acc, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b))
+#else
+#    define ADD_PRODUCT(acc, a, b) ((acc) = v_fma((a), (b), (acc)))
+#endif
+
 /* The same for a pointer, so that what is read through it is addressed from it. */
 #define POINTER_IN_REGISTER(p) __asm__("" : "+r"(p))
 
