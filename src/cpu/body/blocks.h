@@ -310,19 +310,21 @@ MAI_INLINE const char *whole_at(const whole_rows *v, macattn_dtype type, int dim
 /* The i-th vector from there on, not yet multiplied by its scale; i is a constant. */
 MAI_INLINE V whole_vec(macattn_dtype type, const char *from, const int i)
 {
+#if defined( \
+    TUNE_NEON) /* never past a block's end: q8_0 alone is read in place, by at most BLOCK_VECS vectors */
+    (void)type;
+    return v_i8_at(from, i);
+#else
     const int within = i % BLOCK_VECS;
-#if defined(TUNE_NEON)
-    if (type == UNPACKED || type == MACATTN_DTYPE_Q8_0) return v_i8_at(from, i);
-    return v_nibbles_at(type, from, i);
-#endif
     if (type == UNPACKED) return v_load_i8(from + i * VL);
     from += i / BLOCK_VECS * (int64_t)block_bytes(type);
-#if NIBBLES_IN_PLACE
+#    if NIBBLES_IN_PLACE
     const int half = BLOCK_VECS / 2; /* of a block's vectors: the low and the high half bytes */
     if (type != MACATTN_DTYPE_Q8_0)
         return v_load_nibbles(type, from + within % half * VL, within >= half);
-#endif
+#    endif
     return v_load_i8(from + within * VL);
+#endif
 }
 
 /* The scale of token t's b-th block from the one on that begins with vector j and at `from`. Where rows are read

@@ -158,24 +158,8 @@ static inline V v_load_i8(const void *p)
     return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vld1_s8(b)))));
 }
 
-/* Words of rows.h and lanes.h. Vector i of those from p on, where i is a constant: vectors of one register of the
- * row share its load. */
-MAI_INLINE V v_f16_at(const void *p, const int i)
-{
-    uint16x8_t h;
-    memcpy(&h, (const char *)p + i / 2 * 16, 16);
-    const float16x8_t x = vreinterpretq_f16_u16(h);
-    return i % 2 ? vcvt_high_f32_f16(x) : vcvt_f32_f16(vget_low_f16(x));
-}
-MAI_INLINE V v_bf16_at(const void *p, const int i)
-{
-    uint16x8_t h;
-    memcpy(&h, (const char *)p + i / 2 * 16, 16);
-    return vreinterpretq_f32_u32(i % 2 ? vshll_high_n_u16(h, 16)
-                                       : vshll_n_u16(vget_low_u16(h), 16));
-}
-/* Whole numbers of 8 bits: each becomes the highest byte of a number of 32, which is 2^24 times as large; the
- * conversion divides by that. */
+/* Vector i, a constant, of whole numbers of 8 bits from p on: each becomes the highest byte of a number of 32, which
+ * is 2^24 times as large; the conversion divides by that. */
 MAI_INLINE V v_i8_at(const char *p, const int i)
 {
     static const uint8_t order[4][16] = {
@@ -187,39 +171,6 @@ MAI_INLINE V v_i8_at(const char *p, const int i)
     };
     const int8x16_t x = vld1q_s8((const int8_t *)p + i / 4 * 16);
     return vcvtq_n_f32_s32(vreinterpretq_s32_s8(vqtbl1q_s8(x, vld1q_u8(order[i % 4]))), 24);
-}
-/* Half bytes of a block of q4_0 or iq4_nl, from tables of their floats' upper two bytes: the lower two are 0. */
-MAI_INLINE V v_nibbles_at(macattn_dtype type, const char *p, const int i)
-{
-    static const uint8_t tables[2][2][16] = {/* -8 to 7 */
-                                             {{0x00, 0xe0, 0xc0, 0xa0, 0x80, 0x40, 0x00, 0x80, 0x00,
-                                               0x80, 0x00, 0x40, 0x80, 0xa0, 0xc0, 0xe0},
-                                              {0xc1, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xc0, 0xbf, 0x00,
-                                               0x3f, 0x40, 0x40, 0x40, 0x40, 0x40, 0x40}},
-                                             /* IQ4_NL_TABLE */
-                                             {{0xfe, 0xd0, 0xa6, 0x82, 0x44, 0x0c, 0xb0, 0x20, 0x80,
-                                               0x50, 0xc8, 0x18, 0x54, 0x8a, 0xb2, 0xe2},
-                                              {0xc2, 0xc2, 0xc2, 0xc2, 0xc2, 0xc2, 0xc1, 0xc1, 0x3f,
-                                               0x41, 0x41, 0x42, 0x42, 0x42, 0x42, 0x42}}};
-    const uint8_t(*table)[16] = tables[type == MACATTN_DTYPE_IQ4_NL];
-    const uint8x16_t x = vld1q_u8((const uint8_t *)p);
-    const uint8x16_t y = i < 4 ? vandq_u8(x, vdupq_n_u8(15)) : vshrq_n_u8(x, 4);
-    const uint8x16_t low = vqtbl1q_u8(vld1q_u8(table[0]), y);
-    const uint8x16_t high = vqtbl1q_u8(vld1q_u8(table[1]), y);
-    const uint16x8_t h =
-        vreinterpretq_u16_u8(i % 4 < 2 ? vzip1q_u8(low, high) : vzip2q_u8(low, high));
-    return vreinterpretq_f32_u32(i % 2 ? vshll_high_n_u16(h, 16)
-                                       : vshll_n_u16(vget_low_u16(h), 16));
-}
-/* c + a * (lane of w), a constant. */
-MAI_INLINE V v_fma_lane(V a, V w, const int lane, V c)
-{
-    switch (lane) {
-    case 0: return vfmaq_laneq_f32(c, a, w, 0);
-    case 1: return vfmaq_laneq_f32(c, a, w, 1);
-    case 2: return vfmaq_laneq_f32(c, a, w, 2);
-    default: return vfmaq_laneq_f32(c, a, w, 3);
-    }
 }
 
 /* Never needed: head_dim is a multiple of 8. */
