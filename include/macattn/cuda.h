@@ -137,8 +137,9 @@ MACATTN_API macattn_status macattn_cuda_decode(macattn_cuda *m, int32_t layer,
 
 /*! macattn_cuda_capture() : fill a slot's ring from a prompt that an engine has computed, or from a part
  *  of one: its last min(ring, n_queries) queries with their summaries, which are computed here. Under
- *  BUDGET some of these queries show, with the engine's results, what reuse would have cost, and what
- *  selection would, as in macattn_prefill; the means and outliers of the prompt's runs are made. Heads whose group has a budget of 0 remember nothing.
+ *  BUDGET these are an eighth of the queries, at least 32, as in macattn_prefill, and some of them show, with the
+ *  engine's results, what reuse would have cost, and what selection would; the means and outliers of the prompt's runs
+ *  are made. Heads whose group has a budget of 0 remember nothing.
  *  `row` : the batch row (host number) whose sequence it is; its n_tokens includes all the queries, the
  *  last of which is the newest token.
  *  `io`  : q, q_match, out and lse of the `n_queries` queries of that row; out and lse (natural log, not

@@ -196,7 +196,7 @@ static mai_row_plan plan_row(const macattn *m, const macattn_row *row)
     /* The first query that has something to remember, and no more than is to be remembered. */
     const bool judges = mai_policy_get(m->cfg.policy)->judges;
     const int64_t first_pos = fresh + band; /* position + 1 - band > F */
-    const int64_t most = judges ? mai_prompt_remembers(row->n_queries, m->cfg.ring) : m->cfg.ring;
+    const int64_t most = mai_prompt_remembers(judges, row->n_queries, m->cfg.ring);
     const int64_t capture = max64(first_pos - (n - row->n_queries), row->n_queries - most);
     p.capture0 = (int32_t)min64(max64(capture, 0), row->n_queries);
     if (!mai_keeps_rings(&m->cfg) || row->slot < 0) p.capture0 = row->n_queries;

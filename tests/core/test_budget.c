@@ -210,8 +210,7 @@ static double key_logit(const macattn *m, const test_bench *b, int64_t query, in
 /* How many queries of a call are remembered, all of which have something to remember. */
 static int64_t kept_of(const macattn *m, int64_t n_queries)
 {
-    const int64_t most = mai_prompt_remembers((int)n_queries, m->cfg.ring);
-    return n_queries < most ? n_queries : most;
+    return mai_prompt_remembers(true, (int)n_queries, m->cfg.ring);
 }
 
 /* Fails unless what is kept of the newest `n_queries` positions up to n tokens is as the
@@ -639,7 +638,7 @@ static void test_prompt_samples(void **state)
         }
     }
     assert_int_equal(mai_prompt_samples(256), MAI_MIN_SAMPLES);
-    assert_int_equal(2 * mai_prompt_samples(mai_prompt_remembers(512, 256)), MAI_MIN_SAMPLES);
+    assert_int_equal(2 * mai_prompt_samples(mai_prompt_remembers(true, 512, 256)), MAI_MIN_SAMPLES);
 }
 
 /* Every entry is what the reference has for the query of its position. */
@@ -669,11 +668,13 @@ static void test_prompt_pieces(void **state)
 {
     (void)state;
     enum { PIECE = 80, PIECES = 5 };
-    assert_int_equal(mai_prompt_remembers(4096, 256), 256);
-    assert_int_equal(mai_prompt_remembers(512, 256), 64);
-    assert_int_equal(mai_prompt_remembers(256, 256), 32);
-    assert_int_equal(mai_prompt_remembers(2, 256), 32);
-    assert_int_equal(mai_prompt_remembers(512, 16), 16);
+    assert_int_equal(mai_prompt_remembers(true, 4096, 256), 256);
+    assert_int_equal(mai_prompt_remembers(true, 512, 256), 64);
+    assert_int_equal(mai_prompt_remembers(true, 256, 256), 32);
+    assert_int_equal(mai_prompt_remembers(true, 2, 256), 2);
+    assert_int_equal(mai_prompt_remembers(false, 512, 256), 256);
+    assert_int_equal(mai_prompt_remembers(false, 200, 256), 200);
+    assert_int_equal(mai_prompt_remembers(true, 512, 16), 16);
     const macattn_config cfg = prompt_config(0.1f);
     macattn *m = test_create(&cfg);
     test_bench b = test_bench_of(m, 1, PIECE * PIECES + 2, PIECE);

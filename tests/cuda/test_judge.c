@@ -30,10 +30,11 @@ static macattn_config budget_config(float budget)
     return cfg;
 }
 
-static void budget_create(budget_run *t, const macattn_config *cfg, int32_t max_queries)
+static void budget_create(budget_run *t, const macattn_config *cfg, int64_t capacity,
+                          int32_t max_queries)
 {
     *t = (budget_run){0};
-    duo_create(&t->x, cfg, BUDGET_ROWS, BUDGET_TOKENS, max_queries);
+    duo_create(&t->x, cfg, BUDGET_ROWS, capacity, max_queries);
     t->cpu = test_create(&t->x.cfg);
 }
 
@@ -167,7 +168,7 @@ static void test_budget(void **state)
         macattn_config cfg = budget_config(budgets[i % 2]);
         cfg.lse_order = i < 2;
         budget_run t;
-        budget_create(&t, &cfg, 1);
+        budget_create(&t, &cfg, BUDGET_TOKENS, 1);
         budget_steps(&t, 1, steps);
         const double rms = sqrt(t.error2 / (double)(t.hits * BUDGET_HEADS / 2));
         print_message("budget %g, order %d: %lld of %lld groups hit, errors %.4f, %lld differ from "
@@ -189,7 +190,7 @@ static void test_rests(void **state)
     (void)state;
     const macattn_config cfg = budget_config(1e-30f);
     budget_run t;
-    budget_create(&t, &cfg, 1);
+    budget_create(&t, &cfg, BUDGET_TOKENS, 1);
     t.is_twin = true;
     budget_steps(&t, 1, 140);
     assert_int_equal(t.hits, 0);
@@ -263,10 +264,10 @@ static void prompt_part(budget_run *t, int32_t r, int32_t n, int32_t n_queries)
  * first token; heads without a budget learn nothing, but their outputs count. */
 static void check_prompt(const macattn_config *cfg, int32_t part, bool with_sinks)
 {
-    enum { PROMPT = 360 };
+    enum { PROMPT = 1440, AFTER = 40 }; /* an eighth is remembered: 16 samples, or 11 or 7 a part */
     static const float sinks[BUDGET_HEADS] = {0.5f, -1, 2, 0, 1, -3, 0.25f, 4};
     budget_run t;
-    budget_create(&t, cfg, PROMPT);
+    budget_create(&t, cfg, PROMPT + AFTER, PROMPT);
     float *gpu_sinks = upload(sinks, sizeof sinks);
     if (with_sinks) t.x.b.io.sinks = sinks, t.x.io.sinks = gpu_sinks;
     if (part < PROMPT) {
@@ -281,7 +282,7 @@ static void check_prompt(const macattn_config *cfg, int32_t part, bool with_sink
     assert_true(part == PROMPT || t.cpu->records[5].n_samples == 0);
     budget_steps(&t, PROMPT + 1, PROMPT + 5);
     assert_true(t.hits > 0);
-    budget_steps(&t, PROMPT + 5, PROMPT + 40);
+    budget_steps(&t, PROMPT + 5, PROMPT + AFTER);
     assert_true(20 * t.differ <= t.groups);
     assert_cuda(cudaFree(gpu_sinks));
     budget_destroy(&t);
@@ -292,13 +293,13 @@ static void test_prompts(void **state)
     (void)state;
     macattn_config cfg = budget_config(0.5f);
     cfg.ring = 256;
-    check_prompt(&cfg, 360, false);
-    check_prompt(&cfg, 360, true);
-    check_prompt(&cfg, 180, false);
+    check_prompt(&cfg, 1440, false);
+    check_prompt(&cfg, 1440, true);
+    check_prompt(&cfg, 720, false);
     cfg.softcap = 3;
-    check_prompt(&cfg, 120, true);
+    check_prompt(&cfg, 480, true);
     cfg.lse_order = 0;
-    check_prompt(&cfg, 360, false);
+    check_prompt(&cfg, 1440, false);
 }
 
 int main(void)

@@ -171,12 +171,13 @@ typedef struct mai_prompt_sample {
 
 /* How many of a row's queries are remembered of one call that has n_queries of them: what is
  * remembered of a prompt costs half as much again as its attention, for the sums of keys. A prompt
- * that comes in pieces leaves some queries of each, and one that comes at once a whole ring. */
-MAI_HOST_DEVICE int mai_prompt_remembers(int n_queries, int ring)
+ * that comes in pieces leaves some queries of each, and one that comes at once a whole ring. A policy that does
+ * not judge remembers the newest, as many as there is room for. */
+MAI_HOST_DEVICE int mai_prompt_remembers(bool judges, int n_queries, int ring)
 {
-    const int share = n_queries / MAI_PROMPT_SHARE;
+    const int share = n_queries / MAI_PROMPT_SHARE, most = n_queries < ring ? n_queries : ring;
     const int n = share > MAI_PROMPT_LEAST ? share : MAI_PROMPT_LEAST;
-    return n < ring ? n : ring;
+    return judges && n < most ? n : most;
 }
 
 /* How many queries of a row are samples in one call that remembers `n_remembered` of them, and

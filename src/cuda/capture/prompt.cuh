@@ -22,10 +22,11 @@ struct Prompt {
         return mai_far_end(before + query + 1, p.band, p.fresh);
     }
 
-    /* The first query that has something to remember, and no more than the ring holds. */
+    /* The first query that has something to remember, and no more than is to be remembered. */
     __device__ int first(const mai_cu_params &p, const mai_cu_prompt &x) const
     {
-        const int first = max(p.fresh + p.band - before, x.n_queries - p.ring);
+        const int most = mai_prompt_remembers(p.judges, x.n_queries, p.ring);
+        const int first = max(p.fresh + p.band - before, x.n_queries - most);
         return min(max(first, 0), x.n_queries);
     }
 };

@@ -76,7 +76,7 @@ static int capture(macattn_cuda *m, const mai_cu_params *p, mai_cu_prompt *x, vo
         const int status = mai_cu_make_runs_launch(p, x, stream);
         if (status != 0) return status;
     }
-    x->first = x->n_queries > m->cfg.ring ? x->n_queries - m->cfg.ring : 0;
+    x->first = x->n_queries - mai_prompt_remembers(p->judges, x->n_queries, m->cfg.ring);
     for (; x->first < x->n_queries; x->first += most) {
         const int32_t left = x->n_queries - x->first;
         x->n = left < most ? left : most;
