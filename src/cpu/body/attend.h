@@ -67,17 +67,24 @@ MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
     v_store(sums->l, sum);
 }
 
-/* Normalise a head's sums; an empty range gives 0 and -inf. */
-static void finish_head(const mai_shape *shape, const head_sums *sums, float *lse)
+/* The lse of a maximum m, in units of log 2, and a sum l of weights, and what normalises sums. An empty range
+ * gives -inf and 0. */
+MAI_INLINE float finish_lse(float m, float l, float *lse)
 {
-    const float m = *sums->m, l = v_reduce_add(v_load(sums->l));
     if (l == 0 && !(m > -INFINITY)) {
         *lse = -INFINITY;
-        return;
+        return 0;
     }
-    scale_floats(sums->o, shape->dv, 1.0f / l);
-    if (sums->kbar) scale_floats(sums->kbar, shape->d, 1.0f / l);
     *lse = (float)(((double)m + log2((double)l)) * MAI_LN2);
+    return 1.0f / l;
+}
+
+/* Normalise a head's sums; those of an empty range are 0 as they are. */
+static void finish_head(const mai_shape *shape, const head_sums *sums, float *lse)
+{
+    const float factor = finish_lse(*sums->m, v_reduce_add(v_load(sums->l)), lse);
+    scale_floats(sums->o, shape->dv, factor);
+    if (sums->kbar) scale_floats(sums->kbar, shape->d, factor);
 }
 
 /* Tokens [t, t + n), n <= TILE; n <= 0 gives no rows. */

@@ -264,14 +264,11 @@ static void prefill_result(const prefill_block *b, int row, float *o, float *kba
         return;
     }
     const mai_shape *shape = b->a->shape;
-    const float m = b->m[row], l = b->l[row];
-    const bool empty = l == 0 && !(m > -INFINITY);
-    const float factor = empty ? 0.0f : 1.0f / l;
+    const float factor = finish_lse(b->m[row], b->l[row], lse);
     const float *from = b->o + row_at(row, shape->dv);
     for (int j = 0; j < shape->dv; j++) o[j] = from[(size_t)j * LANES] * factor;
     from = b->kbar + row_at(row, shape->d);
     for (int j = 0; kbar && j < shape->d; j++) kbar[j] = from[(size_t)j * LANES] * factor;
-    *lse = empty ? -INFINITY : (float)(((double)m + log2((double)l)) * MAI_LN2);
 }
 
 /* Far summaries of the captured queries: the state after [fresh, b). */
