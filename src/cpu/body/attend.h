@@ -19,52 +19,81 @@ MAI_INLINE void scale_floats(float *x, int n, float f)
     for (; j < n; j++) x[j] *= f;
 }
 
+/* Weights are 2^(s - m) for an m that is at most MOST_ABOVE less than the largest score so far: only a score
+ * further above makes m grow to it, and what has been summed up be rescaled, which is then rare: nearly always once
+ * for a range. Weights of up to 2^8 are as exact as those of up to 1. */
+#define MOST_ABOVE 8.0f
+
 /* What one head has summed up, not yet normalised. */
 typedef struct head_sums {
-    float *o;         /* [dv] */
-    float *kbar;      /* [d] of keys; NULL: not wanted */
-    float *k_weights; /* [TILE] with kbar and a soft cap: the weights of the keys; else not used */
-    float *m, *l;     /* l [VL]: its lanes add up to the sum of weights */
+    float *o;     /* [dv] */
+    float *kbar;  /* [d] of keys; NULL: not wanted */
+    float *m, *l; /* l [VL]: its lanes add up to the sum of weights */
 } head_sums;
 
-/* Turn one head's scores of tokens [t0, t1) of a tile into weights 2^(s - m), those of the others
- * into 0; update m and l, and rescale the sums if the maximum grew. */
-MAI_INLINE void softmax_tile(float *s, int t0, int t1, const mai_shape *shape,
-                             const head_sums *sums)
+/* Cap a tile's scores, and leave out those of tokens outside of [t0, t1). `slopes`: the cap's derivatives; NULL:
+ * not wanted. */
+static void limit_scores(float *s, int t0, int t1, float softcap, float *slopes)
 {
     const V none = v_set1(-INFINITY);
-    const float softcap = shape->softcap;
-    float *const m = sums->m;
-    V x[TILE / VL], top = none;
-    MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
-    {
-        const int t = i * VL;
-        x[i] = v_load(s + t);
-        if (softcap > 0) x[i] = v_softcap(x[i], softcap);
-        if (t + VL > t1) x[i] = v_first_n(x[i], none, t1 > t ? t1 - t : 0);
-        if (t < t0) x[i] = v_first_n(none, x[i], t0 - t < VL ? t0 - t : VL);
-        top = v_max(top, x[i]);
+    for (int t = 0; t < TILE; t += VL) {
+        V x = v_load(s + t);
+        if (softcap > 0) x = v_softcap(x, softcap);
+        if (t + VL > t1) x = v_first_n(x, none, t1 > t ? t1 - t : 0);
+        if (t < t0) x = v_first_n(none, x, t0 - t < VL ? t0 - t : VL);
+        v_store(s + t, x);
+        if (slopes) v_store(slopes + t, v_softcap_slope(x, softcap));
     }
-    if (v_any_above(top, v_set1(*m))) {
-        const float tile_max = v_reduce_max(top);
-        const float f = *m == -INFINITY ? 0.0f : exp2f(*m - tile_max);
-        scale_floats(sums->o, shape->dv, f);
-        if (sums->kbar) scale_floats(sums->kbar, shape->d, f);
-        v_store(sums->l, v_mul(v_load(sums->l), v_set1(f)));
-        *m = tile_max;
+}
+
+/* Whether one of n heads has a score that makes its m grow; scores [n][TILE]. What is not a number does not. */
+MAI_INLINE bool some_above(const float *scores, int n, const float *m)
+{
+    V above = v_zero();
+    for (int h = 0; h < n; h++) {
+        const V base = v_set1(m[h]);
+        MAI_UNROLL for (int t = 0; t < TILE; t += VL) above =
+            v_max(v_sub(v_load(scores + h * TILE + t), base), above);
     }
-    const V base = v_set1(*m == -INFINITY ? 0.0f : *m);
-    V sum = v_load(sums->l);
-    MAI_UNROLL for (int i = 0; i < TILE / VL; i++)
-    {
-        const V capped = x[i];
-        x[i] = v_exp2(v_sub(x[i], base));
-        v_store(s + i * VL, x[i]);
-        sum = v_add(sum, x[i]);
-        if (sums->kbar && softcap > 0)
-            v_store(sums->k_weights + i * VL, v_mul(x[i], v_softcap_slope(capped, softcap)));
+    return v_any_above(above, v_set1(MOST_ABOVE));
+}
+
+/* Let one head's m grow to its largest score, if it has to. */
+static void raise_maximum(const float *s, const mai_shape *shape, const head_sums *sums)
+{
+    if (!some_above(s, 1, sums->m)) return;
+    V top = v_load(s);
+    for (int t = VL; t < TILE; t += VL) top = v_max(top, v_load(s + t));
+    const float tile_max = v_reduce_max(top);
+    const float f = *sums->m == -INFINITY ? 0.0f : exp2f(*sums->m - tile_max);
+    scale_floats(sums->o, shape->dv, f);
+    if (sums->kbar) scale_floats(sums->kbar, shape->d, f);
+    v_store(sums->l, v_mul(v_load(sums->l), v_set1(f)));
+    *sums->m = tile_max;
+}
+
+/* Turn scores [n][TILE] into weights, and add these to l [n][VL]. */
+MAI_INLINE void weigh(float *scores, int n, const float *m, float *l)
+{
+    for (int h = 0; h < n; h++) {
+        /* Where all is -inf m is, too, and -inf less -inf would be NaN. */
+        const V base = v_max(v_set1(-FLT_MAX), v_set1(m[h]));
+        V sum = v_load(l + h * VL);
+        MAI_UNROLL for (int t = 0; t < TILE; t += VL)
+        {
+            const V p = v_exp2(v_sub(v_load(scores + h * TILE + t), base));
+            v_store(scores + h * TILE + t, p);
+            sum = v_add(sum, p);
+        }
+        v_store(l + h * VL, sum);
     }
-    v_store(sums->l, sum);
+}
+
+/* The weights of keys under a soft cap: slopes times weights. */
+static void weigh_slopes(float *slopes, const float *weights)
+{
+    for (int t = 0; t < TILE; t += VL)
+        v_store(slopes + t, v_mul(v_load(slopes + t), v_load(weights + t)));
 }
 
 /* The lse of a maximum m, in units of log 2, and a sum l of weights, and what normalises sums. An empty range
@@ -164,11 +193,7 @@ static bool wants_keys(const mai_attend_args *a, int kv_head)
 /* Where head `h` is summed up, the i-th that takes part. */
 static head_sums sums_of(const attend_state *s, int i, int h)
 {
-    return (head_sums){.o = s->o[i],
-                       .kbar = s->kbar[i],
-                       .k_weights = s->k_weights + (size_t)i * TILE,
-                       .m = s->m + h,
-                       .l = s->l + h * VL};
+    return (head_sums){.o = s->o[i], .kbar = s->kbar[i], .m = s->m + h, .l = s->l + h * VL};
 }
 
 /* Running sums lie side by side, not where the results go: with room for sums of keys between them (whether or
@@ -224,6 +249,38 @@ static void attend_keys(const mai_attend_args *a, const attend_state *s, const t
               next);
 }
 
+/* Scores of a kv head's heads to weights, with all that has to do with their maxima. */
+static void softmax_tile(const mai_attend_args *a, const attend_state *s, int kv_head, int n)
+{
+    const mai_shape *shape = a->shape;
+    const int h0 = kv_head * shape->group, n_heads = s->n_active[kv_head];
+    float *scores = s->scores + (size_t)h0 * TILE, *slopes = s->k_weights + (size_t)h0 * TILE;
+    const bool capped_keys = shape->softcap > 0 && wants_keys(a, kv_head);
+    for (int i = 0; i < n_heads; i++) {
+        const int first = s->first[h0 + i];
+        if (shape->softcap > 0 || first > 0 || n < TILE)
+            limit_scores(scores + i * TILE, first, n, shape->softcap,
+                         capped_keys ? slopes + i * TILE : NULL);
+    }
+    if (n_heads == shape->group) { /* each is in its place */
+        if (some_above(scores, n_heads, s->m + h0)) {
+            for (int i = 0; i < n_heads; i++) {
+                const head_sums sums = sums_of(s, h0 + i, h0 + i);
+                raise_maximum(scores + i * TILE, shape, &sums);
+            }
+        }
+        weigh(scores, n_heads, s->m + h0, s->l + h0 * VL);
+    } else {
+        for (int i = 0; i < n_heads; i++) {
+            const head_sums sums = sums_of(s, h0 + i, s->active[h0 + i]);
+            raise_maximum(scores + i * TILE, shape, &sums);
+            weigh(scores + i * TILE, 1, sums.m, sums.l);
+        }
+    }
+    for (int i = 0; i < n_heads && capped_keys; i++)
+        weigh_slopes(slopes + i * TILE, scores + i * TILE);
+}
+
 /* One tile: scores of all heads, then their softmax, then the values. In this order the heads are
  * independent in each step, and no step waits for the end of a chain of the step before. Of listed
  * runs the next tile's values are fetched in two halves, the second while keys are summed up, which
@@ -247,12 +304,7 @@ static void attend_tile(const mai_attend_args *a, const attend_state *s, const t
         tile_scores(shape, rows->k, n, kv_head * kv->k_head_stride, &q, s->n_active[kv_head],
                     s->scores + (size_t)h * TILE, s->work, &share);
     }
-    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
-        for (int i = kv_head * group; i < kv_head * group + s->n_active[kv_head]; i++) {
-            const head_sums sums = sums_of(s, i, s->active[i]);
-            softmax_tile(s->scores + (size_t)i * TILE, s->first[i], n, shape, &sums);
-        }
-    }
+    for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) softmax_tile(a, s, kv_head, n);
     for (int kv_head = a->kv0; kv_head < a->kv1; kv_head++) {
         const int h = kv_head * group;
         if (s->n_active[kv_head] == 0) continue;

@@ -53,6 +53,7 @@ static void few_tile(const prefill_block *b, int query, int n_queries, int64_t t
                             (int64_t)macattn_dtype_row_bytes(shape->v_dtype, shape->dv), 0);
     }
     float *scores = b->s + row * TILE, *k_weights = b->k_weights + row * TILE;
+    const bool capped_keys = shape->softcap > 0 && b->keys;
     const tile_queries q = queries_from(&b->prepared, shape->d, (size_t)row);
     tile_scores(shape, rows[0].k, n, k_offset, &q, n_rows, scores, a->scratch, &k_next);
     for (int i = 0; i < n_rows; i++) {
@@ -60,16 +61,21 @@ static void few_tile(const prefill_block *b, int query, int n_queries, int64_t t
         kbar[i] = b->kbar + (size_t)(row + i) * (size_t)shape->d;
         const head_sums sums = {.o = o[i],
                                 .kbar = b->keys ? kbar[i] : NULL,
-                                .k_weights = k_weights + i * TILE,
                                 .m = b->m + row + i,
                                 .l = b->l + (row + i) * VL};
-        softmax_tile(scores + i * TILE, 0, n, shape, &sums);
+        if (shape->softcap > 0 || n < TILE)
+            limit_scores(scores + i * TILE, 0, n, shape->softcap,
+                         capped_keys ? k_weights + i * TILE : NULL);
+        raise_maximum(scores + i * TILE, shape, &sums);
     }
+    weigh(scores, n_rows, b->m + row, b->l + row * VL);
+    for (int i = 0; i < n_rows && capped_keys; i++)
+        weigh_slopes(k_weights + i * TILE, scores + i * TILE);
     tile_sums(shape->v_dtype, shape->dv, rows[0].v, v_offset, n_rows, 0, n, scores, o, a->scratch,
               &v_next);
     if (!b->keys) return;
     tile_sums(shape->k_dtype, shape->d, rows[0].k, k_offset, n_rows, 0, n,
-              shape->softcap > 0 ? k_weights : scores, kbar, a->scratch, &nothing);
+              capped_keys ? k_weights : scores, kbar, a->scratch, &nothing);
 }
 
 static void few_pass(const prefill_block *b, const prefill_range *r)

@@ -436,13 +436,12 @@ static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const ma
     MAI_UNROLL for (int t = 0; t < TILE / VL; t++) sum[t] = v_zero();
     for (int h = 0; h < a->shape->group; h++) {
         float *w = s->tile + (size_t)h * TILE;
-        const head_sums sums = {.o = s->o[h],
-                                .kbar = s->kbar[h],
-                                .k_weights = s->k_weights + (size_t)h * TILE,
-                                .m = &s->m[h],
-                                .l = s->l + h * VL};
+        const head_sums sums = {
+            .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = s->l + h * VL};
         gather_scores(a, h, i, rows->n, w);
-        softmax_tile(w, 0, rows->n, plain, &sums);
+        if (rows->n < TILE) limit_scores(w, 0, rows->n, 0, NULL);
+        raise_maximum(w, plain, &sums);
+        weigh(w, 1, sums.m, sums.l);
         if (a->keys && a->shape->softcap > 0) weigh_keys(a, s, h, i, rows->n);
         MAI_UNROLL for (int t = 0; t < TILE / VL; t++) sum[t] = v_add(sum[t], v_load(w + t * VL));
     }
