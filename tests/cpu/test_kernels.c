@@ -351,8 +351,8 @@ static void odd_queries(int kind, float *q, test_rng *rng)
     if (kind == 7) memset(q + 2 * (size_t)ODD_D, 0, sizeof(float) * ODD_D);
 }
 
-static void odd_attend(const mai_backend *backend, const tokens_case *c, const float *q, float *out,
-                       float *lse)
+static void odd_attend(const mai_backend *backend, const tokens_case *c, const float *q,
+                       const int64_t *start, float *out, float *lse)
 {
     float loaded[ODD_HEADS * ODD_D];
     test_memory scratch = scratch_for(backend, &c->shape);
@@ -364,6 +364,7 @@ static void odd_attend(const mai_backend *backend, const tokens_case *c, const f
                                   .t1 = ODD_TOKENS,
                                   .kv1 = 1,
                                   .q = loaded,
+                                  .start = start,
                                   .out = out,
                                   .out_stride = ODD_D,
                                   .lse = lse,
@@ -394,14 +395,14 @@ static void odd_blocks(const mai_backend *backend)
         if (kind == 3) odd_scale(&c, true, 33, 0, 0xfc00);
         float q[ODD_HEADS * ODD_D], out[2][ODD_HEADS * ODD_D], lse[2][ODD_HEADS];
         odd_queries(kind, q, &rng);
-        odd_attend(backend, &c, q, out[0], lse[0]);
+        odd_attend(backend, &c, q, NULL, out[0], lse[0]);
         for (int32_t h = 0; h < ODD_HEADS; h++) {
             expect_range(&c, h, (const char *)(q + (size_t)h * ODD_D), 0, ODD_TOKENS,
                          out[0] + h * ODD_D, NULL, lse[0][h], backend->name);
         }
         if (kind >= 6) {
             q[ODD_D + 40] = 1;
-            odd_attend(backend, &c, q, out[1], lse[1]);
+            odd_attend(backend, &c, q, NULL, out[1], lse[1]);
             for (int32_t h = 0; h < ODD_HEADS; h += h ? 1 : 2) {
                 test_same_bits("beside a query that is not finite", out[0] + h * ODD_D,
                                out[1] + h * ODD_D, ODD_D * 4);
@@ -416,6 +417,55 @@ static void test_odd_blocks(void **state)
 {
     (void)state;
     each_backend(odd_blocks);
+}
+
+/* ------------------------------------------------------------------------- values not finite -- */
+
+static void odd_value(const tokens_case *c, bool keys, int64_t t, int32_t i, float x)
+{
+    const macattn_dtype type = keys ? c->cfg.k_dtype : c->cfg.v_dtype;
+    test_encode(type, &x, 1, odd_row(c, keys, t) + macattn_dtype_row_bytes(type, i));
+}
+
+/* Single values of K, V or a query that are not finite, and values that no head sees. */
+static void odd_values(const mai_backend *backend)
+{
+    test_rng rng = {13};
+    for (int i = 0; i < 9 * 3; i++) {
+        const int kind = i % 9;
+        macattn_config cfg = kernel_config(ODD_HEADS, 1, ODD_D, ODD_D);
+        cfg.q_dtype = MACATTN_DTYPE_F32;
+        cfg.k_dtype = cfg.v_dtype = kv_types[i / 9];
+        tokens_case c;
+        tokens_create(&c, &cfg, ODD_TOKENS, 0, &rng);
+        float q[ODD_HEADS * ODD_D], out[ODD_HEADS * ODD_D], lse[ODD_HEADS];
+        int64_t start[ODD_HEADS] = {0};
+        odd_queries(0, q, &rng);
+        for (int32_t h = 0; h < ODD_HEADS; h++) q[h * ODD_D + 70] = h % 2 ? 1.7f : -1.3f;
+        if (kind < 3)
+            odd_value(&c, true, 20, 70, kind == 0 ? INFINITY : kind == 1 ? -INFINITY : NAN);
+        if (kind == 3) odd_value(&c, false, 44, 33, INFINITY);
+        if (kind == 4) odd_value(&c, false, 17, 95, NAN);
+        if (kind == 5) q[ODD_D + 40] = INFINITY;
+        if (kind == 6) q[2 * ODD_D] = NAN;
+        for (int32_t h = 0; kind >= 7 && h < ODD_HEADS; h++) start[h] = kind == 7 ? 3 + h : 19 + h;
+        for (int64_t t = 0; t < start[0]; t++) {
+            odd_value(&c, true, t, (int32_t)t, NAN);
+            odd_value(&c, false, t, (int32_t)t + 8, t % 2 ? NAN : INFINITY);
+        }
+        odd_attend(backend, &c, q, start, out, lse);
+        for (int32_t h = 0; h < ODD_HEADS; h++) {
+            expect_range(&c, h, (const char *)(q + (size_t)h * ODD_D), start[h], ODD_TOKENS,
+                         out + h * ODD_D, NULL, lse[h], backend->name);
+        }
+        test_kv_destroy(&c.kv);
+    }
+}
+
+static void test_odd_values(void **state)
+{
+    (void)state;
+    each_backend(odd_values);
 }
 
 /* Under a soft cap a logit is right to a few units of its own last place, whatever the cap and
@@ -1032,12 +1082,19 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),          cmocka_unit_test(test_load_q),
-        cmocka_unit_test(test_attend),         cmocka_unit_test(test_heads_alone),
-        cmocka_unit_test(test_odd_blocks),     cmocka_unit_test(test_softcap_logits),
-        cmocka_unit_test(test_softcap_ranges), cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_match),          cmocka_unit_test(test_match_not_finite),
-        cmocka_unit_test(test_insert),         cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_table),
+        cmocka_unit_test(test_load_q),
+        cmocka_unit_test(test_attend),
+        cmocka_unit_test(test_heads_alone),
+        cmocka_unit_test(test_odd_blocks),
+        cmocka_unit_test(test_odd_values),
+        cmocka_unit_test(test_softcap_logits),
+        cmocka_unit_test(test_softcap_ranges),
+        cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_match),
+        cmocka_unit_test(test_match_not_finite),
+        cmocka_unit_test(test_insert),
+        cmocka_unit_test(test_merge),
         cmocka_unit_test(test_merge_nan),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
