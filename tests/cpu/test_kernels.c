@@ -441,7 +441,9 @@ static void odd_values(const mai_backend *backend)
         float q[ODD_HEADS * ODD_D], out[ODD_HEADS * ODD_D], lse[ODD_HEADS];
         int64_t start[ODD_HEADS] = {0};
         odd_queries(0, q, &rng);
-        for (int32_t h = 0; h < ODD_HEADS; h++) q[h * ODD_D + 70] = h % 2 ? 1.7f : -1.3f;
+        const float two =
+            2 / (float)backend->q_factor(&c.shape); /* where the kernel sees few bits */
+        for (int32_t h = 0; h < ODD_HEADS; h++) q[h * ODD_D + 70] = h % 2 ? two : -two;
         if (kind < 3)
             odd_value(&c, true, 20, 70, kind == 0 ? INFINITY : kind == 1 ? -INFINITY : NAN);
         if (kind == 3) odd_value(&c, false, 44, 33, INFINITY);
