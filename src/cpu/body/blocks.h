@@ -344,6 +344,9 @@ MAI_INLINE V whole_scaled(macattn_dtype type, const char *from, const int i, V f
     return SCALE_VALUES ? v_mul(x, factor) : x;
 }
 
+#if LANE_WEIGHTS
+#    include "lanes_blocks.h"
+#else
 /* pv_block of tile.h for types without a least value: nv vectors from the k-th of the block that begins with
  * vector j; k is a constant, too. `w`: weights [dim / BLOCK][hb][TILE], which have the scales in them; or
  * [hb][TILE], and the values are multiplied by theirs. */
@@ -391,6 +394,7 @@ MAI_INLINE void pv_whole(const whole_rows *v, macattn_dtype type, const int hb, 
         v_store(o[h] + (size_t)(j + k0 + i) * VL, acc[h * nv + i]);
     *next = mine;
 }
+#endif
 
 /* The same for types with a least value; w [hb][TILE]. */
 MAI_INLINE void pv_least(const unpacked *u, const int hb, const int nv, int dim, int t0, int t1,

@@ -235,6 +235,9 @@ MAI_INLINE void score_tile(macattn_dtype type, const char *const *rows, int64_t 
 
 /* ---------------------------------------------------------------------------------------- sums -- */
 
+#if LANE_WEIGHTS
+#    include "lanes.h"
+#else
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for hb heads, nv vectors from j; hb,
  * nv and the type are constants. */
 MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const char *const *rows,
@@ -276,6 +279,7 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);
     *next = mine;
 }
+#endif
 
 /* The part of a row that is no whole vector. */
 MAI_INLINE void pv_tail(macattn_dtype type, const char *const *rows, int64_t offset, int t0, int t1,

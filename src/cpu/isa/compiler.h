@@ -34,6 +34,8 @@
  * other registers and keeps some of them in memory. */
 #if defined(__AVX512F__)
 #    define ADD_PRODUCT(acc, a, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b))
+#elif defined(__aarch64__)
+#    define ADD_PRODUCT(acc, a, b) __asm__("fmla %0.4s, %1.4s, %2.4s" : "+w"(acc) : "w"(a), "w"(b))
 #else
 #    define ADD_PRODUCT(acc, a, b) ((acc) = v_fma((a), (b), (acc)))
 #endif

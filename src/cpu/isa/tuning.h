@@ -50,6 +50,8 @@
  * on avx512vnni.) AVX2 has no such table: there it takes five instructions for eight values, and .98 to 1.15 of the time
  * of unpacked bytes.
  *
+ * LANE_WEIGHTS: sums take a token's weight from a lane of a vector (body/lanes.h), which NEON has instructions for.
+ *
  * AVX2, 4 heads: 3 tokens or vectors at a time, the rest of 16 by two. Two are 8 sums, just as many as the latency of
  * multiply-adds asks for; a step of 32/8 heads in cache takes .84 to .91 of the time with 12 sums. Block types, whose
  * blocks are of four vectors, keep two: WHOLE_STEP is their tokens in a dot product, and their vectors in a sum.
@@ -85,6 +87,7 @@
 #    define MOST_HEADS 6
 #    define SCALE_VALUES 0
 #    define NIBBLES_IN_PLACE 0
+#    define LANE_WEIGHTS 0
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 4, 4, 3, 2, 2, 0, 0)
 #    define WHOLE_STEP(heads) PER_HEADS(heads, 8, 4, 4, 2, 2, 2, 0, 0)
@@ -99,6 +102,7 @@
 #    define Q8_SCALED 1
 #    define SCALE_VALUES 1
 #    define NIBBLES_IN_PLACE 1
+#    define LANE_WEIGHTS 0
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
@@ -114,6 +118,7 @@
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
 #    define NIBBLES_IN_PLACE 0
+#    define LANE_WEIGHTS 1
 #    define MOST_HEADS 8
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
@@ -125,6 +130,7 @@
 #    define Q8_SCALED 0
 #    define SCALE_VALUES 0
 #    define NIBBLES_IN_PLACE 0
+#    define LANE_WEIGHTS 0
 #    define MOST_HEADS 4
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)
 #    define SUM_VECS(heads) PER_HEADS(heads, 4, 4, 2, 2, 0, 0, 0, 0)

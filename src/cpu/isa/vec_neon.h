@@ -73,6 +73,19 @@ static inline V v_fma(V a, V b, V c)
 {
     return vfmaq_f32(c, a, b);
 }
+/* acc += a * (a lane of w, a constant), in place: of the intrinsic, GCC rotates
+ * accumulators through other registers and memory. */
+#define FMA_LANE(acc, a, w, i) \
+    __asm__("fmla %0.4s, %1.4s, %2.s[" #i "]" : "+w"(acc) : "w"(a), "w"(w))
+#define ADD_PRODUCT_LANE(acc, a, w, lane)       \
+    do {                                        \
+        switch (lane) {                         \
+        case 0: FMA_LANE(acc, a, w, 0); break;  \
+        case 1: FMA_LANE(acc, a, w, 1); break;  \
+        case 2: FMA_LANE(acc, a, w, 2); break;  \
+        default: FMA_LANE(acc, a, w, 3); break; \
+        }                                       \
+    } while (0)
 /* b where a > b does not hold, so that a NaN in b stays: what the x86 instructions do */
 static inline V v_max(V a, V b)
 {
