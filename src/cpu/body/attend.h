@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Decode attention over a range of tokens, all heads of some kv heads, online softmax per tile.
  *
- *     s[h][t] = q[h] . k[t];   m = max s;   o[h] = sum 2^(s - m) v[t];   lse = (m + log2 sum) ln 2
+ *     s[h][t] = q[h] . k[t];   m ~ max s;   o[h] = sum 2^(s - m) v[t];   lse = (m + log2 sum) ln 2
  *
  * Memory to read: d * bytes(K) + dv * bytes(V) per token and kv head, each byte once: a K row is used
  * by the whole group while it is in the first-level cache, and a tile of tokens is computed for all kv
@@ -152,7 +152,7 @@ typedef struct attend_state {
     float **kbar;     /* [n_heads] running sum of keys; NULL: not wanted */
     float *scores;    /* [n_heads][TILE] */
     float *k_weights; /* [n_heads][TILE] of head_sums */
-    float *m, *l;     /* [n_heads] running maximum, [n_heads][VL] and sum, by head */
+    float *m, *l;     /* [n_heads], [n_heads][VL] of head_sums, by head */
     int *active;      /* [n_heads] head */
     int *first;       /* [n_heads] first token of the tile in which it takes part */
     int *n_active;    /* [n_kv_heads] */
