@@ -151,7 +151,7 @@ typedef struct attend_state {
     float **o;        /* [n_heads] running output */
     float **kbar;     /* [n_heads] running sum of keys; NULL: not wanted */
     float *scores;    /* [n_heads][TILE] */
-    float *k_weights; /* [n_heads][TILE] of head_sums */
+    float *k_weights; /* [n_heads][TILE] of keys under a soft cap; else not used */
     float *m, *l;     /* [n_heads], [n_heads][VL] of head_sums, by head */
     int *active;      /* [n_heads] head */
     int *first;       /* [n_heads] first token of the tile in which it takes part */

@@ -398,7 +398,8 @@ static void MAI_FN(score)(const mai_score_args *a)
 
 /* ------------------------------------------------------------------------------------ stand_in -- */
 
-/* A head's scores of the tile's n runs, from `i` on in the list, in units of log 2. */
+/* A head's scores of the tile's n runs, from `i` on in the list, in units of log 2 and capped already; -inf past
+ * them. */
 MAI_INLINE void gather_scores(const mai_stand_in_args *a, int h, int i, int n, float *out)
 {
     const float *scores = a->scores + h * a->stride, *from = scores + a->run0 + i;
@@ -427,8 +428,7 @@ static void weigh_keys(const mai_stand_in_args *a, const runs_state *s, int h, i
 
 /* The scores of a tile of runs to weights 2^(s - m). Returns whether any is above 0. The rows of
  * runs that have none become another's: what they hold must not matter. */
-static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const mai_shape *plain,
-                       int i, tile_rows *rows)
+static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, int i, tile_rows *rows)
 {
     const uint32_t all = (uint32_t)(((uint64_t)1 << TILE) - 1);
     V sum[TILE / VL];
@@ -439,8 +439,7 @@ static bool weigh_runs(const mai_stand_in_args *a, const runs_state *s, const ma
         const head_sums sums = {
             .o = s->o[h], .kbar = s->kbar[h], .m = &s->m[h], .l = s->l + h * VL};
         gather_scores(a, h, i, rows->n, w);
-        if (rows->n < TILE) limit_scores(w, 0, rows->n, 0, NULL);
-        raise_maximum(w, plain, &sums);
+        raise_maximum(w, a->shape, &sums);
         weigh(w, 1, sums.m, sums.l);
         if (a->keys && a->shape->softcap > 0) weigh_keys(a, s, h, i, rows->n);
         MAI_UNROLL for (int t = 0; t < TILE / VL; t++) sum[t] = v_add(sum[t], v_load(w + t * VL));
@@ -492,8 +491,6 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
     const int group = shape->group;
     const size_t width = (size_t)shape->dv + (a->keys ? (size_t)shape->d : 0);
     const runs_state s = runs_state_in(a->scratch, shape);
-    mai_shape plain = *shape; /* whose scores are capped already */
-    plain.softcap = 0;
     for (int h = 0; h < group; h++) {
         s.o[h] = a->out + h * a->out_stride;
         s.kbar[h] = a->keys ? s.o[h] + shape->dv : NULL;
@@ -509,7 +506,7 @@ static void MAI_FN(stand_in)(const mai_stand_in_args *a)
     for (int32_t i = 0; i < a->n; i += TILE, now ^= 1) {
         const tile_rows *next = &rows[now ^ 1];
         load_stand_in_rows(a, i + TILE, &rows[now ^ 1]);
-        if (!weigh_runs(a, &s, &plain, i, &rows[now])) continue;
+        if (!weigh_runs(a, &s, i, &rows[now])) continue;
         ahead fetch = fetch_halves(next->v, next->n, dims->v_bytes, 0, HALVES, a->scratch);
         tile_sums(dims->v_dtype, shape->dv, rows[now].v, 0, group, 0, rows[now].n, s.tile, s.o,
                   s.work, &fetch);
