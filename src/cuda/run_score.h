@@ -4,10 +4,9 @@
 #ifndef MAI_CUDA_RUN_SCORE_H
 #define MAI_CUDA_RUN_SCORE_H
 
-#include "softcap.h"
+#include "launch.h"
 
-#define MAI_RUN_LOG2 4.0f                     /* of its tokens */
-#define MAI_REST_LOG2 3.90689059560851852932f /* without the outlier */
+#define MAI_REST_LOG2 3.90689059560851852932f /* of a run's tokens without the outlier */
 
 #ifdef __CUDA_ARCH__
 #    define MAI_EXP2(y, x) asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x))
@@ -30,12 +29,13 @@ MAI_HOST_DEVICE float mai_add_log2(float a, float b)
 #undef MAI_EXP2
 #undef MAI_LOG2
 
-/* By the mean key alone. `factor`: the scale times log2(e); `mean`: the product of the query and the
- * mean, less `base`, that of the query and what all runs have in common. */
+/* By the mean key alone, as often as it has tokens. `factor`: the scale times log2(e); `mean`: the
+ * product of the query and the mean, less `base`, that of the query and what all runs have in
+ * common. */
 MAI_HOST_DEVICE float mai_mean_score(mai_softcap softcap, float factor, float base, float mean)
 {
     const float logit = (mean + base) * factor;
-    return (softcap.top > 0 ? mai_softcapped(softcap, logit) : logit) + MAI_RUN_LOG2;
+    return (softcap.top > 0 ? mai_softcapped(softcap, logit) : logit) + MAI_CU_RUN_SHIFT;
 }
 
 /* And by the outlier, which counts by itself. The others' mean is (16 mean - outlier) / 15. */

@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(THREADS, D == 256 ? 1 : 2)
 }
 
 template <bool OUTLIERS>
-const void *kernel_of(int head_dim)
+const void *kernel_with(int head_dim)
 {
     switch (head_dim) {
     case 64: return (const void *)select_kernel<64, OUTLIERS>;
@@ -334,12 +334,17 @@ const void *kernel_of(int head_dim)
     }
 }
 
+const void *kernel_of(int head_dim, bool outliers)
+{
+    return outliers ? kernel_with<true>(head_dim) : kernel_with<false>(head_dim);
+}
+
 } // namespace
 } // namespace mai
 
 extern "C" int mai_cu_select_prepare(int head_dim, int outliers, int *n_blocks)
 {
-    const void *kernel = outliers ? mai::kernel_of<true>(head_dim) : mai::kernel_of<false>(head_dim);
+    const void *kernel = mai::kernel_of(head_dim, outliers != 0);
     if (!kernel) return cudaErrorInvalidValue;
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(n_blocks, kernel, mai::THREADS, 0);
 }
@@ -347,8 +352,7 @@ extern "C" int mai_cu_select_prepare(int head_dim, int outliers, int *n_blocks)
 /* As the kernel that attends, it may be brought in before the search has ended. */
 extern "C" int mai_cu_select_launch(const mai_cu_params *p, int n_blocks, void *stream)
 {
-    const void *kernel = p->runs.outlier ? mai::kernel_of<true>(p->head_dim)
-                                         : mai::kernel_of<false>(p->head_dim);
+    const void *kernel = mai::kernel_of(p->head_dim, p->runs.outlier != nullptr);
     if (!kernel) return cudaErrorInvalidValue;
     cudaLaunchAttribute attribute = {};
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
