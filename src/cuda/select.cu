@@ -239,6 +239,7 @@ __device__ bool find_least(const mai_cu_params &p, const Scored &s, Shared<D> &s
         const int head = x.kv_head * p.group + h;
         const float total = mai_select_total(all_pieces(p, s, h), sh.least[h]);
         const float least = mai_select_least(total, x.choice.k) * LOG2E;
+        __syncwarp(); /* all lanes have read it */
         if (threadIdx.x % 32 == 0)
             sh.least[h] = p.least[(size_t)x.row * p.n_heads + head] = least;
         finite = finite && isfinite(total);

@@ -91,8 +91,9 @@ __device__ __forceinline__ Sum<T::W> gather(const mai_cu_params &p, const Parts 
                                             bool keeps, int head_in_block, int first, int last,
                                             int step)
 {
-    /* Loads in flight; more make code that takes longer to fetch than they save. */
-    constexpr int AT_A_TIME = T::W <= 8 ? 8 : 4;
+    /* Loads in flight; more make code that takes longer to fetch than they save, and take registers
+     * from the tiles. */
+    constexpr int AT_A_TIME = T::W <= 4 ? 8 : 4;
     const int lane = threadIdx.x & 31;
     const mai_blocks of = parts.of[which];
     /* In steps, the first is the bundle that the class begins in. */

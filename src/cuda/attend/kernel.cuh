@@ -22,6 +22,14 @@
 
 namespace mai {
 
+/* What is not needed while tiles are computed is kept in (local) memory, and leaves its registers to
+ * them: nvcc keeps in registers what it can, and then has too few for tiles. */
+template <class X>
+__device__ __forceinline__ void keep_in_memory(X &x)
+{
+    asm volatile("" ::"l"(&x) : "memory");
+}
+
 /* One warp's part of an item: what this block reads of each segment, the classes joined as they
  * end. `stage`: of the next tile. */
 template <class T>
@@ -102,7 +110,7 @@ template <class T>
 __global__ void __launch_bounds__(T::THREADS, 1)
     attend_kernel(const __grid_constant__ mai_cu_params p)
 {
-    extern __shared__ __align__(128) unsigned char memory[];
+    extern __shared__ __align__(512) unsigned char memory[]; /* matrix_address */
     AttendShared<T> &sh = *(AttendShared<T> *)memory;
     const int warp = threadIdx.x / 32;
     Own<T> own;
@@ -120,6 +128,7 @@ __global__ void __launch_bounds__(T::THREADS, 1)
         }
         const int n_items = min(T::MOST_ITEMS, last_group + 1 - g0);
         Heads<T> heads, ahead;
+        if (T::JUDGES && T::D * T::HEADS > 512) keep_in_memory(heads); /* fewer fit */
         Queries<T> queries;
         ahead.fetch_decisions(p, sh.items[0]);
         queries.fetch(p, sh.items[0]);

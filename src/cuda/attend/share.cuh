@@ -267,19 +267,25 @@ __device__ Share find_share(const mai_cu_params &p, AttendShared<T> &sh, Own<T> 
     return share;
 }
 
-/* Fill in the items of groups [g, g + MOST_ITEMS). */
+/* Fill in the items of groups [g, g + MOST_ITEMS). What `own` knows of the first group is worked out
+ * again: to be kept until here it would take registers from the tiles. */
 template <class T>
 __device__ void list_items(const mai_cu_params &p, AttendShared<T> &sh, int g, const Own<T> &own,
                            const Share &share)
 {
     if (own.g1 <= g || own.g0 >= g + T::MOST_ITEMS) return;
-    own.each(p, [&](int i, const Group &group, int u) {
-        if (i < g || i >= g + T::MOST_ITEMS) return;
-        Item &x = sh.items[i - g];
-        x = group.item;
-        x.first_unit = u;
-        place_item(group.segments, share.begin, share.end, T::UNIT, &x);
-    });
+    int u = own.before;
+#pragma unroll 1
+    for (int i = own.g0; i < own.g1; i++) {
+        const Group group = make_group<T>(p, i);
+        if (i >= g && i < g + T::MOST_ITEMS) {
+            Item &x = sh.items[i - g];
+            x = group.item;
+            x.first_unit = u;
+            place_item(group.segments, share.begin, share.end, T::UNIT, &x);
+        }
+        u += group.segments.cost;
+    }
 }
 
 } // namespace mai

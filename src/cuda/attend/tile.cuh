@@ -140,19 +140,24 @@ struct Loader {
     {
         if (T::SELECTS && segment == MAI_REST) return copy_means();
         const uint32_t to_k = shared_address(sh.stage[warp][stage][0]);
-        const uint32_t to_v = shared_address(sh.stage[warp][stage][1]);
         const int mask = p.page_shift < 0 ? -1 : (1 << p.page_shift) - 1;
         const int64_t in = (T::SELECTS ? token : t + lane % T::TILE) & mask;
         const int64_t token_k = page * p.k_page_stride + in * p.k_token_stride;
         const int64_t token_v = page * p.v_page_stride + in * p.v_token_stride;
+        /* The rows of 32 pieces; those of the next 32 differ in other bits (matrix_address). */
+        constexpr int ROWS = 32 / T::PIECES;
+        const int row0 = lane / T::PIECES, piece = lane % T::PIECES;
+        const uint32_t first =
+            to_k + (uint32_t)(row0 * T::PIECES + piece_at<T::PIECES>(row0, piece)) * 16;
 #pragma unroll
-        for (int j = 0; j < T::TILE * T::PIECES / 32; j++) {
-            const int row = (lane + 32 * j) / T::PIECES, piece = (lane + 32 * j) % T::PIECES;
+        for (int j = 0; j < T::TILE / ROWS; j++) {
+            const int row = row0 + ROWS * j;
             const int64_t from_k = __shfl_sync(ALL, token_k, row) + piece * 16;
             const int64_t from_v = __shfl_sync(ALL, token_v, row) + piece * 16;
-            const uint32_t at = (uint32_t)(row * T::PIECES + piece_at<T::PIECES>(row, piece)) * 16;
-            copy16(to_k + at, k + from_k, t + row < t1);
-            copy16(to_v + at, v + from_v, t + row < t1);
+            const uint32_t at = (first ^ (uint32_t)(piece_at<T::PIECES>(ROWS * j, 0) * 16)) +
+                                (uint32_t)(ROWS * j * T::PIECES * 16);
+            copy16(at, k + from_k, t + row < t1);
+            copy16(at + T::TILE_BYTES, v + from_v, t + row < t1);
         }
     }
 

@@ -135,7 +135,7 @@ template <class T>
 __global__ void __launch_bounds__(T::THREADS)
     far_kernel(const __grid_constant__ mai_cu_params p, const mai_cu_prompt x)
 {
-    extern __shared__ __align__(128) unsigned char memory[];
+    extern __shared__ __align__(512) unsigned char memory[]; /* matrix_address */
     FarShared<T> &sh = *(FarShared<T> *)memory;
     constexpr int STEP = STEP_TILES * T::TILE;
     const Prompt prompt(p, x);

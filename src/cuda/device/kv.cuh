@@ -26,16 +26,18 @@ __device__ __forceinline__ int piece_at(int row, int piece)
     return PIECES >= 8 ? piece ^ (row & 7) : piece ^ ((row >> 1) & (PIECES - 1));
 }
 
-/* Address of what this lane hands to ldmatrix.x4: pieces `piece`, and `piece` + 1 for the upper
- * lanes; `by_rows`: matrices 0, 1 are rows 0-7 and 8-15 of one piece; else matrices 0, 1 are two
- * pieces of rows 0-7. */
+/* Address of what this lane hands to ldmatrix.x4: pieces `piece`, which is even, and `piece` + 1 for
+ * the upper lanes; `by_rows`: matrices 0, 1 are rows 0-7 and 8-15 of one piece; else matrices 0, 1
+ * are two pieces of rows 0-7. `tile` is at a multiple of a row's bytes, so that pieces are bits of
+ * the address: all those of a tile come from one register. */
 template <int PIECES, bool BY_ROWS>
 __device__ __forceinline__ uint32_t matrix_address(uint32_t tile, int piece)
 {
     const int lane = threadIdx.x & 31, i = lane >> 3;
     const int row = (lane & 7) + 8 * (BY_ROWS ? i & 1 : i >> 1);
-    const int at = piece + (BY_ROWS ? i >> 1 : i & 1);
-    return tile + (uint32_t)(row * PIECES + piece_at<PIECES>(row, at)) * 16;
+    const int upper = BY_ROWS ? i >> 1 : i & 1;
+    return (tile + (uint32_t)(row * PIECES + piece_at<PIECES>(row, upper)) * 16) ^
+           (uint32_t)(piece * 16);
 }
 
 struct Half16 {
