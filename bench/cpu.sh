@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Every figure of docs/benchmarks.md, measured on this machine: one JSON object a row.
+# What docs/benchmarks.md began with (exact attention, reuse, prefill, search), measured on this machine: one JSON
+# object a row.
 #
 # usage: bench/cpu.sh [OUTPUT.jsonl]      (default: bench/results/DATE-cpu.jsonl)
 #

@@ -38,6 +38,11 @@ for tool in git cmake ninja c++; do
     command -v $tool >/dev/null 2>&1 || die "$tool is missing; install it (Debian: git cmake ninja-build g++)"
 done
 mkdir -p "$dir"
+# One at a time.
+exec 9>"$dir/lock"
+if command -v flock >/dev/null 2>&1; then
+    flock 9
+fi
 if [ "$(git -C "$dir/src" rev-parse HEAD 2>/dev/null)" != $COMMIT ]; then
     rm -rf "$dir/src" "$dir/build"
     git init -q "$dir/src"

@@ -7,8 +7,12 @@ The quantised values are kept, rounded to bf16. Prompts are given as tokens, so 
 """
 import json
 import os
+import pathlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+
+sys.path.insert(1, str(pathlib.Path(__file__).parents[1] / "models"))
+from gguf_file import File  # noqa: E402
 
 NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 IN_A_LAYER = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj",
@@ -24,41 +28,34 @@ def name_of(name):
     return f"{NAMES[name]}.{kind}"
 
 
-def config_of(reader):
-    def field(name, default=None):
-        found = reader.fields.get(name)
-        return default if found is None else found.contents()
+def config_of(file):
+    field, shapes = file.field, file.shapes()
     if field("general.architecture") != "qwen2":
         raise SystemExit(f"gguf_model.py: arch {field('general.architecture')}; this program knows qwen2")
-    tensors = {t.name: t for t in reader.tensors}
     theta = field("qwen2.rope.freq_base", 10000.0)
     return {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "torch_dtype": "bfloat16",
             "hidden_size": field("qwen2.embedding_length"), "intermediate_size": field("qwen2.feed_forward_length"),
             "num_hidden_layers": field("qwen2.block_count"), "num_attention_heads": field("qwen2.attention.head_count"),
             "num_key_value_heads": field("qwen2.attention.head_count_kv"),
             "max_position_embeddings": field("qwen2.context_length"),
-            "rms_norm_eps": field("qwen2.attention.layer_norm_rms_epsilon"), "vocab_size": int(tensors["token_embd.weight"].shape[1]),
+            "rms_norm_eps": field("qwen2.attention.layer_norm_rms_epsilon"), "vocab_size": shapes["token_embd.weight"][0],
             "rope_theta": theta, "rope_parameters": {"rope_type": "default", "rope_theta": theta}, "use_sliding_window": False,
-            "tie_word_embeddings": "output.weight" not in tensors, "bos_token_id": field("tokenizer.ggml.bos_token_id"),
+            "tie_word_embeddings": "output.weight" not in shapes, "bos_token_id": field("tokenizer.ggml.bos_token_id"),
             "eos_token_id": field("tokenizer.ggml.eos_token_id")}
 
 
 def write_model(path, folder):
-    import numpy as np
     import torch
-    from gguf import GGUFReader
-    from gguf.quants import dequantize
     from safetensors.torch import save_file
-    reader = GGUFReader(path)
+    file = File(path)
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(config_of(reader), f, indent=1)
+        json.dump(config_of(file), f, indent=1)
 
-    def convert(t):
-        values = dequantize(t.data, t.tensor_type).astype(np.float32)
-        return name_of(t.name), torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(t.shape)))).to(torch.bfloat16)
+    def convert(name, values):
+        return name_of(name), torch.from_numpy(values).to(torch.bfloat16)
     with ThreadPoolExecutor() as pool:
-        save_file(dict(pool.map(convert, reader.tensors)), os.path.join(folder, "model.safetensors"), {"format": "pt"})
+        save_file(dict(file.tensors(convert, pool.map)), os.path.join(folder, "model.safetensors"), {"format": "pt"})
 
 
 if __name__ == "__main__":

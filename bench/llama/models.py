@@ -18,6 +18,7 @@ carry, is then of all lengths.
 import argparse
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -32,13 +33,21 @@ TEXTS = llama.ROOT / 'bench' / 'models' / 'texts.py'
 SAMPLING = {'temperature': 0.8, 'seed': 1}
 
 
+def configurations(text):
+    names = text.split(',')
+    for name in names:
+        if not re.fullmatch(r'llama\.cpp|exact|ik|budget(:[0-9.]+)?', name):
+            raise argparse.ArgumentTypeError(f"no configuration '{name}'; there are llama.cpp, exact, budget, budget:X, ik")
+    return names
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out')
     parser.add_argument('--model', default='coder-0.5b', help='a GGUF, or a name of fetch/models.json')
     parser.add_argument('--text', default='code')
     parser.add_argument('--lengths', type=lambda s: [int(x) for x in s.split(',')], default=[16384, 32000])
-    parser.add_argument('--configurations', type=lambda s: s.split(','), default=['llama.cpp', 'exact', 'budget', 'budget:0.01'])
+    parser.add_argument('--configurations', type=configurations, default=['llama.cpp', 'exact', 'budget', 'budget:0.01'])
     parser.add_argument('--cache', default='f16', help='type of K and V')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--threads-batch', type=int, help='threads that read the prompt, which then says nothing about theirs (--threads)')
@@ -53,7 +62,10 @@ def arguments():
 
 def ik_server():
     out = subprocess.run([llama.ROOT / 'fetch' / 'get-ik-llama.sh', '--dir'], check=True, capture_output=True, text=True).stdout
-    return pathlib.Path(out.strip()) / 'build' / 'bin' / 'llama-server'
+    program = pathlib.Path(out.strip()) / 'build' / 'bin' / 'llama-server'
+    if not program.exists():
+        raise llama.Failed('there is no ik_llama.cpp: fetch/get-ik-llama.sh builds it')
+    return program
 
 
 def settings(configuration):

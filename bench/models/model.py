@@ -6,10 +6,10 @@ CPU, over a cache in f16. Needs torch, numpy, gguf and, for texts, tokenizers.
 import math
 import re
 
-import numpy as np
 import torch
 
 import macattn
+from gguf_file import File
 
 torch.set_grad_enabled(False)
 PROMPT_QUERIES = 6144  # the last of a prompt, kept for macattn to see
@@ -18,10 +18,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def tokenizer(path):
     """The model's own byte-level BPE, from its GGUF."""
-    from gguf import GGUFReader
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    fields = GGUFReader(path).fields
-    tokens, merges, types = (fields[f"tokenizer.ggml.{n}"].contents() for n in ("tokens", "merges", "token_type"))
+    field = File(path).field
+    tokens, merges, types = (field(f"tokenizer.ggml.{n}") for n in ("tokens", "merges", "token_type"))
     t = Tokenizer(models.BPE({x: i for i, x in enumerate(tokens)}, [tuple(m.split(" ")) for m in merges]))
     words = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
              r"\s+(?!\S)|\s+")
@@ -40,13 +39,8 @@ def chat(question, answer=""):
 
 class Model:
     def __init__(self, path, most_tokens):
-        from gguf import GGUFReader
-        from gguf.quants import dequantize
-        reader = GGUFReader(path)
-
-        def field(name, default=None):
-            x = reader.fields.get(name)
-            return default if x is None else x.contents()
+        file = File(path)
+        field = file.field
         arch = field("general.architecture")
         if arch not in ("llama", "qwen2"):
             raise SystemExit(f"{path}: arch {arch}; this script knows llama and qwen2")
@@ -55,10 +49,7 @@ class Model:
         self.head_dim = field(f"{arch}.attention.key_length", width // self.n_heads)
         self.group, self.eps = self.n_heads // self.n_kv_heads, field(f"{arch}.attention.layer_norm_rms_epsilon")
         self.interleaved = arch == "llama"  # how RoPE pairs the values of a head
-        self.w = {}
-        for t in reader.tensors:
-            values = dequantize(t.data, t.tensor_type).astype(np.float32)
-            self.w[t.name] = torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(t.shape)))).to(DEVICE)
+        self.w = {name: torch.from_numpy(values).to(DEVICE) for name, values in file.tensors()}
         self.out = self.w.get("output.weight", self.w["token_embd.weight"])
         inverse = 1.0 / field(f"{arch}.rope.freq_base", 10000.0) ** (
             torch.arange(0, self.head_dim, 2, dtype=torch.float64) / self.head_dim)

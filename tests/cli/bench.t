@@ -11,6 +11,9 @@ $ macattn bench attend --heads 4/1 --head-dim 96 --v-head-dim 64 --context 200 -
 1 rows
 $ macattn bench attend --heads 8/2 --head-dim 64 --context 200 --queries 40 --threads 2 --reps 1 --warm --isa scalar --json | fields queries=40 us_median isa=scalar layers_rotated=1
 1 rows
+# So few tokens are no work for so many threads.
+$ macattn bench attend --heads 1/1 --head-dim 64 --context 8 --threads 16 --reps 3 --json | fields bound=overhead
+1 rows
 $ macattn bench mac --heads 8/2 --head-dim 64 --context 900,2k --ring 64 --band 32 --hit-ratio 0,0.5,1 --threads 1 --reps 3 --policy paper --json | fields heads=8/2 context bytes us_median exact_us_median speedup_vs_exact match_us_p90 ceiling_gbps ceiling_share policy=paper ring=64
 6 rows
 $ macattn bench mac --heads 8/2 --head-dim 64 --context 900 --ring 64 --band 32 --hit-ratio 1 --threads 1 --reps 3 --json | fields hit_ratio=1 tokens_skipped_share
@@ -23,5 +26,5 @@ $ macattn bench mac --heads 8/2 --head-dim 64 --context 2k,3k --band 32 --select
 2 rows
 $ macattn bench mac --heads 8/2 --head-dim 64 --context 2k,3k --band 32 --select-share 1 --threads 2 --reps 3 --json | fields select_share=1 selected_share=0 error=0 read_share us_median
 2 rows
-$ macattn bench match --heads 8/2 --head-dim 64 --ring 64 --band 32 --hit-ratio 0,1 --threads 1 --min-time 0.01 --json | fields ring=64 reps bytes us_p90
+$ macattn bench match --heads 8/2 --head-dim 64 --ring 64 --band 32 --hit-ratio 0,1 --threads 1 --min-time 0.01 --isa scalar --json | fields ring=64 context=97 isa=scalar reps bytes us_p90
 2 rows

@@ -14,7 +14,8 @@ import tempfile
 import time
 import unittest
 
-sys.path.insert(0, sys.argv.pop(1))
+FOLDER = sys.argv.pop(1)
+sys.path.insert(0, FOLDER)
 import demo  # noqa: E402
 import llama  # noqa: E402
 import turns  # noqa: E402
@@ -224,6 +225,21 @@ class Progress(unittest.TestCase):
         progress.close()
         progress.close()
         self.assertEqual(out.getvalue().replace('\r\x1b[K', '|'), '|reading:   0%|reading:  50%\n|writing:   0%\n')
+
+
+class Models(unittest.TestCase):
+    """bench/llama/models.py"""
+
+    def run_it(self, *arguments):
+        return subprocess.run([sys.executable, pathlib.Path(FOLDER) / 'models.py', os.devnull, *arguments], check=False,
+                              capture_output=True, text=True)
+
+    def test_no_such_configuration(self):
+        """It was measured as `exact`, and its rows had the name."""
+        for wrong in ('paper', 'llama.cpp,budgets', 'budget:', ''):
+            done = self.run_it('--configurations', wrong)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn('no configuration', done.stderr)
 
 
 if __name__ == '__main__':

@@ -38,7 +38,7 @@ macattn bench: --page-size does not take '48'
 ...
 [2]
 $ macattn bench attend --isa sse9
-macattn bench: --isa does not take 'sse9'
+macattn bench: --isa does not take 'sse9' (*scalar)
 ...
 [2]
 $ macattn bench attend --peer nobody
@@ -67,7 +67,25 @@ $ macattn bench mac --context 600 --threads 1
 macattn: bench mac: a ring of 512 and a band of 256 need a --context of 769
 [2]
 $ macattn bench mac --batch 4
-macattn: bench mac: --batch, --page-size, --queries and --peer are for bench attend
+macattn: bench mac: --batch is for attend, and for mac with --device cuda
+[2]
+$ macattn bench mac --queries 4
+macattn: bench mac: --queries is for attend
+[2]
+$ macattn bench mac --select 1
+macattn: bench mac: --select is for --select-share
+[2]
+$ macattn bench mac --select-share 0.1 --clustered
+macattn: bench mac: with --select-share nothing is reused, so --hit-ratio, --scattered and --clustered say nothing
+[2]
+$ macattn bench attend --policy exact
+macattn: bench attend: --policy is for mac
+[2]
+$ macattn bench attend --hit-ratio 0.5
+macattn: bench attend: --hit-ratio is for mac and match
+[2]
+$ macattn bench match --context 8k
+macattn: bench match: --context is for attend and mac
 [2]
 $ macattn bench attend --head-dim 72 --kv q8_0 --context 64 --threads 1
 macattn: *

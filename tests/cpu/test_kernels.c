@@ -733,6 +733,50 @@ static void test_prefill(void **state)
     each_backend(prefill);
 }
 
+/* A negative sum that becomes too small to be one is a 0, whose sign does not tell what other queries an item
+ * has: their tokens, which this one does not see, add 0. */
+static void prefill_zero(const mai_backend *backend)
+{
+    enum { N = 140, D = 8, Q = 100 };
+    macattn_config cfg = kernel_config(1, 1, D, D);
+    cfg.q_dtype = cfg.k_dtype = cfg.v_dtype = MACATTN_DTYPE_F32;
+    cfg.scale = 1;
+    const mai_shape shape = mai_shape_of(&cfg);
+    float q[N * D], k[N * D], v[N * D] = {0}, out[2][N * D], lse[2][N];
+    for (int t = 0; t < N; t++) {
+        for (int i = 0; i < D; i++) q[t * D + i] = k[t * D + i] = i == 0;
+        if (t >= 64) k[t * D] = 6;
+    }
+    v[3] = -1e-45f; /* the least there is */
+    const macattn_kv kv = {
+        .k = k, .v = v, .k_token_stride = sizeof k / N, .v_token_stride = sizeof v / N};
+    test_memory scratch = scratch_for(backend, &shape);
+    for (int alone = 0; alone < 2; alone++) {
+        const mai_prefill_args args = {.shape = &shape,
+                                       .tokens = {.kv = &kv},
+                                       .q0 = alone ? Q : 0,
+                                       .q1 = alone ? Q + 1 : N,
+                                       .n_queries = N,
+                                       .q = (const char *)q,
+                                       .q_row_stride = sizeof q / N,
+                                       .out = out[alone],
+                                       .out_row_stride = sizeof out[0] / N,
+                                       .lse = lse[alone],
+                                       .capture0 = N,
+                                       .scratch = scratch.data};
+        backend->prefill(&args);
+    }
+    assert_true(out[1][Q * D + 3] == 0);
+    test_same_bits("a query alone", out[1] + Q * D, out[0] + Q * D, sizeof(float) * D);
+    test_release(&scratch);
+}
+
+static void test_prefill_zero(void **state)
+{
+    (void)state;
+    each_backend(prefill_zero);
+}
+
 /* ------------------------------------------------------------------------------------- rings -- */
 
 /* A ring, and the same entries in the order in which they came. */
@@ -1084,19 +1128,13 @@ static void test_table(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_table),
-        cmocka_unit_test(test_load_q),
-        cmocka_unit_test(test_attend),
-        cmocka_unit_test(test_heads_alone),
-        cmocka_unit_test(test_odd_blocks),
-        cmocka_unit_test(test_odd_values),
-        cmocka_unit_test(test_softcap_logits),
-        cmocka_unit_test(test_softcap_ranges),
-        cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_match),
-        cmocka_unit_test(test_match_not_finite),
-        cmocka_unit_test(test_insert),
-        cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_table),          cmocka_unit_test(test_load_q),
+        cmocka_unit_test(test_attend),         cmocka_unit_test(test_heads_alone),
+        cmocka_unit_test(test_odd_blocks),     cmocka_unit_test(test_odd_values),
+        cmocka_unit_test(test_softcap_logits), cmocka_unit_test(test_softcap_ranges),
+        cmocka_unit_test(test_prefill),        cmocka_unit_test(test_prefill_zero),
+        cmocka_unit_test(test_match),          cmocka_unit_test(test_match_not_finite),
+        cmocka_unit_test(test_insert),         cmocka_unit_test(test_merge),
         cmocka_unit_test(test_merge_nan),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);

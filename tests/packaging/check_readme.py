@@ -3,7 +3,8 @@
 """usage: check_readme.py ROOT
 
 The C code in README.md is a part of examples/minimal.c, which is compiled and run; links to files
-of this project lead somewhere, in README.md and under docs/."""
+of this project and to their headings lead somewhere, and so do paths in the text, in the pages of
+the root and of docs/."""
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,28 @@ def contains(lines, part):
     return any(lines[i:i + len(part)] == part for i in range(len(lines) - len(part) + 1))
 
 
+def anchors(page):
+    """What the headings of a page are called in links."""
+    headings = re.findall(r'^#+ (.*)$', page.read_text(), re.M)
+    return {re.sub(r'[^\w\- ]', '', h.lower()).strip().replace(' ', '-') for h in headings}
+
+
+def dead_ends(root, page):
+    text = page.read_text()
+    for link, anchor in re.findall(r'\]\(([^)#]*)(?:#([^)]*))?\)', text):
+        if '://' in link:
+            continue
+        target = page.parent / link if link else page
+        if not target.exists():
+            yield f'broken link {link}'
+        elif anchor and target.suffix == '.md' and anchor not in anchors(target):
+            yield f'no heading {link}#{anchor}'
+    folders = {p.name for p in root.iterdir() if p.is_dir() and p.name != 'build'}
+    for path in re.findall(r'`([\w.-]+/[\w./-]*)`', text):
+        if path.split('/')[0] in folders and not (root / path).exists():
+            yield f'no {path}'
+
+
 def main():
     root = Path(sys.argv[1])
     problems = []
@@ -31,9 +54,7 @@ def main():
             if not contains(example, squeeze(part)):
                 problems.append('README.md: not a part of examples/minimal.c:\n' + part)
     for page in [*root.glob('*.md'), *(root / 'docs').glob('*.md')]:
-        for link in re.findall(r'\]\(([^)#]+)(?:#[^)]*)?\)', page.read_text()):
-            if '://' not in link and not (page.parent / link).exists():
-                problems.append(f'{page.relative_to(root)}: broken link {link}')
+        problems += [f'{page.relative_to(root)}: {problem}' for problem in dead_ends(root, page)]
     for problem in problems:
         print(problem)
     print('readme: ' + ('not ok' if problems else 'ok'))

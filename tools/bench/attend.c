@@ -352,13 +352,15 @@ static void measure(bench_session *session, attend_row *a, attend_times *times)
     }
 }
 
-/* What keeps a row from being faster: reading memory takes as long as all of the kernel's work does on
- * data in cache; or of that work the multiply-adds of its instruction set take at least half; or the
- * rest does (conversions, loads, softmax). In microseconds; `cache` NAN: not measured, then the row's own
- * time stands for it. */
+/* What keeps a row from being faster: what neither reading memory nor the kernel's work on data in cache
+ * explains takes at least half of its time, waking threads and merging above all; else reading takes as
+ * long as all of the work does; or of that work the multiply-adds of its instruction set take at least
+ * half; or the rest does (conversions, loads, softmax). In microseconds; `cache` NAN: not measured, then
+ * the row's own time stands for it. */
 static const char *bound_by(double us, double memory, double cache, double fma)
 {
     double work = isnan(cache) ? us : cache;
+    if (us >= 2.0 * (memory + work)) return "overhead";
     return memory >= work ? "memory" : fma >= work / 2 ? "multiply-add" : "conversion";
 }
 

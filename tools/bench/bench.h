@@ -40,6 +40,7 @@ typedef struct bench_options {
     const char *peer;
     bool cuda;          /* --device cuda */
     bool threads_given; /* --threads was */
+    uint32_t given;     /* options that were, by bits: command.c */
     setting_options settings; /* what the command line says: kv, threads, ring, band, policy... */
 } bench_options;
 
@@ -86,6 +87,9 @@ int32_t bench_layers(const bench_session *session, size_t bytes);
 
 /* Queries that `mac` remembers. Dies if the context is too short for that many, band included. */
 int32_t bench_mac_ring(const bench_session *session, const bench_shape *shape);
+
+/* The instruction set that is measured. */
+const char *bench_isa(const bench_session *session);
 
 /* Fields of a row that all benchmarks have. */
 void bench_add_shape(cJSON *row, const bench_shape *shape);

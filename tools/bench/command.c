@@ -74,10 +74,35 @@ static const struct argp_option option_table[] = {
     {"json", KEY_JSON, NULL, 0, "one JSON object a row", 0},
     {0}};
 
-static void bad_value(struct argp_state *state, const char *option, const char *arg)
-{
-    argp_error(state, "--%s does not take '%s'", option, arg);
-}
+/* Kinds of measurement. */
+enum { ATTEND = 1, MAC = 2, MATCH = 4 };
+
+static const struct {
+    const char *name;
+    unsigned kind;
+    int (*measure)(bench_session *session);
+} kinds[] = {
+    {"attend", ATTEND, bench_attend}, {"mac", MAC, bench_mac}, {"match", MATCH, bench_match}};
+
+#define N_KINDS ((int)(sizeof kinds / sizeof kinds[0]))
+
+/* Options that not every kind takes. */
+static const struct {
+    int key;
+    unsigned kinds;
+} limited[] = {{KEY_CONTEXT, ATTEND | MAC},  {KEY_BATCH, ATTEND | MAC},    {KEY_PAGE_SIZE, ATTEND},
+               {KEY_QUERIES, ATTEND},        {KEY_HIT_RATIO, MAC | MATCH}, {KEY_SELECT_SHARE, MAC},
+               {KEY_SCATTERED, MAC | MATCH}, {KEY_CLUSTERED, MAC | MATCH}, {KEY_PEER, ATTEND},
+               {KEY_REPS, ATTEND | MAC},     {KEY_NO_CHECK, ATTEND | MAC}};
+/* The same of the library's settings. */
+static const struct {
+    setting_option option;
+    const char *name;
+    unsigned kinds;
+} limited_settings[] = {{OPTION_POLICY, "policy", MAC},
+                        {OPTION_RING, "ring", MAC | MATCH},
+                        {OPTION_BAND, "band", MAC | MATCH},
+                        {OPTION_SELECT, "select", MAC}};
 
 static bool parse_heads_list(const char *arg, bench_options *options)
 {
@@ -100,6 +125,18 @@ static bool is_isa(const char *name)
         }
     }
     return false;
+}
+
+/* What argp says of a wrong value; of an instruction set with the names that there are. */
+static void bad_value(struct argp_state *state, int key, const char *option, const char *arg)
+{
+    char names[128] = "";
+    size_t n = 0;
+    for (int i = 0; key == KEY_ISA && macattn_isa_name(i) && n < sizeof names; i++) {
+        n += (size_t)snprintf(names + n, sizeof names - n, "%s%s", n ? ", " : " (",
+                              macattn_isa_name(i));
+    }
+    argp_error(state, "--%s does not take '%s'%s%s", option, arg, names, n ? ")" : "");
 }
 
 /* Options with a value. False if the value is wrong. */
@@ -144,6 +181,9 @@ static const char *option_name(int key)
 static error_t parse_option(int key, char *arg, struct argp_state *state)
 {
     bench_options *options = state->input;
+    if (key >= KEY_HEADS && key <= KEY_DEVICE) {
+        options->given |= (uint32_t)1 << (key - KEY_HEADS);
+    }
     switch (key) {
     case ARGP_KEY_INIT: state->child_inputs[0] = &options->settings; return 0;
     case KEY_SCATTERED:
@@ -160,7 +200,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         return ARGP_ERR_UNKNOWN;
     }
     if (!parse_value(key, arg, options)) {
-        bad_value(state, option_name(key), arg);
+        bad_value(state, key, option_name(key), arg);
     }
     return 0;
 }
@@ -199,6 +239,46 @@ static int_list settings_list(const setting_options *s, setting_option option, c
     return list;
 }
 
+static void refuse_option(int kind, const char *option, unsigned takes)
+{
+    char others[64] = "";
+    size_t n = 0;
+    for (int i = 0; i < N_KINDS; i++) {
+        if (takes & kinds[i].kind) {
+            n += (size_t)snprintf(others + n, sizeof others - n, "%s%s", n ? " and " : "",
+                                  kinds[i].name);
+        }
+    }
+    die(EXIT_USAGE, "bench %s: --%s is for %s", kinds[kind].name, option, others);
+}
+
+/* An option that would change nothing is a mistake about what is measured. */
+static void check_options(const bench_options *options, int kind)
+{
+    for (size_t i = 0; i < sizeof limited / sizeof limited[0]; i++) {
+        const bool given = options->given >> (limited[i].key - KEY_HEADS) & 1;
+        if (given && !(limited[i].kinds & kinds[kind].kind)) {
+            refuse_option(kind, option_name(limited[i].key), limited[i].kinds);
+        }
+    }
+    for (size_t i = 0; i < sizeof limited_settings / sizeof limited_settings[0]; i++) {
+        const bool given = options->settings.values[limited_settings[i].option].n > 0;
+        if (given && !(limited_settings[i].kinds & kinds[kind].kind)) {
+            refuse_option(kind, limited_settings[i].name, limited_settings[i].kinds);
+        }
+    }
+    const uint32_t reuse = (uint32_t)1 << (KEY_HIT_RATIO - KEY_HEADS) |
+                           (uint32_t)1 << (KEY_SCATTERED - KEY_HEADS) |
+                           (uint32_t)1 << (KEY_CLUSTERED - KEY_HEADS);
+    if (options->select_share.n > 0 && (options->given & reuse)) {
+        die(EXIT_USAGE, "bench mac: with --select-share nothing is reused, so --hit-ratio, "
+                        "--scattered and --clustered say nothing");
+    }
+    if (options->select_share.n == 0 && options->settings.values[OPTION_SELECT].n > 0) {
+        die(EXIT_USAGE, "bench mac: --select is for --select-share");
+    }
+}
+
 static void take_settings(bench_options *options, int n_cpus)
 {
     const setting_options *s = &options->settings;
@@ -231,15 +311,11 @@ static const char bench_doc[] =
     "  attend  exact attention: decode, or a prompt chunk with --queries\n"
     "  mac     decode with reuse at given hit ratios, and exact attention in turns\n"
     "  match   the search of the ring alone\n\n"
-    "Every shape is compared with a float64 reference before it is timed. "
+    "Every shape of attend and mac is compared with a float64 reference before it is timed. "
     "Times are of one call for one layer.";
 
 int command_bench(int argc, char **argv)
 {
-    static const struct {
-        const char *name;
-        int (*measure)(bench_session *session);
-    } kinds[] = {{"attend", bench_attend}, {"mac", bench_mac}, {"match", bench_match}};
     bench_session session = {0};
     bench_options options;
     machine_describe(&session.machine);
@@ -254,7 +330,7 @@ int command_bench(int argc, char **argv)
                               .children = children};
 
     int kind = -1;
-    for (int i = 0; argc > 1 && i < (int)(sizeof kinds / sizeof kinds[0]); i++) {
+    for (int i = 0; argc > 1 && i < N_KINDS; i++) {
         if (strcmp(argv[1], kinds[i].name) == 0) {
             kind = i;
         }
@@ -270,6 +346,7 @@ int command_bench(int argc, char **argv)
     if (kind < 0) {
         die(EXIT_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
+    check_options(&options, kind);
     take_settings(&options, session.machine.n_cpus);
     session.report.json = options.json;
     const int status =

@@ -223,11 +223,8 @@ static void mac_shape(bench_session *session, const bench_shape *shape)
 int bench_mac(bench_session *session)
 {
     session->report.columns = columns;
-    if (session->options->batch.n > 1 || session->options->batch.values[0] != 1 ||
-        session->options->peer || session->options->page_size > 0 ||
-        session->options->n_queries > 1) {
-        die(EXIT_USAGE,
-            "bench mac: --batch, --page-size, --queries and --peer are for bench attend");
+    if (session->options->batch.n > 1 || session->options->batch.values[0] != 1) {
+        die(EXIT_USAGE, "bench mac: --batch is for attend, and for mac with --device cuda");
     }
     if (session->options->select_share.n > 0) return bench_select(session);
     bench_each_shape(session, mac_shape);

@@ -32,7 +32,9 @@ static void match_row(bench_session *session, const bench_shape *shape, int32_t 
         sample_list_add(&ceiling, machine_read_gbps(session->team));
     }
     cJSON *row = report_row();
-    bench_add_shape(row, shape);
+    bench_shape as_timed = *shape;
+    as_timed.context = stream_match_tokens(session, ring);
+    bench_add_shape(row, &as_timed);
     report_add_int(row, "ring", ring);
     report_add_real(row, "hit_ratio", hit_ratio);
     report_add_int(row, "reps", (int64_t)us.n);
@@ -44,8 +46,7 @@ static void match_row(bench_session *session, const bench_shape *shape, int32_t 
     report_add_real(row, "gbps", gbps);
     report_add_real(row, "ceiling_gbps", sample_list_median(&ceiling));
     report_add_real(row, "ceiling_share", gbps / sample_list_median(&ceiling));
-    report_add_machine(row, &session->machine,
-                       session->options->isa ? session->options->isa : "best");
+    report_add_machine(row, &session->machine, bench_isa(session));
     report_print(&session->report, row);
     sample_list_free(&us);
     sample_list_free(&ceiling);

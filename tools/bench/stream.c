@@ -331,6 +331,11 @@ static void match_round(stream *s, const stream_step *steps, sample_list *us, do
     }
 }
 
+int64_t stream_match_tokens(const bench_session *session, int32_t ring)
+{
+    return (int64_t)ring + session->options->band + 1;
+}
+
 void stream_match_times(bench_session *session, const bench_shape *shape, int32_t ring,
                         double hit_ratio, double min_us, sample_list *us)
 {
@@ -343,8 +348,8 @@ void stream_match_times(bench_session *session, const bench_shape *shape, int32_
     by_paper.policy = MACATTN_POLICY_PAPER;
     bench_session paper_run = *session;
     paper_run.options = &by_paper;
-    /* The shortest row in which every entry covers something: little but the search is left. */
-    stream_create(&paper_run, shape, ring, (int64_t)ring + o->band + 1, n_slots, n_slots, &s);
+    stream_create(&paper_run, shape, ring, stream_match_tokens(session, ring), n_slots, n_slots,
+                  &s);
     stream_step steps[MATCH_SLOTS / 2];
     for (int32_t i = 0; i < n_slots / 2; i++) {
         steps[i] = stream_step_create(&s, hit_ratio, o->clustered, true, &rng);

@@ -59,5 +59,7 @@ double stream_bytes(const stream *s, const stream_step *step);
  * only the one entry the hits use. One sample for each repetition, until they took `min_us`. */
 void stream_match_times(bench_session *session, const bench_shape *shape, int32_t ring,
                         double hit_ratio, double min_us, sample_list *us);
+/* Tokens of the row that this is measured with. */
+int64_t stream_match_tokens(const bench_session *session, int32_t ring);
 
 #endif /* MACATTN_TOOLS_BENCH_STREAM_H */

@@ -347,8 +347,8 @@ MAI_INLINE V whole_scaled(macattn_dtype type, const char *from, const int i, V f
 #if LANE_WEIGHTS
 #    include "lanes_blocks.h"
 #else
-/* pv_block of tile.h for types without a least value: nv vectors from the k-th of the block that begins with
- * vector j; k is a constant, too. `w`: weights [dim / BLOCK][hb][TILE], which have the scales in them; or
+/* pv_block of tile.h for types without a least value: nv vectors from the k0-th of the block that begins with
+ * vector j; k0 is a constant, too. `w`: weights [dim / BLOCK][hb][TILE], which have the scales in them; or
  * [hb][TILE], and the values are multiplied by theirs. */
 MAI_INLINE void pv_whole(const whole_rows *v, macattn_dtype type, const int hb, const int nv,
                          int dim, int t0, int t1, const float *w, float *const *o, int j,

@@ -12,11 +12,11 @@
     }
 
 /* A token's part of pv_block. */
-MAI_INLINE void pv_token(macattn_dtype type, const int hb, const int nv, const char *from, int j,
+MAI_INLINE void pv_token(macattn_dtype type, const int hb, const int nv, const char *from,
                          const V *w, const int lane, V *acc)
 {
     POINTER_IN_REGISTER(from);
-    ADD_LANE(hb, nv, row_vec_from(type, from, nv, j, i), w, lane, acc)
+    ADD_LANE(hb, nv, row_vec(type, from, i), w, lane, acc)
 }
 
 /* o[h][..] += sum over t in [t0, t1) of p[h * TILE + t] * v[t][..], for hb heads, nv vectors from j; hb,
@@ -39,12 +39,12 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         {
             if (lines > 0) fetch_lines(&mine, lines);
             if (lines == 0 && lane % every == 0) fetch_line(&mine);
-            pv_token(type, hb, nv, rows[t + lane] + at, j, w, lane, acc);
+            pv_token(type, hb, nv, rows[t + lane] + at, w, lane, acc);
         }
     }
     for (; t < t1; t++) {
         MAI_UNROLL for (int h = 0; h < hb; h++) w[h] = v_set1(p[h * TILE + t]);
-        pv_token(type, hb, nv, rows[t] + at, j, w, 0, acc);
+        pv_token(type, hb, nv, rows[t] + at, w, 0, acc);
     }
     MAI_UNROLL for (int h = 0; h < hb; h++) MAI_UNROLL for (int i = 0; i < nv; i++)
         v_store(o[h] + (size_t)(j + i) * VL, acc[h * nv + i]);

@@ -14,7 +14,7 @@
  *
  * Per row, tokens are summed in order within a tile, and the tiles in order: its bits depend on where
  * tiles begin, not on the other rows of a block, nor on tokens of a tile that it does not see, which
- * add 0.
+ * add 0 (for the sign of a 0: prefill_result).
  *
  * f32 rows of a tile lie in strips of STRIP columns, [strip][token][STRIP], so that the distance
  * from token to token is a constant whatever the dimension. */

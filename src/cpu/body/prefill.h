@@ -256,7 +256,8 @@ static void prefill_pass(const prefill_block *b)
 }
 
 /* A row's sums, normalised, without disturbing them; kbar NULL: not wanted. An empty range gives 0 and
- * -inf. */
+ * -inf. A 0 is never negative: such a one becomes positive by a tile of which the row sees nothing, so that its
+ * sign would tell whether the block has queries that do. */
 static void prefill_result(const prefill_block *b, int row, float *o, float *kbar, float *lse)
 {
     if (b->few) {
@@ -266,9 +267,9 @@ static void prefill_result(const prefill_block *b, int row, float *o, float *kba
     const mai_shape *shape = b->a->shape;
     const float factor = finish_lse(b->m[row], b->l[row], lse);
     const float *from = b->o + row_at(row, shape->dv);
-    for (int j = 0; j < shape->dv; j++) o[j] = from[(size_t)j * LANES] * factor;
+    for (int j = 0; j < shape->dv; j++) o[j] = from[(size_t)j * LANES] * factor + 0.0f;
     from = b->kbar + row_at(row, shape->d);
-    for (int j = 0; kbar && j < shape->d; j++) kbar[j] = from[(size_t)j * LANES] * factor;
+    for (int j = 0; kbar && j < shape->d; j++) kbar[j] = from[(size_t)j * LANES] * factor + 0.0f;
 }
 
 /* Far summaries of the captured queries: the state after [fresh, b). */

@@ -27,18 +27,10 @@ MAI_INLINE V row_vec(macattn_dtype type, const char *row, int j)
     }
 }
 
-/* Bytes of a row before vector j; of q8_0 before its block. */
+/* Bytes of a row before vector j, of any type but those of blocks. */
 MAI_INLINE int64_t vecs_bytes(macattn_dtype type, int j)
 {
-    if (type == MACATTN_DTYPE_Q8_0) return (int64_t)(j * VL / 32) * 34;
     return (int64_t)j * VL * (type == MACATTN_DTYPE_F32 ? 4 : 2);
-}
-
-/* Vector j + i of a row, of n read together from j on, which is a multiple of n; `from`: vecs_bytes behind
- * the row. i and n are constants. */
-MAI_INLINE V row_vec_from(macattn_dtype type, const char *from, const int n, int j, const int i)
-{
-    return row_vec(type, from, type == MACATTN_DTYPE_Q8_0 && n * VL % 32 ? j % (32 / VL) + i : i);
 }
 
 /* The last `n` < VL elements of a row (head_dim is a multiple of 8); rest 0. */

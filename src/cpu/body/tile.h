@@ -7,7 +7,7 @@
  * its accumulators in registers, as many as the instruction set has (tuning.h), so that a converted
  * vector serves every head of the block and a query's vector every token. Up to MOST_HEADS heads are
  * one block; of more, each block converts the rows anew, which takes no longer than loading f32 rows
- * that were kept (and stored before). Rows of ggml's block types are unpacked first: blocks.h.
+ * that were kept (and stored before). Rows of ggml's block types go other ways: blocks.h, whole.h.
  *
  * Every dot product and every output element is summed in an order that does not depend on which
  * other heads take part, so a head computed alone gives the same bits.
@@ -260,13 +260,13 @@ MAI_INLINE void pv_block(macattn_dtype type, const int hb, const int nv, const c
         } else {
             MAI_UNROLL for (int i = 0; i < nv; i++)
             {
-                wait[i] = row_vec_from(type, from, nv, j, i);
+                wait[i] = row_vec(type, from, i);
                 IN_REGISTER(wait[i]);
             }
         }
         MAI_UNROLL for (int i = 0; i < (hb < nv ? nv : hb); i++)
         {
-            V x = hb < nv ? row_vec_from(type, from, nv, j, i) : v_set1(p[i * TILE + t]);
+            V x = hb < nv ? row_vec(type, from, i) : v_set1(p[i * TILE + t]);
             if (hb > 1 && nv > 1) IN_REGISTER(x);
             MAI_UNROLL for (int k = 0; k < (hb < nv ? hb : nv); k++)
             {

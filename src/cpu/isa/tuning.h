@@ -107,7 +107,7 @@
 #    define DOT_TOKENS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define SUM_VECS(heads) PER_HEADS(heads, 8, 8, 4, 4, 2, 2, 2, 2)
 #    define WHOLE_STEP SUM_VECS
-#elif defined(TUNE_NEON) /* not measured: 32 registers, as AVX-512 has */
+#elif defined(TUNE_NEON) /* 32 registers, as AVX-512 has; counted (bench/arm.sh), not timed */
 #    define ROW_VECS 3
 #    define STEP 8
 #    if defined(__ARM_FEATURE_DOTPROD)
