@@ -69,6 +69,18 @@ macattn: bench mac: a ring of 512 and a band of 256 need a --context of 769
 $ macattn bench mac --batch 4
 macattn: bench mac: --batch is for attend, and for mac with --device cuda
 [2]
+$ macattn bench match --device cuda
+macattn: bench match: --device cuda is for attend and mac
+[2]
+$ macattn bench attend --device cuda --softcap 30
+macattn: bench attend: --softcap is not for --device cuda
+[2]
+$ macattn bench mac --device cuda --threads 2
+macattn: bench mac: --threads is not for --device cuda
+[2]
+$ macattn bench mac --device cuda --policy budget
+macattn: bench mac: with --device cuda hits are measured under the policy paper; budget goes with --select-share
+[2]
 $ macattn bench mac --queries 4
 macattn: bench mac: --queries is for attend
 [2]

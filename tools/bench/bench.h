@@ -39,7 +39,6 @@ typedef struct bench_options {
     int64_t seed;
     const char *peer;
     bool cuda;          /* --device cuda */
-    bool threads_given; /* --threads was */
     uint32_t given;     /* options that were, by bits: command.c */
     setting_options settings; /* what the command line says: kv, threads, ring, band, policy... */
 } bench_options;

@@ -279,6 +279,32 @@ static void check_options(const bench_options *options, int kind)
     }
 }
 
+/* What the GPU's measurements do not look at. */
+static void check_device(const bench_options *options, int kind)
+{
+    static const int cpu_only[] = {KEY_V_HEAD_DIM, KEY_PAGE_SIZE, KEY_QUERIES, KEY_SOFTCAP,
+                                   KEY_ISA,        KEY_HUGE,      KEY_PEER};
+    const setting_options *s = &options->settings;
+    if (!options->cuda) return;
+    if (kinds[kind].kind == MATCH) {
+        die(EXIT_USAGE, "bench match: --device cuda is for attend and mac");
+    }
+    for (size_t i = 0; i < sizeof cpu_only / sizeof cpu_only[0]; i++) {
+        if (options->given >> (cpu_only[i] - KEY_HEADS) & 1) {
+            die(EXIT_USAGE, "bench %s: --%s is not for --device cuda", kinds[kind].name,
+                option_name(cpu_only[i]));
+        }
+    }
+    if (s->values[OPTION_THREADS].n > 0) {
+        die(EXIT_USAGE, "bench %s: --threads is not for --device cuda", kinds[kind].name);
+    }
+    if (setting_options_value(s, OPTION_POLICY, MACATTN_POLICY_PAPER) == MACATTN_POLICY_BUDGET &&
+        options->select_share.n == 0) {
+        die(EXIT_USAGE, "bench mac: with --device cuda hits are measured under the policy paper; "
+                        "budget goes with --select-share");
+    }
+}
+
 static void take_settings(bench_options *options, int n_cpus)
 {
     const setting_options *s = &options->settings;
@@ -286,7 +312,6 @@ static void take_settings(bench_options *options, int n_cpus)
     if (options->policy == MACATTN_POLICY_EXACT) {
         die(EXIT_USAGE, "bench: --policy exact has nothing to reuse; bench attend measures it");
     }
-    options->threads_given = s->values[OPTION_THREADS].n > 0;
     options->threads = settings_list(s, OPTION_THREADS, "n_threads", n_cpus);
     options->ring = settings_list(s, OPTION_RING, "ring", MACATTN_DEFAULT_RING(options->policy));
     for (int i = 0; i < options->ring.n; i++) {
@@ -347,6 +372,7 @@ int command_bench(int argc, char **argv)
         die(EXIT_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
     check_options(&options, kind);
+    check_device(&options, kind);
     take_settings(&options, session.machine.n_cpus);
     session.report.json = options.json;
     const int status =

@@ -490,17 +490,10 @@ int bench_cuda(bench_session *session, const char *what)
 {
     const bench_options *o = session->options;
     int n = 0;
-    if (o->peer || o->page_size > 0 || o->n_queries > 1 || o->huge || o->threads_given || o->isa) {
-        die(EXIT_USAGE, "bench --device cuda takes no --peer, --page-size, --queries, "
-                        "--huge-pages, --threads or --isa");
-    }
     if (cudaGetDeviceCount(&n) != cudaSuccess || n == 0) {
         die(EXIT_FAILED, "there is no CUDA device here");
     }
     const bool mac = strcmp(what, "mac") == 0;
-    if (!mac && strcmp(what, "attend") != 0) {
-        die(EXIT_USAGE, "bench --device cuda measures attend and mac");
-    }
     const bool selects = mac && o->select_share.n > 0;
     session->report.columns = selects ? bench_cuda_select_columns()
                               : mac   ? mac_columns

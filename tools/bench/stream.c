@@ -18,6 +18,9 @@
  * radius, whereas an independent query is far outside. */
 #define HIT_NOISE 0.05f
 
+/* Queries of a piece of a prompt that are all remembered, under every policy: macattn_prefill. */
+#define PIECE 32
+
 static size_t query_values(const stream *s)
 {
     return (size_t)s->cfg.n_heads * (size_t)s->cfg.head_dim;
@@ -43,8 +46,8 @@ static void plan(stream *s, const macattn_row *row)
     die_unless_ok(s->m, macattn_plan(s->m, &batch), "macattn_plan");
 }
 
-/* Remembers `n` queries from `first` on, in an empty slot, as the end of a prompt. */
-static void remember(stream *s, int32_t slot, int32_t sequence, int32_t first, int32_t n)
+/* Remembers `n` queries from `first` on, in an empty slot or behind those before, as the end of a prompt. */
+static void remember_piece(stream *s, int32_t slot, int32_t sequence, int32_t first, int32_t n)
 {
     macattn_row row = {.slot = slot,
                        .n_queries = n,
@@ -61,6 +64,14 @@ static void remember(stream *s, int32_t slot, int32_t sequence, int32_t first, i
                      .out = out};
     die_unless_ok(s->m, macattn_prefill(s->m, 0, &io), "macattn_prefill");
     free(out);
+}
+
+static void fill_ring(stream *s, int32_t slot, int32_t sequence)
+{
+    for (int32_t first = 0; first < s->cfg.ring; first += PIECE) {
+        const int32_t left = s->cfg.ring - first;
+        remember_piece(s, slot, sequence, first, left < PIECE ? left : PIECE);
+    }
 }
 
 void stream_create(bench_session *session, const bench_shape *shape, int32_t ring, int64_t n_tokens,
@@ -92,7 +103,7 @@ void stream_create(bench_session *session, const bench_shape *shape, int32_t rin
     tensors_fill_normal(s->ring_q, (size_t)ring * query_values(s), &rng);
 
     report_progress("[%d/%d] filling the rings", session->rows_done + 1, session->n_rows);
-    remember(s, 0, 0, 0, ring);
+    fill_ring(s, 0, 0);
     for (int32_t slot = 1; slot < n_slots; slot++) {
         die_unless_ok(s->m, macattn_slot_fork(s->m, 0, slot), "macattn_slot_fork");
     }
@@ -317,7 +328,7 @@ static void match_round(stream *s, const stream_step *steps, sample_list *us, do
             source = step->source[head] > 0 ? step->source[head] : source;
         }
         die_unless_ok(s->m, macattn_slot_reset(s->m, n + i), "macattn_slot_reset");
-        remember(s, n + i, i, source, 1);
+        remember_piece(s, n + i, i, source, 1);
     }
     for (int32_t i = 0; i < n; i++) {
         /* The same step on another copy of the tokens, so that neither finds them in cache. */
