@@ -21,10 +21,29 @@
 namespace mai {
 
 template <int PIECES>
-__device__ __forceinline__ int piece_at(int row, int piece)
+__host__ __device__ constexpr int piece_at(int row, int piece)
 {
     return PIECES >= 8 ? piece ^ (row & 7) : piece ^ ((row >> 1) & (PIECES - 1));
 }
+
+/* What those rely on who come from one place to others by an exclusive or: matrix_address from a row's first
+ * pieces to its later ones, copies from the rows of 32 pieces to the same pieces of later rows. */
+template <int PIECES>
+constexpr bool places_are_bits()
+{
+    constexpr int ROWS = 32 / PIECES;
+    for (int row = 0; row < 16; row++) {
+        for (int piece = 0; piece < PIECES; piece++) {
+            const int at = piece_at<PIECES>(row, piece), first = row % ROWS, later = row - first;
+            if (at != (piece_at<PIECES>(row, piece & 1) ^ (piece & ~1))) return false;
+            if (at != (piece_at<PIECES>(first, piece) ^ piece_at<PIECES>(later, 0))) return false;
+            if (at < 0 || at >= PIECES) return false;
+        }
+    }
+    return true;
+}
+static_assert(places_are_bits<4>() && places_are_bits<8>() && places_are_bits<16>() &&
+              places_are_bits<32>());
 
 /* Address of what this lane hands to ldmatrix.x4: pieces `piece`, which is even, and `piece` + 1 for
  * the upper lanes; `by_rows`: matrices 0, 1 are rows 0-7 and 8-15 of one piece; else matrices 0, 1
