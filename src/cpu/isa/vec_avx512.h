@@ -10,6 +10,7 @@
 
 #include "compiler.h"
 #include "core/backend.h"
+#include "x86.h"
 
 #define VL 16
 #define HSUM 16             /* sums that v_hsum forms at a time */
@@ -101,27 +102,6 @@ static inline V v_load_f32(const void *p)
 static inline V v_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-}
-/* Not by way of memory: a load from what was stored in pieces waits until all before it is done. */
-MAI_INLINE __m128i v_words_of_rows(const char *const *rows, int64_t at)
-{
-    __m128i x = _mm_setzero_si128();
-#define WORD_OF_ROW(i)                             \
-    do {                                           \
-        uint16_t word;                             \
-        memcpy(&word, rows[i] + at, 2);            \
-        x = _mm_insert_epi16(x, (short)word, (i)); \
-    } while (0)
-    WORD_OF_ROW(0);
-    WORD_OF_ROW(1);
-    WORD_OF_ROW(2);
-    WORD_OF_ROW(3);
-    WORD_OF_ROW(4);
-    WORD_OF_ROW(5);
-    WORD_OF_ROW(6);
-    WORD_OF_ROW(7);
-#undef WORD_OF_ROW
-    return x;
 }
 MAI_INLINE V v_f16_of_rows(const char *const *rows, int64_t at)
 {
