@@ -74,8 +74,8 @@ static const struct argp_option option_table[] = {
     {"json", KEY_JSON, NULL, 0, "one JSON object a row", 0},
     {0}};
 
-/* Kinds of measurement. */
-enum { ATTEND = 1, MAC = 2, MATCH = 4 };
+/* Kinds of measurement; and of them those on the GPU. */
+enum { ATTEND = 1, MAC = 2, MATCH = 4, GPU = 8 };
 
 static const struct {
     const char *name;
@@ -90,19 +90,31 @@ static const struct {
 static const struct {
     int key;
     unsigned kinds;
-} limited[] = {{KEY_CONTEXT, ATTEND | MAC},  {KEY_BATCH, ATTEND | MAC},    {KEY_PAGE_SIZE, ATTEND},
-               {KEY_QUERIES, ATTEND},        {KEY_HIT_RATIO, MAC | MATCH}, {KEY_SELECT_SHARE, MAC},
-               {KEY_SCATTERED, MAC | MATCH}, {KEY_CLUSTERED, MAC | MATCH}, {KEY_PEER, ATTEND},
-               {KEY_REPS, ATTEND | MAC},     {KEY_NO_CHECK, ATTEND | MAC}};
+} limited[] = {{KEY_V_HEAD_DIM, ATTEND | MAC | MATCH},
+               {KEY_CONTEXT, ATTEND | MAC | GPU},
+               {KEY_BATCH, ATTEND | MAC | GPU},
+               {KEY_PAGE_SIZE, ATTEND},
+               {KEY_QUERIES, ATTEND},
+               {KEY_SOFTCAP, ATTEND | MAC | MATCH},
+               {KEY_ISA, ATTEND | MAC | MATCH},
+               {KEY_HIT_RATIO, MAC | MATCH | GPU},
+               {KEY_SELECT_SHARE, MAC | GPU},
+               {KEY_SCATTERED, MAC | MATCH | GPU},
+               {KEY_CLUSTERED, MAC | MATCH | GPU},
+               {KEY_HUGE, ATTEND | MAC | MATCH},
+               {KEY_PEER, ATTEND},
+               {KEY_REPS, ATTEND | MAC | GPU},
+               {KEY_NO_CHECK, ATTEND | MAC | GPU}};
 /* The same of the library's settings. */
 static const struct {
     setting_option option;
     const char *name;
     unsigned kinds;
-} limited_settings[] = {{OPTION_POLICY, "policy", MAC},
-                        {OPTION_RING, "ring", MAC | MATCH},
-                        {OPTION_BAND, "band", MAC | MATCH},
-                        {OPTION_SELECT, "select", MAC}};
+} limited_settings[] = {{OPTION_POLICY, "policy", MAC | GPU},
+                        {OPTION_RING, "ring", MAC | MATCH | GPU},
+                        {OPTION_BAND, "band", MAC | MATCH | GPU},
+                        {OPTION_SELECT, "select", MAC | GPU},
+                        {OPTION_THREADS, "threads", ATTEND | MAC | MATCH}};
 
 static bool parse_heads_list(const char *arg, bench_options *options)
 {
@@ -239,7 +251,8 @@ static int_list settings_list(const setting_options *s, setting_option option, c
     return list;
 }
 
-static void refuse_option(int kind, const char *option, unsigned takes)
+/* An option that was given, and what takes it. */
+static void check_option(const bench_options *options, int kind, const char *option, unsigned takes)
 {
     char others[64] = "";
     size_t n = 0;
@@ -249,57 +262,47 @@ static void refuse_option(int kind, const char *option, unsigned takes)
                                   kinds[i].name);
         }
     }
-    die(EXIT_USAGE, "bench %s: --%s is for %s", kinds[kind].name, option, others);
+    if (!(takes & kinds[kind].kind)) {
+        die(EXIT_USAGE, "bench %s: --%s is for %s", kinds[kind].name, option, others);
+    }
+    if (options->cuda && !(takes & GPU)) {
+        die(EXIT_USAGE, "bench %s: --%s is not for --device cuda", kinds[kind].name, option);
+    }
+}
+
+static bool is_given(const bench_options *options, int key)
+{
+    return options->given >> (key - KEY_HEADS) & 1;
 }
 
 /* An option that would change nothing is a mistake about what is measured. */
 static void check_options(const bench_options *options, int kind)
 {
+    const bool selects = options->select_share.n > 0;
+    const setting_options *s = &options->settings;
     for (size_t i = 0; i < sizeof limited / sizeof limited[0]; i++) {
-        const bool given = options->given >> (limited[i].key - KEY_HEADS) & 1;
-        if (given && !(limited[i].kinds & kinds[kind].kind)) {
-            refuse_option(kind, option_name(limited[i].key), limited[i].kinds);
+        if (is_given(options, limited[i].key)) {
+            check_option(options, kind, option_name(limited[i].key), limited[i].kinds);
         }
     }
     for (size_t i = 0; i < sizeof limited_settings / sizeof limited_settings[0]; i++) {
-        const bool given = options->settings.values[limited_settings[i].option].n > 0;
-        if (given && !(limited_settings[i].kinds & kinds[kind].kind)) {
-            refuse_option(kind, limited_settings[i].name, limited_settings[i].kinds);
+        if (s->values[limited_settings[i].option].n > 0) {
+            check_option(options, kind, limited_settings[i].name, limited_settings[i].kinds);
         }
     }
-    const uint32_t reuse = (uint32_t)1 << (KEY_HIT_RATIO - KEY_HEADS) |
-                           (uint32_t)1 << (KEY_SCATTERED - KEY_HEADS) |
-                           (uint32_t)1 << (KEY_CLUSTERED - KEY_HEADS);
-    if (options->select_share.n > 0 && (options->given & reuse)) {
+    if (selects && (is_given(options, KEY_HIT_RATIO) || is_given(options, KEY_SCATTERED) ||
+                    is_given(options, KEY_CLUSTERED))) {
         die(EXIT_USAGE, "bench mac: with --select-share nothing is reused, so --hit-ratio, "
                         "--scattered and --clustered say nothing");
     }
-    if (options->select_share.n == 0 && options->settings.values[OPTION_SELECT].n > 0) {
+    if (!selects && s->values[OPTION_SELECT].n > 0) {
         die(EXIT_USAGE, "bench mac: --select is for --select-share");
     }
-}
-
-/* What the GPU's measurements do not look at. */
-static void check_device(const bench_options *options, int kind)
-{
-    static const int cpu_only[] = {KEY_V_HEAD_DIM, KEY_PAGE_SIZE, KEY_QUERIES, KEY_SOFTCAP,
-                                   KEY_ISA,        KEY_HUGE,      KEY_PEER};
-    const setting_options *s = &options->settings;
-    if (!options->cuda) return;
-    if (kinds[kind].kind == MATCH) {
+    if (options->cuda && kinds[kind].kind == MATCH) {
         die(EXIT_USAGE, "bench match: --device cuda is for attend and mac");
     }
-    for (size_t i = 0; i < sizeof cpu_only / sizeof cpu_only[0]; i++) {
-        if (options->given >> (cpu_only[i] - KEY_HEADS) & 1) {
-            die(EXIT_USAGE, "bench %s: --%s is not for --device cuda", kinds[kind].name,
-                option_name(cpu_only[i]));
-        }
-    }
-    if (s->values[OPTION_THREADS].n > 0) {
-        die(EXIT_USAGE, "bench %s: --threads is not for --device cuda", kinds[kind].name);
-    }
-    if (setting_options_value(s, OPTION_POLICY, MACATTN_POLICY_PAPER) == MACATTN_POLICY_BUDGET &&
-        options->select_share.n == 0) {
+    if (options->cuda && !selects &&
+        setting_options_value(s, OPTION_POLICY, MACATTN_POLICY_PAPER) == MACATTN_POLICY_BUDGET) {
         die(EXIT_USAGE, "bench mac: with --device cuda hits are measured under the policy paper; "
                         "budget goes with --select-share");
     }
@@ -372,7 +375,6 @@ int command_bench(int argc, char **argv)
         die(EXIT_USAGE, "bench: say what: attend, mac or match (see macattn bench --help)");
     }
     check_options(&options, kind);
-    check_device(&options, kind);
     take_settings(&options, session.machine.n_cpus);
     session.report.json = options.json;
     const int status =
