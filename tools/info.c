@@ -28,16 +28,6 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     }
 }
 
-static const char *chosen_isa(void)
-{
-    for (int i = 0; macattn_isa_name(i); i++) {
-        if (macattn_isa_supported(macattn_isa_name(i))) {
-            return macattn_isa_name(i);
-        }
-    }
-    return "none";
-}
-
 static void measure(const machine_info *machine, double *read, double *fma)
 {
     machine_team *team = machine_team_create(machine->n_cpus);
@@ -69,14 +59,14 @@ static void print_json(const machine_info *machine, double read, double fma, boo
         report_add_real(row, "fma_peak_gflops", fma);
     }
     report_add_int(row, "l1d_bytes", (int64_t)machine->l1d);
-    report_add_machine(row, machine, chosen_isa());
+    report_add_machine(row, machine, machine_isa());
     report_print(&r, row);
 }
 
 static void print_text(const machine_info *machine, double read, double fma, bool measured)
 {
     printf("macattn      %s (commit %s)\n", macattn_version(), MACATTN_COMMIT);
-    printf("isa          %s\n", chosen_isa());
+    printf("isa          %s\n", machine_isa());
     printf("compiled in ");
     for (int i = 0; macattn_isa_name(i); i++) {
         const char *name = macattn_isa_name(i);

@@ -127,13 +127,6 @@ int32_t bench_mac_ring(const bench_session *session, const bench_shape *shape)
     return ring;
 }
 
-const char *bench_isa(const bench_session *session)
-{
-    int best = 0;
-    while (!macattn_isa_supported(macattn_isa_name(best))) best++; /* the last one always is */
-    return session->options->isa ? session->options->isa : macattn_isa_name(best);
-}
-
 void bench_add_shape(cJSON *row, const bench_shape *shape)
 {
     char text[32];

@@ -87,9 +87,6 @@ int32_t bench_layers(const bench_session *session, size_t bytes);
 /* Queries that `mac` remembers. Dies if the context is too short for that many, band included. */
 int32_t bench_mac_ring(const bench_session *session, const bench_shape *shape);
 
-/* The instruction set that is measured. */
-const char *bench_isa(const bench_session *session);
-
 /* Fields of a row that all benchmarks have. */
 void bench_add_shape(cJSON *row, const bench_shape *shape);
 void bench_add_times(cJSON *row, const char *prefix, const sample_list *us);

@@ -46,7 +46,8 @@ static void match_row(bench_session *session, const bench_shape *shape, int32_t 
     report_add_real(row, "gbps", gbps);
     report_add_real(row, "ceiling_gbps", sample_list_median(&ceiling));
     report_add_real(row, "ceiling_share", gbps / sample_list_median(&ceiling));
-    report_add_machine(row, &session->machine, bench_isa(session));
+    const char *isa = session->options->isa;
+    report_add_machine(row, &session->machine, isa ? isa : machine_isa());
     report_print(&session->report, row);
     sample_list_free(&us);
     sample_list_free(&ceiling);

@@ -342,6 +342,7 @@ static void match_round(stream *s, const stream_step *steps, sample_list *us, do
     }
 }
 
+/* The shortest row in which every entry covers something: little but the search is left. */
 int64_t stream_match_tokens(const bench_session *session, int32_t ring)
 {
     return (int64_t)ring + session->options->band + 1;

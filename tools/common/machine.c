@@ -7,6 +7,8 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "macattn/macattn.h"
+
 #include "parse.h"
 
 static void read_line(const char *path, char *line, size_t size)
@@ -107,4 +109,11 @@ void machine_describe(machine_info *info)
     }
     info->memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     huge_page_setting(info->huge_pages, sizeof info->huge_pages);
+}
+
+const char *machine_isa(void)
+{
+    int best = 0;
+    while (!macattn_isa_supported(macattn_isa_name(best))) best++; /* the last one always is */
+    return macattn_isa_name(best);
 }

@@ -17,4 +17,7 @@ typedef struct machine_info {
 
 void machine_describe(machine_info *info);
 
+/* The instruction set that the library takes here if it is told none. */
+const char *machine_isa(void);
+
 #endif /* MACATTN_TOOLS_COMMON_MACHINE_H */

@@ -74,15 +74,6 @@ macattn_ggml_options eval_session_options(const eval_session *session)
     return options;
 }
 
-static const char *chosen_isa(void)
-{
-    int i = 0;
-    while (macattn_isa_name(i) && !macattn_isa_supported(macattn_isa_name(i))) {
-        i++;
-    }
-    return macattn_isa_name(i);
-}
-
 void eval_write_row(FILE *json, const char *path, const cJSON *row)
 {
     char *text = cJSON_PrintUnformatted(row);
@@ -100,7 +91,7 @@ static void print_row(eval_session *session, const eval_plan *plan,
     report_add_text(row, "dtype", kv_types_name(eval_common_kv(session->common), dtype));
     report_add_text(row, "machine", session->machine.cpu);
     report_add_text(row, "text", eval_session_text(session));
-    report_add_machine(row, &session->machine, chosen_isa());
+    report_add_machine(row, &session->machine, machine_isa());
     if (session->json) eval_write_row(session->json, session->common->json, row);
     report_print(&session->table, row);
 }
