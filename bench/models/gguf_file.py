@@ -2,6 +2,11 @@
 """Fields and tensors of a GGUF. Needs numpy and gguf."""
 
 
+def shape_of(tensor):
+    """The outermost dimension first."""
+    return tuple(int(n) for n in reversed(tensor.shape))
+
+
 class File:
     def __init__(self, path):
         from gguf import GGUFReader
@@ -12,8 +17,7 @@ class File:
         return default if found is None else found.contents()
 
     def shapes(self):
-        """Of every tensor, the outermost dimension first."""
-        return {t.name: tuple(int(n) for n in reversed(t.shape)) for t in self.reader.tensors}
+        return {t.name: shape_of(t) for t in self.reader.tensors}
 
     def tensors(self, convert=lambda name, values: (name, values), map=map):
         """What `convert` makes of each tensor's name and values, in float32; `map` may be a pool's."""
@@ -22,5 +26,5 @@ class File:
 
         def read(t):
             values = dequantize(t.data, t.tensor_type).astype(np.float32)
-            return convert(t.name, values.reshape(tuple(int(n) for n in reversed(t.shape))))
+            return convert(t.name, values.reshape(shape_of(t)))
         return map(read, self.reader.tensors)

@@ -9,7 +9,8 @@
 
 #include "compiler.h"
 
-/* The two bytes at `at` of each of 8 rows. Not by way of memory: a load from what was stored in pieces waits until all before it is done. */
+/* The two bytes at `at` of each of 8 rows. Not by way of memory: a load from what was stored in pieces waits
+ * until all before it is done. */
 MAI_INLINE __m128i v_words_of_rows(const char *const *rows, int64_t at)
 {
     __m128i x = _mm_setzero_si128();
